@@ -1,0 +1,99 @@
+"""The pool of sampler actors: dispatch with two calls in flight each, and work that goes back when one dies."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from actors.ray_sampler import RaySampler
+from raydense.core.interfaces import Sampler
+from raydense.core.types import PolicyWeights, Rendered, RenderUnit, UnitReport, WorkUnit
+
+IN_FLIGHT = 2  # calls a sampler; hides the control plane's latency
+MAX_DEATHS = 10  # of samplers, a run
+
+
+class FleetError(RuntimeError):
+    """The fleet cannot finish its work; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    position: int  # of the unit in the caller's list
+    unit: Any
+    sampler: int
+    refs: tuple[Any, ...]  # the first is small and says that the call has ended
+
+
+class RayFleet:
+    """Samplers in the cluster; the handle of a group is an ObjectRef that this process owns.
+
+    Args:
+        factory: makes a sampler from its name, in the actor's process.
+        count: of actors. num_cpus, num_gpus: that each reserves.
+    """
+
+    def __init__(self, factory: Callable[[str], Sampler], *, count: int, num_cpus: float, num_gpus: float) -> None:
+        options = RaySampler.options(  # type: ignore[attr-defined]
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
+        )
+        self._samplers = [options.remote(factory, f"sampler-{i}") for i in range(count)]
+        self._weights: Any = None
+        self.deaths = 0
+
+    def wait_ready(self) -> None:
+        """Returns when every sampler has loaded its models. Raises what its construction raised."""
+        ray.get([sampler.ready.remote() for sampler in self._samplers])
+
+    def broadcast(self, weights: PolicyWeights) -> None:
+        self._weights = ray.put(weights)  # one copy a node; the calls carry the reference
+
+    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[Any]]]:
+        for call, report in self._run("sample", list(units), lambda unit: 1 + len(unit.prompts)):
+            yield report, call.refs[1:]
+
+    def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
+        results = {call.position: rendered for call, rendered in self._run("render", list(units), lambda _: 1)}
+        return [results[position] for position in sorted(results)]
+
+    def shutdown(self) -> None:
+        for sampler in self._samplers:
+            ray.kill(sampler)
+
+    def _run(
+        self, method: str, units: Sequence[Any], num_returns: Callable[[Any], int]
+    ) -> Iterator[tuple[_Call, Any]]:
+        """Every unit exactly once, in order of arrival; a unit whose sampler died goes back to the front."""
+        pending = deque(enumerate(units))
+        slots = deque(i for _ in range(IN_FLIGHT) for i in range(len(self._samplers)))
+        calls: dict[Any, _Call] = {}
+        while pending or calls:
+            while pending and slots:
+                position, unit = pending.popleft()
+                call = self._submit(method, position, unit, slots.popleft(), num_returns(unit))
+                calls[call.refs[0]] = call
+            done, _ = ray.wait(list(calls), num_returns=1)
+            call = calls.pop(done[0])
+            slots.append(call.sampler)
+            try:
+                result = ray.get(done[0])
+            except RayActorError as error:
+                self._count_death(error)
+                pending.appendleft((call.position, call.unit))
+                continue
+            yield call, result
+
+    def _submit(self, method: str, position: int, unit: Any, sampler: int, num_returns: int) -> _Call:
+        remote = getattr(self._samplers[sampler], method).options(num_returns=num_returns)
+        refs = remote.remote(unit, self._weights)
+        return _Call(position, unit, sampler, (refs,) if num_returns == 1 else tuple(refs))
+
+    def _count_death(self, error: RayActorError) -> None:
+        self.deaths += 1
+        if self.deaths > MAX_DEATHS * IN_FLIGHT:
+            raise FleetError(f"samplers died {self.deaths} times; the last: {' '.join(str(error).split())}") from error

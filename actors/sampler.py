@@ -1,0 +1,188 @@
+"""The sampler: the denoising chain with the current LoRA, scores, and the K of R trajectories that are kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydense.core.ddim import gaussian_log_prob
+from raydense.core.interfaces import Scorer
+from raydense.core.policy import Policy
+from raydense.core.ranking import rank_positions
+from raydense.core.seeding import generator
+from raydense.core.threads import cpu_threads
+from raydense.core.types import (
+    FloatArray,
+    GroupMeta,
+    PolicyWeights,
+    Rendered,
+    RenderUnit,
+    TrajectoryGroup,
+    UnitReport,
+    WorkUnit,
+)
+
+
+@torch.no_grad()
+def rollout(policy: Policy, noise: Tensor, prompt_embeds: Tensor, storage_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Runs the T-step chain from pre-drawn noise.
+
+    Each state is rounded to the storage dtype *before* it is scored and fed on: the rounded value is the state.
+
+    Args:
+        noise: float32 [N, T+1, C, H, W]; index 0 is x_0, index t+1 the noise of step t.
+        prompt_embeds: [N, L, D].
+    Returns: latents [N, T+1, C, H, W] in the storage dtype, log-probs float32 [N, T].
+    """
+    count = len(noise)
+    states, log_probs = [noise[:, 0].to(storage_dtype)], []
+    for step in range(policy.schedule.num_steps):
+        t = torch.full((count,), step, device=noise.device)
+        mean, sigma, _ = policy.transition(states[-1], t, prompt_embeds)
+        states.append((mean + sigma * noise[:, step + 1]).to(storage_dtype))
+        log_probs.append(gaussian_log_prob(states[-1], mean, sigma))
+    return torch.stack(states, dim=1), torch.stack(log_probs, dim=1)
+
+
+class DiffusionSampler:
+    """Turns work units into trajectory groups, and render units into pictures.
+
+    Args:
+        policy: with its decoder.
+        scorer: the training reward.
+        monitors: further judges, logged only.
+        run_seed: of the run; with the unit's indices it decides every draw.
+        trajectories, keep: R and K.
+        shared_noise: whether all trajectories of a group start from one x_0.
+        latent_shape: (C, H, W).
+        storage_dtype: of the states.
+        threads: torch CPU threads.
+        name: shown in telemetry.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        scorer: Scorer,
+        monitors: Sequence[Scorer],
+        *,
+        run_seed: int,
+        trajectories: int,
+        keep: int,
+        shared_noise: bool,
+        latent_shape: tuple[int, int, int],
+        storage_dtype: torch.dtype,
+        threads: int,
+        name: str = "local",
+    ) -> None:
+        self._policy, self._scorer, self._monitors = policy, scorer, tuple(monitors)
+        self._run_seed, self._trajectories, self._keep = run_seed, trajectories, keep
+        self._shared_noise, self._latent_shape = shared_noise, latent_shape
+        self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
+        self._embeds: dict[str, Tensor] = {}
+        self._bound = ""
+
+    def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
+        """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
+        with cpu_threads(self._threads):
+            self._bind(weights, unit.weights_version)
+            started = time.perf_counter()
+            noise = torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices])
+            embeds = [self._embed(prompt) for prompt in unit.prompts]
+            repeated = torch.stack(embeds).repeat_interleave(self._trajectories, dim=0)
+            latents, log_probs = rollout(
+                self._policy, noise.to(self._policy.device), repeated, self._storage_dtype
+            )
+            denoised = time.perf_counter()
+            prompts = [prompt for prompt in unit.prompts for _ in range(self._trajectories)]
+            _, scores = self._judge(latents[:, -1], prompts)
+            scored = time.perf_counter()
+        pieces = [
+            self._make_group(unit, i, embeds[i], latents, log_probs, scores, weights) for i in range(len(unit.prompts))
+        ]
+        seconds = {"denoise": denoised - started, "score": scored - denoised}
+        return UnitReport(unit, tuple(m for m, _ in pieces), seconds, self._name), [g for _, g in pieces]
+
+    def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
+        """Draws one picture a (prompt, seed); the same seed gives the same noise whatever the weights."""
+        with cpu_threads(self._threads):
+            self._bind(weights, unit.weights_version)
+            noise = torch.stack([self._noise(generator(self._run_seed, "render", seed)) for seed in unit.seeds])
+            embeds = torch.stack([self._embed(prompt) for prompt in unit.prompts])
+            latents, _ = rollout(self._policy, noise.to(self._policy.device), embeds, self._storage_dtype)
+            images, scores = self._judge(latents[:, -1], unit.prompts)
+        return Rendered(images, scores)
+
+    def _bind(self, weights: PolicyWeights, version: int) -> None:
+        if weights.version != version:
+            raise ValueError(f"the unit names weights version {version}, but version {weights.version} came with it")
+        if self._bound != weights.checksum:
+            self._policy.bind(weights)
+            self._bound = weights.checksum
+
+    def _embed(self, prompt: str) -> Tensor:
+        if prompt not in self._embeds:
+            self._embeds[prompt] = self._policy.encode(prompt)
+        return self._embeds[prompt]
+
+    def _noise(self, draws: torch.Generator) -> Tensor:
+        return torch.randn((self._policy.schedule.num_steps + 1, *self._latent_shape), generator=draws)
+
+    def _group_noise(self, stage: int, group: int) -> Tensor:
+        """Noise of one group, float32 [R, T+1, C, H, W]; drawn on the CPU whatever the device."""
+        noise = torch.stack(
+            [self._noise(generator(self._run_seed, "rollout", stage, group, k)) for k in range(self._trajectories)]
+        )
+        if self._shared_noise:
+            noise[:, 0] = noise[0, 0].clone()
+        return noise
+
+    def _judge(self, latents: Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, dict[str, FloatArray]]:
+        images = self._policy.decode(latents)
+        scores = {scorer.name: scorer.score(images, prompts) for scorer in (self._scorer, *self._monitors)}
+        for name, values in scores.items():
+            if not np.isfinite(values).all():
+                bad = int(np.flatnonzero(~np.isfinite(values))[0])
+                raise ValueError(f"scorer {name} gave {values[bad]} for the prompt {prompts[bad]!r}")
+        return images, scores
+
+    def _make_group(
+        self,
+        unit: WorkUnit,
+        i: int,
+        embeds: Tensor,
+        latents: Tensor,
+        log_probs: Tensor,
+        scores: Mapping[str, FloatArray],
+        weights: PolicyWeights,
+    ) -> tuple[GroupMeta, TrajectoryGroup]:
+        rows = slice(i * self._trajectories, (i + 1) * self._trajectories)
+        rewards = scores[self._scorer.name][rows]
+        ascending = np.argsort(rewards, kind="stable")
+        kept = torch.from_numpy(ascending[rank_positions(self._trajectories, self._keep)])
+        group = TrajectoryGroup(
+            stage=unit.stage,
+            index=unit.group_indices[i],
+            prompt=unit.prompts[i],
+            prompt_embeds=embeds.cpu().numpy(),
+            latents=latents[rows].cpu()[kept].numpy(),
+            log_probs=log_probs[rows].cpu()[kept].numpy(),
+            rewards=rewards[kept.numpy()],
+            weights_version=weights.version,
+            weights_checksum=weights.checksum,
+        )
+        meta = GroupMeta(
+            stage=group.stage,
+            index=group.index,
+            prompt=group.prompt,
+            rewards=tuple(map(float, rewards)),
+            monitors={m.name: tuple(map(float, scores[m.name][rows])) for m in self._monitors},
+            nbytes=group.nbytes,
+            weights_version=group.weights_version,
+            weights_checksum=group.weights_checksum,
+        )
+        return meta, group

@@ -1,0 +1,64 @@
+"""Which transitions a gradient step sees: group, tuple and step draws, from the run's own generators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raydense.core.ranking import rank_positions, reward_order
+from raydense.core.seeding import generator
+
+TupleChoice = Literal["random", "best_worst"]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """B = groups × tuples_per_group tuples; all trajectories of a tuple share its step draws."""
+
+    groups: Tensor  # int64 [B], indices into the replay buffer
+    trajectories: Tensor  # int64 [B, n], indices into the group
+    steps: Tensor  # int64 [B, S]
+    tie_noise: Tensor  # float32 [B, n]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+def plan_batch(
+    drawn_groups: Tensor,
+    rewards: Tensor,
+    weights: Tensor,
+    *,
+    tuple_size: int,
+    tuples: int,
+    tuple_choice: TupleChoice,
+    step_draws: int,
+    draws: torch.Generator,
+) -> BatchPlan:
+    """Draws tuples and steps, for each group independently (METHOD §4).
+
+    Args:
+        drawn_groups: int64 [G], from the replay buffer.
+        rewards: float32 [G, K], of those groups.
+        weights: float64 [T'], step probabilities (`losses.step_weights`).
+        draws: the step's own generator.
+    """
+    groups = drawn_groups.repeat_interleave(tuples)
+    rewards = rewards.repeat_interleave(tuples, dim=0)
+    batch, kept = rewards.shape
+    shuffle = torch.rand((batch, kept), generator=draws)
+    if tuple_choice == "random":
+        trajectories = shuffle.argsort(dim=-1)[:, :tuple_size]
+    else:  # evenly spaced by rank, the best and the worst included
+        ascending = reward_order(rewards, shuffle).flip(-1)
+        trajectories = ascending[:, rank_positions(kept, tuple_size)]
+    steps = torch.multinomial(weights, batch * step_draws, replacement=True, generator=draws).view(batch, step_draws)
+    return BatchPlan(groups, trajectories, steps, torch.rand((batch, tuple_size), generator=draws))
+
+
+def step_generator(run_seed: int, step: int) -> torch.Generator:
+    """The generator of one gradient step's draws."""
+    return generator(run_seed, "batch", step)

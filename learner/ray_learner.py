@@ -1,0 +1,80 @@
+"""The learner as a Ray actor (a thin shell), and the driver's view of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+
+from raydense.core.interfaces import Learner
+from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
+
+
+def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
+    """Groups out of the object store; their arrays are read-only views of it where they lie on this node."""
+    groups: list[TrajectoryGroup] = ray.get(list(refs))
+    return groups
+
+
+@ray.remote
+class _LearnerActor:
+    def __init__(self, factory: Callable[[Callable[..., Any]], Learner[Any]]) -> None:
+        self._learner = factory(fetch_groups)
+
+    def ready(self) -> None:
+        return None
+
+    def weights(self) -> PolicyWeights:
+        return self._learner.weights()
+
+    def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
+        self._learner.begin_stage(stage, groups)
+
+    def train(self, num_steps: int) -> list[StepMetrics]:
+        return self._learner.train(num_steps)
+
+    def state_dict(self) -> Mapping[str, Any]:
+        return self._learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._learner.load_state_dict(state)
+
+
+class RayLearner:
+    """`Learner` whose handles are ObjectRefs and whose work happens in an actor.
+
+    Args:
+        factory: makes the learner from its fetch function, in the actor's process.
+        num_cpus, num_gpus: that the actor reserves.
+    """
+
+    def __init__(
+        self, factory: Callable[[Callable[..., Any]], Learner[Any]], *, num_cpus: float, num_gpus: float
+    ) -> None:
+        options = _LearnerActor.options(num_cpus=num_cpus, num_gpus=num_gpus)  # type: ignore[attr-defined]
+        self._actor = options.remote(factory)
+
+    def wait_ready(self) -> None:
+        ray.get(self._actor.ready.remote())
+
+    def weights(self) -> PolicyWeights:
+        weights: PolicyWeights = ray.get(self._actor.weights.remote())
+        return weights
+
+    def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
+        ray.get(self._actor.begin_stage.remote(stage, list(groups)))  # in a list: references, not values
+
+    def train(self, num_steps: int) -> list[StepMetrics]:
+        metrics: list[StepMetrics] = ray.get(self._actor.train.remote(num_steps))
+        return metrics
+
+    def state_dict(self) -> Mapping[str, Any]:
+        state: Mapping[str, Any] = ray.get(self._actor.state_dict.remote())
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        ray.get(self._actor.load_state_dict.remote(state))
+
+    def shutdown(self) -> None:
+        ray.kill(self._actor)

@@ -1,0 +1,139 @@
+"""The learner: the LoRA, its optimizer, the replay buffer, and off-policy gradient steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from learner.batching import TupleChoice, plan_batch, step_generator
+from learner.losses import step_weights
+from learner.objective import TransitionBatch, gather_transitions, preference_loss
+from raydense.core.policy import Policy
+from raydense.core.replay import ReplayBuffer
+from raydense.core.threads import cpu_threads
+from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
+
+Handle = TypeVar("Handle")
+
+
+class SGDLearner(Generic[Handle]):
+    """One process, one device.
+
+    Args:
+        policy: its LoRA is trained in place.
+        replay: over handles of the caller's kind.
+        fetch: handles → their groups, in order.
+        total_steps: of the whole run, for the warm-up ratio.
+        The rest: METHOD §4 and §6, as in `TrainConfig` and `StepsConfig`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        replay: ReplayBuffer[Handle],
+        fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+        *,
+        run_seed: int,
+        total_steps: int,
+        batch_groups: int,
+        tuple_size: int,
+        tuples: int,
+        tuple_choice: TupleChoice,
+        gamma: float,
+        step_draws: int,
+        exclude_last: int,
+        c: float,
+        clip: float,
+        reg_to_pi_init: bool,
+        reg_to_pi_old: bool,
+        no_reg_warmup_ratio: float,
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        max_grad_norm: float,
+        micro_batch: int | None,
+        autocast: torch.dtype | None,
+        threads: int,
+    ) -> None:
+        self._policy, self._replay, self._fetch, self._run_seed = policy, replay, fetch, run_seed
+        self._draw = {"tuple_size": tuple_size, "tuples": tuples, "step_draws": step_draws}
+        self._tuple_choice: TupleChoice = tuple_choice
+        self._batch_groups = batch_groups
+        self._step_weights = step_weights(policy.schedule.num_steps, gamma, exclude_last)
+        self._loss = {"c": c, "clip": clip, "reg_to_pi_init": reg_to_pi_init, "reg_to_pi_old": reg_to_pi_old}
+        self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
+        self._max_grad_norm, self._micro_batch = max_grad_norm, micro_batch
+        self._autocast, self._threads = autocast, threads
+        self._optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+        )
+        self._step = 0
+        self._stage = -1
+
+    def weights(self) -> PolicyWeights:
+        """θ as it is; its version is the number of gradient steps taken."""
+        self._policy.version = self._step
+        return self._policy.weights()
+
+    def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
+        """Replaces the replay buffer's content; groups are fetched when a batch draws them."""
+        self._stage = stage
+        self._replay.replace(groups)
+
+    def train(self, num_steps: int) -> list[StepMetrics]:
+        """Takes gradient steps; each draws its batch from its own generator, so that any cut gives the same run."""
+        with cpu_threads(self._threads):
+            return [self._train_step() for _ in range(num_steps)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step counter, LoRA and optimizer state."""
+        return {"step": self._step, "weights": self.weights(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._policy.bind(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._step = state["step"]
+
+    def _train_step(self) -> StepMetrics:
+        batch = self._draw_batch().to(self._policy.device)
+        self._optimizer.zero_grad(set_to_none=True)
+        values = self._accumulate_gradient(batch)
+        norm = clip_grad_norm_(self._policy.parameters(), self._max_grad_norm, error_if_nonfinite=True)
+        self._optimizer.step()
+        self._step += 1
+        return StepMetrics(self._step, {**values, "grad_norm": float(norm)})
+
+    def _draw_batch(self) -> TransitionBatch:
+        draws = step_generator(self._run_seed, self._step)
+        drawn = self._replay.draw(self._batch_groups, draws)
+        distinct = sorted(set(drawn.tolist()))
+        groups = dict(zip(distinct, self._fetch([self._replay[i] for i in distinct]), strict=True))
+        if stale := [g.index for g in groups.values() if g.stage != self._stage]:
+            raise ValueError(f"groups {stale} in the replay buffer are not of stage {self._stage}")
+        rewards = torch.stack([torch.tensor(groups[i].rewards) for i in drawn.tolist()])
+        plan = plan_batch(
+            drawn, rewards, self._step_weights, tuple_choice=self._tuple_choice, draws=draws, **self._draw
+        )
+        return gather_transitions(plan, [groups[i] for i in plan.groups.tolist()])
+
+    def _accumulate_gradient(self, batch: TransitionBatch) -> dict[str, float]:
+        """Adds the batch's gradient in micro-batches; returns metrics averaged over the batch."""
+        totals: dict[str, float] = defaultdict(float)
+        size = self._micro_batch or len(batch)
+        for start in range(0, len(batch), size):
+            rows = batch.rows(start, start + size)
+            precision = torch.autocast(self._policy.device.type, self._autocast) if self._autocast else nullcontext()
+            with precision:
+                loss, metrics = preference_loss(
+                    self._policy, rows, warm_up=self._step < self._warm_up_steps, **self._loss  # type: ignore[arg-type]
+                )
+            (loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+            for name, value in metrics.items():
+                totals[name] += float(value) * len(rows) / len(batch)
+        return dict(totals)

@@ -1,0 +1,86 @@
+"""The vocabulary: who does what, whatever runs it. The loop that joins them is `raydense.runtime.stage_loop`:
+
+    for stage in range(stages):
+        weights = learner.weights()                        # θ of this stage
+        fleet.broadcast(weights)
+        arrivals = sorted(fleet.collect(units))            # samplers: roll out, score, keep K of R
+        learner.begin_stage(arrivals)                      # the replay buffer's content is replaced
+        for _ in range(steps): learner.train(1)            # off-policy, on the stage's groups
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydense.core.types import (
+    FloatArray,
+    PolicyWeights,
+    Rendered,
+    RenderUnit,
+    StepMetrics,
+    TrajectoryGroup,
+    UnitReport,
+    WorkUnit,
+)
+
+Handle = TypeVar("Handle")  # a group itself, or a reference to one in an object store
+
+
+class Scorer(Protocol):
+    """A preference model or any other judge of a finished image."""
+
+    name: str
+
+    def score(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
+        """images uint8 [N, h, w, 3] and N prompts → float32 [N]; higher is better."""
+        ...
+
+
+class Sampler(Protocol):
+    """Runs the policy. One process, one device."""
+
+    def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, Sequence[TrajectoryGroup]]:
+        """Rolls out and scores a unit with exactly these weights; one group a prompt."""
+        ...
+
+    def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
+        """Draws and scores fixed-seed pictures; leaves nothing behind."""
+        ...
+
+
+class Fleet(Protocol, Generic[Handle]):
+    """All samplers together, as the driver sees them."""
+
+    def broadcast(self, weights: PolicyWeights) -> None:
+        """Makes these weights available to every sampler."""
+        ...
+
+    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[Handle]]]:
+        """Results in order of arrival, which carries no meaning; every unit exactly once."""
+        ...
+
+    def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
+        """Results in the order of the units."""
+        ...
+
+
+class Learner(Protocol[Handle]):
+    """Holds θ, the optimizer and the replay buffer."""
+
+    def weights(self) -> PolicyWeights: ...
+
+    def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
+        """Replaces the replay buffer's content."""
+        ...
+
+    def train(self, num_steps: int) -> list[StepMetrics]:
+        """Takes gradient steps on the current stage's groups."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

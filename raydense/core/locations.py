@@ -1,0 +1,26 @@
+"""Where a model or a prompt file is: `pkg://package/path` (inside an installed package), a path, or a hub id."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+PACKAGE_SCHEME = "pkg://"
+
+
+def resolve(location: str) -> str:
+    """Turns `pkg://package/path` into a path; everything else is returned as it is.
+
+    Raises: FileNotFoundError if the package or the file does not exist.
+    """
+    if not location.startswith(PACKAGE_SCHEME):
+        return location
+    package, _, inside = location.removeprefix(PACKAGE_SCHEME).partition("/")
+    try:
+        roots = list(import_module(package).__path__)
+    except (ImportError, AttributeError):
+        raise FileNotFoundError(f"{location}: no installed package {package!r}") from None
+    for root in roots:
+        if (path := Path(root) / inside).exists():
+            return str(path)
+    raise FileNotFoundError(f"{location}: no {inside!r} in package {package!r}")

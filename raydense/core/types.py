@@ -1,0 +1,121 @@
+"""What travels between driver, samplers and learner.
+
+Shape legend, used in every file:
+    R  trajectories rolled out for a prompt        K  trajectories kept: a trajectory group
+    T  denoising steps                             S  step draws of a tuple (N_step)
+    B  tuples in a batch                           n  trajectories in a tuple
+    C, H, W  latent channels, height, width        L, D  prompt tokens, embedding width
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PolicyWeights:
+    """The LoRA tensors of one policy version: float32 arrays by name, and a checksum over all of them."""
+
+    version: int
+    tensors: Mapping[str, FloatArray]
+    checksum: str
+
+    @staticmethod
+    def of(version: int, tensors: Mapping[str, FloatArray]) -> PolicyWeights:
+        return PolicyWeights(version, dict(tensors), tensor_checksum(tensors))
+
+
+def tensor_checksum(tensors: Mapping[str, FloatArray]) -> str:
+    """SHA-256 over names, shapes and bytes, in the order of the names; 16 hex digits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """Prompts to roll out together; what it yields is a function of this, the seed and the weights alone."""
+
+    stage: int
+    index: int
+    group_indices: tuple[int, ...]  # of the groups within their stage, one a prompt
+    prompts: tuple[str, ...]
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class RenderUnit:
+    """Pictures to draw with fixed seeds: evaluation and image grids."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]  # one a prompt
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What a RenderUnit yields: images uint8 [N, h, w, 3], and scores by scorer name, float32 [N]."""
+
+    images: NDArray[np.uint8]
+    scores: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class TrajectoryGroup:
+    """K trajectories of one prompt, as they lie in the replay buffer. Its arrays may be read-only views."""
+
+    stage: int
+    index: int
+    prompt: str
+    prompt_embeds: FloatArray  # [L, D], as the sampler conditioned on it
+    latents: NDArray[np.generic]  # [K, T+1, C, H, W] in the storage dtype: every state once
+    log_probs: FloatArray  # [K, T], log π_old(x_{t+1} | x_t)
+    rewards: FloatArray  # [K]
+    weights_version: int
+    weights_checksum: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.latents.nbytes + self.log_probs.nbytes + self.rewards.nbytes + self.prompt_embeds.nbytes
+
+
+@dataclass(frozen=True)
+class GroupMeta:
+    """What the driver knows of a group without fetching it."""
+
+    stage: int
+    index: int
+    prompt: str
+    rewards: tuple[float, ...]  # of all R trajectories, in the order they were rolled out
+    monitors: Mapping[str, tuple[float, ...]]  # same order
+    nbytes: int
+    weights_version: int
+    weights_checksum: str
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """The small, inline part of a sampler's answer to a WorkUnit."""
+
+    unit: WorkUnit
+    groups: tuple[GroupMeta, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
+    sampler: str = "local"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Named scalars of one gradient step; deterministic on the CPU."""
+
+    step: int
+    values: Mapping[str, float]

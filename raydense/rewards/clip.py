@@ -1,0 +1,70 @@
+"""The general CLIP scorer: cosine similarity of image and prompt under any CLIP-type model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import CLIPModel, CLIPProcessor
+
+from raydense.core.locations import resolve
+from raydense.core.types import FloatArray
+
+
+class ClipScorer:
+    """Loaded once, float32, in batches; text embeddings are computed once a prompt.
+
+    Args:
+        name: in metrics.
+        model: hub id, directory or pkg://… of a transformers CLIPModel with its processor.
+        batch_size: images a forward pass.
+
+    Raises: FileNotFoundError naming the model where it cannot be had.
+    """
+
+    def __init__(
+        self, name: str, model: str, *, revision: str | None = None, batch_size: int = 64, device: torch.device
+    ) -> None:
+        self.name = name
+        self._batch_size, self._device = batch_size, device
+        self._text: dict[str, torch.Tensor] = {}
+        path = resolve(model)
+        try:
+            self._model: Any = CLIPModel.from_pretrained(
+                path, revision=revision, torch_dtype=torch.float32, use_safetensors=True
+            )
+            self._processor: Any = CLIPProcessor.from_pretrained(path, revision=revision)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"scorer {name}: model={model} cannot be loaded ({reason}); give a directory with a CLIP model, "
+                "or a hub id on a machine that reaches the hub"
+            ) from None
+        self._model.requires_grad_(False).eval().to(device)
+
+    @torch.no_grad()
+    def score(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
+        """images uint8 [N, h, w, 3] and N prompts → cosine similarity, float32 [N]."""
+        scores = [
+            self._score_batch(images[i : i + self._batch_size], prompts[i : i + self._batch_size])
+            for i in range(0, len(images), self._batch_size)
+        ]
+        return np.concatenate(scores)
+
+    def _score_batch(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
+        pixels = self._processor.image_processor(images=list(images), return_tensors="pt").pixel_values
+        vision = self._model.vision_model(pixel_values=pixels.to(self._device)).pooler_output
+        image = torch.nn.functional.normalize(self._model.visual_projection(vision), dim=-1)
+        text = torch.stack([self._embed_text(prompt) for prompt in prompts])
+        similarity: FloatArray = (image * text).sum(-1).float().cpu().numpy()
+        return similarity
+
+    def _embed_text(self, prompt: str) -> torch.Tensor:
+        if prompt not in self._text:
+            tokens = self._processor.tokenizer(prompt, truncation=True, return_tensors="pt").to(self._device)
+            pooled = self._model.text_model(**tokens).pooler_output
+            self._text[prompt] = torch.nn.functional.normalize(self._model.text_projection(pooled), dim=-1)[0]
+        return self._text[prompt]

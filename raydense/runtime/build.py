@@ -1,0 +1,131 @@
+"""The wiring: the only place that turns a config into components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from peft import LoraConfig
+
+from actors.sampler import DiffusionSampler
+from learner.sgd_learner import SGDLearner
+from raydense.config import Config, ScorerConfig
+from raydense.core.interfaces import Scorer
+from raydense.core.policy import Policy, load_policy
+from raydense.core.replay import ReplayBuffer
+from raydense.core.threads import cpu_threads
+from raydense.core.types import TrajectoryGroup
+
+Handle = TypeVar("Handle")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto`: the GPU that this process sees, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def lora_config(config: Config) -> LoraConfig:
+    """The adapter in peft's terms: A normal with standard deviation 1/r, B zero (METHOD §6)."""
+    policy = config.policy
+    return LoraConfig(
+        r=policy.lora_rank,
+        lora_alpha=policy.lora_alpha if policy.lora_alpha is not None else policy.lora_rank,
+        init_lora_weights="gaussian",
+        target_modules=list(policy.lora_targets),
+    )
+
+
+def build_policy(config: Config, *, dtype: str, device: torch.device, with_decoder: bool) -> Policy:
+    return load_policy(
+        config.policy.model,
+        revision=config.policy.revision,
+        num_steps=config.steps.count,
+        eta=config.steps.eta,
+        guidance_scale=config.sampler.guidance_scale,
+        lora=lora_config(config),
+        seed=config.seed,
+        dtype=getattr(torch, dtype),
+        device=device,
+        with_decoder=with_decoder,
+    )
+
+
+def build_scorer(config: ScorerConfig) -> Scorer:
+    """Builds one scorer; its module is imported only here, when it is the chosen one."""
+    if config.kind == "clip":
+        from raydense.rewards.clip import ClipScorer
+
+        assert config.model is not None
+        return ClipScorer(
+            config.name,
+            config.model,
+            revision=config.revision,
+            batch_size=config.batch_size,
+            device=resolve_device(config.device),
+        )
+    from raydense.rewards.function import FunctionScorer
+
+    assert config.target is not None
+    return FunctionScorer(config.name, config.target)
+
+
+def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
+    with cpu_threads(config.sampler.threads):
+        policy = build_policy(
+            config, dtype=config.sampler.dtype, device=resolve_device(config.sampler.device), with_decoder=True
+        )
+    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
+    return DiffusionSampler(
+        policy,
+        build_scorer(config.reward.scorer),
+        [build_scorer(monitor) for monitor in config.reward.monitors],
+        run_seed=config.seed,
+        trajectories=config.sampler.trajectories,
+        keep=config.sampler.keep,
+        shared_noise=config.sampler.shared_noise,
+        latent_shape=(int(policy.unet.config.in_channels), size, size),
+        storage_dtype=getattr(torch, config.sampler.storage_dtype),
+        threads=config.sampler.threads,
+        name=name,
+    )
+
+
+def build_learner(
+    config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
+) -> SGDLearner[Handle]:
+    with cpu_threads(config.learner.threads):
+        policy = build_policy(
+            config, dtype="float32", device=resolve_device(config.learner.device), with_decoder=False
+        )
+    replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
+    steps, train = config.steps, config.train
+    return SGDLearner(
+        policy,
+        replay,
+        fetch,
+        run_seed=config.seed,
+        total_steps=config.stage.count * config.stage.steps,
+        gamma=steps.gamma,
+        step_draws=steps.draws,
+        exclude_last=steps.exclude_last,
+        batch_groups=train.batch_groups,
+        tuple_size=train.tuple_size,
+        tuples=train.tuples,
+        tuple_choice=train.tuple_choice,
+        c=train.c,
+        clip=train.clip,
+        reg_to_pi_init=train.reg_to_pi_init,
+        reg_to_pi_old=train.reg_to_pi_old,
+        no_reg_warmup_ratio=train.no_reg_warmup_ratio,
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        eps=train.eps,
+        max_grad_norm=train.max_grad_norm,
+        micro_batch=config.learner.micro_batch,
+        autocast=torch.bfloat16 if config.learner.dtype == "bfloat16" else None,
+        threads=config.learner.threads,
+    )

@@ -1,0 +1,59 @@
+"""Fixed-seed judging of one set of weights: scores for each prompt set, and the pictures of the grids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydense.config import Config
+from raydense.core.interfaces import Fleet
+from raydense.core.statistics import estimate
+from raydense.core.types import FloatArray
+from raydense.runtime.plan import PromptSets, grid_prompts, judged_prompts, render_units
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores float32 [P, m] by scorer name, by prompt set."""
+
+    scores: Mapping[str, Mapping[str, FloatArray]]
+
+
+def judge(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: int) -> Judgement:
+    """Scores `evaluate.prompts` prompts of each set with the weights that were broadcast last."""
+    per_prompt = config.evaluate.images_per_prompt
+    units, owners = [], []
+    for name, prompts in judged_prompts(config, sets).items():
+        chunk = render_units(prompts, per_prompt, weights_version)
+        units += chunk
+        owners += [name] * len(chunk)
+    scores: dict[str, dict[str, list[FloatArray]]] = {}
+    for name, rendered in zip(owners, fleet.render(units), strict=True):
+        for scorer, values in rendered.scores.items():
+            scores.setdefault(name, {}).setdefault(scorer, []).append(values)
+    return Judgement(
+        {name: {s: np.concatenate(v).reshape(-1, per_prompt) for s, v in by.items()} for name, by in scores.items()}
+    )
+
+
+def draw_grid(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: int) -> NDArray[np.uint8]:
+    """Pictures of the grid's prompts: uint8 [rows, columns, h, w, 3]."""
+    columns = config.evaluate.grid_images
+    rendered = fleet.render(render_units(grid_prompts(config, sets), columns, weights_version))
+    images = np.concatenate([r.images for r in rendered])
+    return images.reshape(-1, columns, *images.shape[1:])
+
+
+def compare(before: Judgement, after: Judgement) -> dict[str, dict[str, dict[str, Any]]]:
+    """By scorer and prompt set: before, after, and the paired gain (same prompts, same seeds)."""
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, by_scorer in before.scores.items():
+        for scorer, base in by_scorer.items():
+            tuned = after.scores[name][scorer]
+            values = {"before": base, "after": tuned, "gain": tuned.astype(np.float64) - base}
+            result.setdefault(scorer, {})[name] = {k: estimate(v).as_dict() for k, v in values.items()}
+    return result

@@ -1,0 +1,65 @@
+"""What a run will do, computed from the config alone: units of a stage, and what is rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raydense.config import Config
+from raydense.core.prompts import evenly_spaced, prompt_at, read_prompts
+from raydense.core.types import RenderUnit, WorkUnit
+
+RENDER_BATCH = 32  # pictures a render unit; fixed, since batch composition changes the last bits
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Prompts to train on, and prompts that alignment never sees (perhaps none)."""
+
+    train: tuple[str, ...]
+    unseen: tuple[str, ...]
+
+    def named(self) -> dict[str, tuple[str, ...]]:
+        return {name: prompts for name, prompts in (("train", self.train), ("unseen", self.unseen)) if prompts}
+
+
+def read_prompt_sets(config: Config) -> PromptSets:
+    """Reads both sets. Raises: ValueError if one cannot be used, or if an unseen prompt is trained on."""
+    train = read_prompts(config.prompts.train)
+    unseen = read_prompts(config.prompts.unseen) if config.prompts.unseen else ()
+    if shared := sorted(set(train) & set(unseen)):
+        raise ValueError(f"prompts.unseen holds {shared[0]!r}, which prompts.train holds too; remove it from one")
+    return PromptSets(train, unseen)
+
+
+def stage_units(config: Config, prompts: Sequence[str], stage: int, weights_version: int) -> list[WorkUnit]:
+    """The work units of a stage, `sampler.unit_prompts` groups each."""
+    size, total = config.sampler.unit_prompts, config.stage.groups
+    units = []
+    for index, start in enumerate(range(0, total, size)):
+        groups = tuple(range(start, min(start + size, total)))
+        chosen = tuple(prompt_at(prompts, stage * total + g, config.seed) for g in groups)
+        units.append(WorkUnit(stage, index, groups, chosen, weights_version))
+    return units
+
+
+def render_units(prompts: Sequence[str], images_per_prompt: int, weights_version: int) -> list[RenderUnit]:
+    """`images_per_prompt` pictures of each prompt, prompt by prompt; seeds follow the position alone."""
+    jobs = [(prompt, p * images_per_prompt + i) for p, prompt in enumerate(prompts) for i in range(images_per_prompt)]
+    return [
+        RenderUnit(tuple(p for p, _ in part), tuple(s for _, s in part), weights_version)
+        for part in (jobs[i : i + RENDER_BATCH] for i in range(0, len(jobs), RENDER_BATCH))
+    ]
+
+
+def judged_prompts(config: Config, sets: PromptSets) -> dict[str, tuple[str, ...]]:
+    """The prompts of each set that evaluation judges."""
+    return {name: evenly_spaced(prompts, config.evaluate.prompts) for name, prompts in sets.named().items()}
+
+
+def grid_prompts(config: Config, sets: PromptSets) -> tuple[str, ...]:
+    """Rows of the image grids: half from each set."""
+    named = list(sets.named().values())
+    share = -(-config.evaluate.grid_prompts // len(named))
+    rows = [prompt for prompts in named for prompt in evenly_spaced(prompts, share)]
+    return tuple(rows[: config.evaluate.grid_prompts])

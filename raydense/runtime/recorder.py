@@ -1,0 +1,147 @@
+"""The observer of a run: metrics, telemetry, pictures, checkpoints and the LoRA into the run directory."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from raydense.config import Config
+from raydense.core.checkpoint import save_checkpoint
+from raydense.core.interfaces import Fleet, Learner
+from raydense.core.lora import save_diffusers_lora
+from raydense.core.metrics import JsonLines
+from raydense.core.types import PolicyWeights, StepMetrics, UnitReport
+from raydense.runtime.build import lora_config
+from raydense.runtime.grids import save_grid
+from raydense.runtime.judging import draw_grid
+from raydense.runtime.plan import PromptSets, grid_prompts
+from raydense.runtime.progress import ProgressDisplay
+from raydense.runtime.run_dir import RunDirectory
+
+
+class Recorder:
+    """Implements `stage_loop.Observer`. `metrics.jsonl` holds only what is deterministic; times go to telemetry."""
+
+    def __init__(
+        self,
+        config: Config,
+        sets: PromptSets,
+        run_dir: RunDirectory,
+        fleet: Fleet[Any],
+        learner: Learner[Any],
+        display: ProgressDisplay,
+    ) -> None:
+        self._config, self._sets, self._dir = config, sets, run_dir
+        self._fleet, self._learner, self._display = fleet, learner, display
+        self._metrics = JsonLines(run_dir.root / "metrics.jsonl")
+        self._telemetry = JsonLines(run_dir.root / "telemetry.jsonl")
+        self._phase_started = time.perf_counter()
+        self._base_grid: np.ndarray | None = None
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.finished_stages = 0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the block's wall time to the phase."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._telemetry.close()
+
+    # -- stage_loop.Observer ------------------------------------------------------------------------------
+
+    def stage_started(self, stage: int, weights: PolicyWeights) -> None:
+        self._phase_started = time.perf_counter()
+
+    def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
+        elapsed = time.perf_counter() - self._phase_started
+        rewards = [r for group in report.groups for r in group.rewards]
+        speed = done * len(rewards) / elapsed
+        stage = report.unit.stage
+        self._telemetry.write(
+            {
+                "kind": "unit",
+                "stage": stage,
+                "unit": report.unit.index,
+                "sampler": report.sampler,
+                "seconds": dict(report.seconds),
+                "images": len(rewards),
+                "weights_version": report.unit.weights_version,
+            }
+        )
+        facts = f"{speed:.1f} images/s, reward {np.mean(rewards):.4f}"
+        self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+
+    def stage_collected(self, stage: int, reports: Sequence[UnitReport]) -> None:
+        self._end_phase("sampling", stage)
+        groups = [group for report in reports for group in report.groups]
+        rewards = np.array([g.rewards for g in groups])
+        row = {
+            "kind": "stage",
+            "stage": stage,
+            "groups": len(groups),
+            "replay_bytes": sum(g.nbytes for g in groups),
+            "weights_version": groups[0].weights_version,
+            "weights_checksum": groups[0].weights_checksum,
+            "reward": float(rewards.mean()),
+            "reward_std_within": float(rewards.std(axis=1).mean()),
+        }
+        for name in groups[0].monitors:
+            row[f"monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
+        self._metrics.write(row)
+
+    def steps_taken(self, stage: int, metrics: Sequence[StepMetrics]) -> None:
+        for row in metrics:
+            self._metrics.write({"kind": "step", "stage": stage, "step": row.step, **row.values})
+        last, per_stage = metrics[-1], self._config.stage.steps
+        facts = f"loss {last.values['loss']:.4f}, clipped {last.values['clipped_fraction']:.0%}"
+        self._display.update(f"{self._title(stage)} training", last.step - stage * per_stage, per_stage, facts)
+
+    def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
+        self._end_phase("training", stage)
+        with self.phase("saving"):
+            save_checkpoint(self._dir.checkpoint(stage), self._learner.state_dict())
+            self.save_lora(weights)
+        self.save_images(f"stage-{stage + 1:04d}", f"after stage {stage + 1}", weights)
+        self.finished_stages = stage + 1
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def save_lora(self, weights: PolicyWeights) -> None:
+        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config))
+
+    def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
+        """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""
+        with self.phase("rendering"):
+            images, prompts = draw_grid(self._config, self._sets, self._fleet, weights.version), self._rows()
+            save_grid(self._dir.images / f"{name}.png", images, prompts, [title])
+            if self._base_grid is None:
+                self._base_grid = images
+            else:
+                both = np.concatenate([self._base_grid, images], axis=1)
+                save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
+
+    def record_judgement(self, scores: Mapping[str, Any], weights_version: int) -> None:
+        self._metrics.write({"kind": "judgement", "weights_version": weights_version, "scores": scores})
+
+    def _rows(self) -> tuple[str, ...]:
+        return grid_prompts(self._config, self._sets)
+
+    def _title(self, stage: int) -> str:
+        return f"stage {stage + 1}/{self._config.stage.count}"
+
+    def _end_phase(self, name: str, stage: int) -> None:
+        now = time.perf_counter()
+        self.seconds[name] += now - self._phase_started
+        self._telemetry.write({"kind": name, "stage": stage, "seconds": now - self._phase_started})
+        self._phase_started = now
