@@ -40,7 +40,11 @@ class RayFleet:
 
     def __init__(self, factory: Callable[[str], Sampler], *, count: int, num_cpus: float, num_gpus: float) -> None:
         options = RaySampler.options(  # type: ignore[attr-defined]
-            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD"
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )
         self._samplers = [options.remote(factory, f"sampler-{i}") for i in range(count)]
         self._weights: Any = None
@@ -65,9 +69,7 @@ class RayFleet:
         for sampler in self._samplers:
             ray.kill(sampler)
 
-    def _run(
-        self, method: str, units: Sequence[Any], num_returns: Callable[[Any], int]
-    ) -> Iterator[tuple[_Call, Any]]:
+    def _run(self, method: str, units: Sequence[Any], num_returns: Callable[[Any], int]) -> Iterator[tuple[_Call, Any]]:
         """Every unit exactly once, in order of arrival; a unit whose sampler died goes back to the front."""
         pending = deque(enumerate(units))
         slots = deque(i for _ in range(IN_FLIGHT) for i in range(len(self._samplers)))

@@ -94,9 +94,7 @@ class DiffusionSampler:
             noise = torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices])
             embeds = [self._embed(prompt) for prompt in unit.prompts]
             repeated = torch.stack(embeds).repeat_interleave(self._trajectories, dim=0)
-            latents, log_probs = rollout(
-                self._policy, noise.to(self._policy.device), repeated, self._storage_dtype
-            )
+            latents, log_probs = rollout(self._policy, noise.to(self._policy.device), repeated, self._storage_dtype)
             denoised = time.perf_counter()
             prompts = [prompt for prompt in unit.prompts for _ in range(self._trajectories)]
             _, scores = self._judge(latents[:, -1], prompts)

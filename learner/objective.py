@@ -91,7 +91,9 @@ def preference_loss(
     if reg_to_pi_old and not warm_up:
         references.append(batch.old_log_probs)
     log_probs = batch_log_probs(policy, batch)
-    ratios = torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
+    ratios = (
+        torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
+    )
     logits = trajectory_logits(ratios, c)
     loss = plackett_luce_loss(logits, batch.rewards, batch.tie_noise)
     with torch.no_grad():

@@ -70,9 +70,7 @@ class SGDLearner(Generic[Handle]):
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._micro_batch = max_grad_norm, micro_batch
         self._autocast, self._threads = autocast, threads
-        self._optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
         self._step = 0
         self._stage = -1
 
@@ -131,7 +129,10 @@ class SGDLearner(Generic[Handle]):
             precision = torch.autocast(self._policy.device.type, self._autocast) if self._autocast else nullcontext()
             with precision:
                 loss, metrics = preference_loss(
-                    self._policy, rows, warm_up=self._step < self._warm_up_steps, **self._loss  # type: ignore[arg-type]
+                    self._policy,
+                    rows,
+                    warm_up=self._step < self._warm_up_steps,
+                    **self._loss,  # type: ignore[arg-type]
                 )
             (loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
             for name, value in metrics.items():

@@ -31,7 +31,8 @@ def train(
         str | None, typer.Option(help=f"One of {', '.join(preset_names())} (default: {DEFAULT_PRESET}).")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New run directory (default: runs/NAME-TIME).")] = None,
     local: Annotated[bool, typer.Option("--local", help="In one process, without Ray.")] = False,
@@ -94,7 +95,10 @@ def _check_neighbours() -> None:
         spec = find_spec(name)
         where = Path(spec.origin).resolve().parent if spec and spec.origin else None
         if where != home / name:
-            typer.echo(f"raydense: package {name!r} is {where}, not {home / name}; another package took its name", err=True)
+            typer.echo(
+                f"raydense: package {name!r} is {where}, not {home / name}; another package took its name",
+                err=True,
+            )
             sys.exit(EXIT_BAD_INPUT)
 
 

@@ -5,6 +5,7 @@ Letters in comments are the paper's (T steps, R rolled out, K kept, N_step draws
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from importlib import resources
 from pathlib import Path
@@ -238,7 +239,9 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
 
 def _read_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
-        raise ConfigError(f"--preset={name} is unknown; allowed: {', '.join(preset_names())}{_closest(name, preset_names())}")
+        raise ConfigError(
+            f"--preset={name} is unknown; allowed: {', '.join(preset_names())}{_closest(name, preset_names())}"
+        )
     return _parse(resources.files("raydense.presets").joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}")
 
 
@@ -276,10 +279,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
     if isinstance(node[leaf], str):  # YAML reads 1e-4 as text
-        try:
+        with contextlib.suppress(ValueError):
             node[leaf] = float(text)
-        except ValueError:
-            pass
 
 
 def _explain(item: Any) -> str:

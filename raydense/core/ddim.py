@@ -32,8 +32,10 @@ class DDIMSchedule:
         return len(self.timesteps)
 
     def to(self, device: torch.device) -> DDIMSchedule:
-        tensors = (self.timesteps, self.alpha, self.alpha_prev, self.sigma)
-        return DDIMSchedule(*(x.to(device) for x in tensors), self.prediction_type)
+        timesteps, alpha, alpha_prev, sigma = (
+            x.to(device) for x in (self.timesteps, self.alpha, self.alpha_prev, self.sigma)
+        )
+        return DDIMSchedule(timesteps, alpha, alpha_prev, sigma, self.prediction_type)
 
 
 def make_schedule(scheduler_config: Mapping[str, Any], num_steps: int, eta: float) -> DDIMSchedule:
@@ -75,7 +77,9 @@ def transition(schedule: DDIMSchedule, x_t: Tensor, model_output: Tensor, t: Ten
     Returns: mean float32 [N, C, H, W], sigma float32 [N, 1, 1, 1], x̂0 float32 [N, C, H, W].
     """
     x, output = x_t.float(), model_output.float()
-    alpha, alpha_prev, sigma = (v[t][:, None, None, None] for v in (schedule.alpha, schedule.alpha_prev, schedule.sigma))
+    alpha, alpha_prev, sigma = (
+        v[t][:, None, None, None] for v in (schedule.alpha, schedule.alpha_prev, schedule.sigma)
+    )
     sqrt_alpha, sqrt_beta = alpha.sqrt(), (1 - alpha).sqrt()
     if schedule.prediction_type == "epsilon":
         epsilon = output

@@ -1,17 +1,17 @@
 """The vocabulary: who does what, whatever runs it. The loop that joins them is `raydense.runtime.stage_loop`:
 
-    for stage in range(stages):
-        weights = learner.weights()                        # θ of this stage
-        fleet.broadcast(weights)
-        arrivals = sorted(fleet.collect(units))            # samplers: roll out, score, keep K of R
-        learner.begin_stage(arrivals)                      # the replay buffer's content is replaced
-        for _ in range(steps): learner.train(1)            # off-policy, on the stage's groups
+for stage in range(stages):
+    weights = learner.weights()                        # θ of this stage
+    fleet.broadcast(weights)
+    arrivals = sorted(fleet.collect(units))            # samplers: roll out, score, keep K of R
+    learner.begin_stage(arrivals)                      # the replay buffer's content is replaced
+    for _ in range(steps): learner.train(1)            # off-policy, on the stage's groups
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ from raydense.core.types import (
     WorkUnit,
 )
 
-Handle = TypeVar("Handle")  # a group itself, or a reference to one in an object store
+# A group itself, or a reference to one in an object store; a fleet gives handles, a learner takes them.
+GivenHandle = TypeVar("GivenHandle", covariant=True)
+TakenHandle = TypeVar("TakenHandle", contravariant=True)
 
 
 class Scorer(Protocol):
@@ -52,14 +54,14 @@ class Sampler(Protocol):
         ...
 
 
-class Fleet(Protocol, Generic[Handle]):
+class Fleet(Protocol[GivenHandle]):
     """All samplers together, as the driver sees them."""
 
     def broadcast(self, weights: PolicyWeights) -> None:
         """Makes these weights available to every sampler."""
         ...
 
-    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[Handle]]]:
+    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[GivenHandle]]]:
         """Results in order of arrival, which carries no meaning; every unit exactly once."""
         ...
 
@@ -68,12 +70,12 @@ class Fleet(Protocol, Generic[Handle]):
         ...
 
 
-class Learner(Protocol[Handle]):
+class Learner(Protocol[TakenHandle]):
     """Holds θ, the optimizer and the replay buffer."""
 
     def weights(self) -> PolicyWeights: ...
 
-    def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
+    def begin_stage(self, stage: int, groups: Sequence[TakenHandle]) -> None:
         """Replaces the replay buffer's content."""
         ...
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
+from safetensors.torch import save_file
 
 from raydense.core.types import PolicyWeights
 
@@ -16,13 +17,21 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
 def save_diffusers_lora(directory: Path, weights: PolicyWeights, lora: LoraConfig) -> Path:
-    """Writes `pytorch_lora_weights.safetensors` for `StableDiffusionPipeline.load_lora_weights`."""
+    """Writes `pytorch_lora_weights.safetensors` for `StableDiffusionPipeline.load_lora_weights`.
+
+    One metadata key only: safetensors writes several in no fixed order, and equal weights must give equal bytes.
+    """
     peft_names = {
         name.replace(".default.weight", ".weight"): torch.from_numpy(np.array(array))
         for name, array in weights.tensors.items()
     }
-    metadata = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
-    StableDiffusionLoraLoaderMixin.save_lora_weights(
-        directory, unet_lora_layers=convert_state_dict_to_diffusers(peft_names), unet_lora_adapter_metadata=metadata
-    )
+    tensors = {f"unet.{name}": tensor for name, tensor in convert_state_dict_to_diffusers(peft_names).items()}
+    adapter = {
+        "r": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "target_modules": sorted(lora.target_modules or ()),
+    }
+    metadata = json.dumps({f"unet.{key}": value for key, value in adapter.items()}, sort_keys=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / FILE_NAME, metadata={"lora_adapter_metadata": metadata})
     return directory / FILE_NAME

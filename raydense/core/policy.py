@@ -78,7 +78,10 @@ class Policy:
 
         Raises: ValueError naming what is missing, surplus or misshapen; RuntimeError if the checksum differs.
         """
-        missing, surplus = self._parameters.keys() - weights.tensors.keys(), weights.tensors.keys() - self._parameters.keys()
+        missing, surplus = (
+            self._parameters.keys() - weights.tensors.keys(),
+            weights.tensors.keys() - self._parameters.keys(),
+        )
         misshapen = [
             f"{name} {weights.tensors[name].shape} != {tuple(p.shape)}"
             for name, p in self._parameters.items()
@@ -125,7 +128,11 @@ class Policy:
 
     def predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The guided network output: float32 [N, C, H, W]."""
-        x, timesteps, embeds = x_t.to(self.unet.dtype), self.schedule.timesteps[t], prompt_embeds.to(self.unet.dtype)
+        x, timesteps, embeds = (
+            x_t.to(self.unet.dtype),
+            self.schedule.timesteps[t],
+            prompt_embeds.to(self.unet.dtype),
+        )
         if self._null_embeds is None:
             output: Tensor = self.unet(x, timesteps, embeds).sample
             return output.float()
@@ -140,7 +147,11 @@ class Policy:
     def encode(self, prompt: str) -> Tensor:
         """One prompt's embedding, float32 [L, D]; one at a time, so that its bits never depend on the batch."""
         tokens = self.tokenizer(
-            prompt, padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            prompt,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         embeds: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
         return embeds[0].float()

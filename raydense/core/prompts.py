@@ -19,7 +19,9 @@ def read_prompts(location: str) -> tuple[str, ...]:
     try:
         lines = Path(resolve(location)).read_text("utf-8").splitlines()
     except OSError as error:
-        raise ValueError(f"{location}: cannot be read ({error.strerror or error}); give a text file of prompts") from None
+        raise ValueError(
+            f"{location}: cannot be read ({error.strerror or error}); give a text file of prompts"
+        ) from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{location}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     prompts = tuple(line.strip() for line in lines)

@@ -26,7 +26,13 @@ class ClipScorer:
     """
 
     def __init__(
-        self, name: str, model: str, *, revision: str | None = None, batch_size: int = 64, device: torch.device
+        self,
+        name: str,
+        model: str,
+        *,
+        revision: str | None = None,
+        batch_size: int = 64,
+        device: torch.device,
     ) -> None:
         self.name = name
         self._batch_size, self._device = batch_size, device

@@ -30,5 +30,7 @@ class FunctionScorer:
     def score(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
         scores = np.asarray(self._function(images, prompts), dtype=np.float32)
         if scores.shape != (len(images),):
-            raise ValueError(f"scorer {self.name} gave shape {scores.shape} for {len(images)} images; expected one score each")
+            raise ValueError(
+                f"scorer {self.name} gave shape {scores.shape} for {len(images)} images; expected one score each"
+            )
         return scores

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from peft import LoraConfig
+from transformers.utils import logging as transformers_logging
 
 from actors.sampler import DiffusionSampler
 from learner.sgd_learner import SGDLearner
@@ -18,6 +19,8 @@ from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
 
 Handle = TypeVar("Handle")
+
+transformers_logging.disable_progress_bar()  # its bars would break the run's one display
 
 
 def resolve_device(name: str) -> torch.device:
@@ -75,7 +78,10 @@ def build_scorer(config: ScorerConfig) -> Scorer:
 def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
     with cpu_threads(config.sampler.threads):
         policy = build_policy(
-            config, dtype=config.sampler.dtype, device=resolve_device(config.sampler.device), with_decoder=True
+            config,
+            dtype=config.sampler.dtype,
+            device=resolve_device(config.sampler.device),
+            with_decoder=True,
         )
     size = config.sampler.latent_size or int(policy.unet.config.sample_size)
     return DiffusionSampler(
@@ -93,13 +99,9 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
     )
 
 
-def build_learner(
-    config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
-) -> SGDLearner[Handle]:
+def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]) -> SGDLearner[Handle]:
     with cpu_threads(config.learner.threads):
-        policy = build_policy(
-            config, dtype="float32", device=resolve_device(config.learner.device), with_decoder=False
-        )
+        policy = build_policy(config, dtype="float32", device=resolve_device(config.learner.device), with_decoder=False)
     replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(

@@ -25,7 +25,9 @@ def save_grid(path: Path, images: NDArray[np.uint8], prompts: Sequence[str], tit
     cell_w, cell_h = width * scale + GAP, height * scale + GAP
     block_gap = 4 * GAP
     sheet = Image.new(
-        "RGB", (columns * cell_w + GAP + (len(titles) - 1) * block_gap, LABEL + rows * (cell_h + LABEL)), "white"
+        "RGB",
+        (columns * cell_w + GAP + (len(titles) - 1) * block_gap, LABEL + rows * (cell_h + LABEL)),
+        "white",
     )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     per_block = columns // len(titles)

@@ -54,6 +54,6 @@ def compare(before: Judgement, after: Judgement) -> dict[str, dict[str, dict[str
     for name, by_scorer in before.scores.items():
         for scorer, base in by_scorer.items():
             tuned = after.scores[name][scorer]
-            values = {"before": base, "after": tuned, "gain": tuned.astype(np.float64) - base}
+            values: dict[str, NDArray[Any]] = {"before": base, "after": tuned, "gain": tuned.astype(np.float64) - base}
             result.setdefault(scorer, {})[name] = {k: estimate(v).as_dict() for k, v in values.items()}
     return result

@@ -18,7 +18,7 @@ def ray_session() -> Iterator[None]:
     """Joins the cluster of a job or of RAY_ADDRESS, else starts a private one on loopback; leaves it at the end."""
     started = not ray.is_initialized()
     if started:
-        ray.init(namespace=NAMESPACE, logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield
     finally:

@@ -95,7 +95,12 @@ def _components(config: Config, local: bool) -> Iterator[tuple[Fleet[Any], Learn
 
 
 def _summarise(
-    config: Config, before: Judgement, after: Judgement, seconds: Mapping[str, float], wall_s: float, local: bool
+    config: Config,
+    before: Judgement,
+    after: Judgement,
+    seconds: Mapping[str, float],
+    wall_s: float,
+    local: bool,
 ) -> dict[str, Any]:
     scores = compare(before, after)
     return {
