@@ -47,6 +47,8 @@ class RayFleet:
             scheduling_strategy="SPREAD",
         )
         self._samplers = [options.remote(factory, f"sampler-{i}") for i in range(count)]
+        self._alive = list(range(count))
+        self._restarting: dict[Any, int] = {}  # ref of its `ready` call → sampler
         self._weights: Any = None
         self.deaths = 0
 
@@ -70,24 +72,29 @@ class RayFleet:
             ray.kill(sampler)
 
     def _run(self, method: str, units: Sequence[Any], num_returns: Callable[[Any], int]) -> Iterator[tuple[_Call, Any]]:
-        """Every unit exactly once, in order of arrival; a unit whose sampler died goes back to the front."""
+        """Every unit exactly once, in order of arrival; the units of a sampler that died go back to the front."""
         pending = deque(enumerate(units))
-        slots = deque(i for _ in range(IN_FLIGHT) for i in range(len(self._samplers)))
+        slots = deque(sampler for _ in range(IN_FLIGHT) for sampler in self._alive)
         calls: dict[Any, _Call] = {}
         while pending or calls:
             while pending and slots:
                 position, unit = pending.popleft()
                 call = self._submit(method, position, unit, slots.popleft(), num_returns(unit))
                 calls[call.refs[0]] = call
-            done, _ = ray.wait(list(calls), num_returns=1)
+            done, _ = ray.wait([*calls, *self._restarting], num_returns=1)
+            if done[0] in self._restarting:
+                slots.extend([self._finish_restart(done[0])] * IN_FLIGHT)
+                continue
             call = calls.pop(done[0])
-            slots.append(call.sampler)
             try:
                 result = ray.get(done[0])
             except RayActorError as error:
-                self._count_death(error)
+                self._begin_restart(call.sampler, error)
+                slots = deque(sampler for sampler in slots if sampler != call.sampler)
                 pending.appendleft((call.position, call.unit))
                 continue
+            if call.sampler in self._alive:
+                slots.append(call.sampler)
             yield call, result
 
     def _submit(self, method: str, position: int, unit: Any, sampler: int, num_returns: int) -> _Call:
@@ -95,7 +102,25 @@ class RayFleet:
         refs = remote.remote(unit, self._weights)
         return _Call(position, unit, sampler, (refs,) if num_returns == 1 else tuple(refs))
 
-    def _count_death(self, error: RayActorError) -> None:
+    def _begin_restart(self, sampler: int, error: RayActorError) -> None:
+        """Takes a dead sampler out of service; Ray restarts it, and `ready` answers when it is back."""
+        if sampler not in self._alive:
+            return  # another of its calls told us already
+        self._alive.remove(sampler)
         self.deaths += 1
-        if self.deaths > MAX_DEATHS * IN_FLIGHT:
-            raise FleetError(f"samplers died {self.deaths} times; the last: {' '.join(str(error).split())}") from error
+        if self.deaths > MAX_DEATHS:
+            raise FleetError(f"samplers died {self.deaths} times; the last: {_one_line(error)}") from error
+        self._restarting[self._samplers[sampler].ready.remote()] = sampler
+
+    def _finish_restart(self, ready: Any) -> int:
+        sampler = self._restarting.pop(ready)
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            raise FleetError(f"sampler-{sampler} died and cannot be restarted: {_one_line(error)}") from error
+        self._alive.append(sampler)
+        return sampler
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

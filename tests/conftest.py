@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 from raydense.config import Config
+from raydense.core.policy import Policy, load_policy
+from raydense.core.types import PolicyWeights, TrajectoryGroup
+
+torch.set_num_threads(1)  # on small tensors more threads only wait, above all beside other work
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
@@ -134,3 +140,96 @@ def small_config(small_values: dict[str, Any]) -> Callable[..., Config]:
         return Config.model_validate(values)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
+    """Loads the small pipeline as a policy: make_policy(guidance_scale=1.0, rank=4, alpha=8)."""
+
+    def load(
+        model: Path = pipeline_dir,
+        *,
+        num_steps: int = 4,
+        guidance_scale: float = 3.0,
+        rank: int = 2,
+        alpha: float | None = None,
+        seed: int = 0,
+        with_decoder: bool = False,
+    ) -> Policy:
+        return load_policy(
+            str(model),
+            num_steps=num_steps,
+            eta=1.0,
+            guidance_scale=guidance_scale,
+            lora=LoraConfig(
+                r=rank,
+                lora_alpha=rank if alpha is None else alpha,
+                init_lora_weights="gaussian",
+                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+            ),
+            seed=seed,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            with_decoder=with_decoder,
+        )
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def perturbed() -> Callable[..., PolicyWeights]:
+    """The policy's weights with a non-zero B, so that the LoRA does something: perturbed(policy, seed=1)."""
+
+    def perturb(policy: Policy, *, seed: int = 0, scale: float = 0.3, version: int = 1) -> PolicyWeights:
+        draws = np.random.default_rng(seed)
+        tensors = {
+            name: array + scale * draws.standard_normal(array.shape).astype(np.float32) * ("lora_B" in name)
+            for name, array in policy.weights().tensors.items()
+        }
+        return PolicyWeights.of(version, {name: array.astype(np.float32) for name, array in tensors.items()})
+
+    return perturb
+
+
+@pytest.fixture(scope="session")
+def make_groups() -> Callable[..., list[TrajectoryGroup]]:
+    """Trajectory groups of a policy as it is now, with seeded rewards: make_groups(policy, count=5, keep=3)."""
+    from actors.sampler import rollout
+
+    def make(policy: Policy, *, count: int = 5, keep: int = 3, stage: int = 0, seed: int = 0) -> list[TrajectoryGroup]:
+        draws = torch.Generator().manual_seed(seed)
+        weights, groups = policy.weights(), []
+        for index in range(count):
+            prompt = f"a {'cat dog fox hen cow'.split()[index % 5]}"
+            embeds = policy.encode(prompt)
+            noise = torch.randn((keep, policy.schedule.num_steps + 1, 4, 8, 8), generator=draws)
+            latents, log_probs = rollout(policy, noise, embeds.expand(keep, -1, -1), torch.float16)
+            group = TrajectoryGroup(
+                stage=stage,
+                index=index,
+                prompt=prompt,
+                prompt_embeds=embeds.numpy(),
+                latents=latents.numpy(),
+                log_probs=log_probs.numpy(),
+                rewards=torch.randn(keep, generator=draws).numpy(),
+                weights_version=weights.version,
+                weights_checksum=weights.checksum,
+            )
+            groups.append(group)
+        return groups
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The session's one private Ray cluster; four logical CPUs, so that tests place actors freely."""
+    import logging
+
+    import ray
+
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
+    yield
+    ray.shutdown()

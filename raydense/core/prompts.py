@@ -1,35 +1,63 @@
-"""Prompt sets: read from a file; which prompt a group of a stage has."""
+"""Prompt sets: read from wherever they are; which prompt a group of a stage has."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from raydense.core.locations import resolve
+from raydense.core.prompt_sources import Entry, read_entries
 from raydense.core.seeding import generator
+
+SHOWN = 5  # positions or names in a note or an error
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts in their order, each once, and what was left out on the way: one line a note."""
+
+    prompts: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def load_prompts(location: str) -> PromptSet:
+    """Reads a prompt set; surrounding blanks of a prompt go, and so do duplicates and blank lines at the end.
+
+    Args:
+        location: a file (path or pkg://package/path), by the end of its name:
+                .txt    one prompt a line (also without an ending)
+                .json   a list of prompts or of {"prompt": …}, or {prompt: {"category": …}}
+                .jsonl  one {"prompt": …} a line
+                .csv    column `prompt`
+                .parquet  column `prompt`
+            or a built-in set:
+                set://paper-train, set://paper-unseen    the four single prompts each (METHOD §6)
+                set://hpsv2-train, set://hpsv2-benchmark  from the hub, or from a directory: `…?dir=/path`
+            Then, optionally, `#` and selections joined by `&`: `index=0` (one prompt alone, of what is left after
+            the others), `category=Colors` (JSON with categories), `style=anime` (the benchmark).
+
+    Raises: ValueError in one line, naming the location, the place in it, and what to do.
+    """
+    source, selection = _split(location)
+    try:
+        entries, notes = read_entries(source)
+        index = selection.pop("index", None)
+        prompts, duplicates = _distinct(_selected(entries, selection))
+        if index is not None:
+            prompts = [prompts[_checked_index(index, len(prompts))]]
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from None
+    if duplicates:
+        notes = [*notes, f"{len(duplicates)} duplicates dropped: {some(duplicates)}"]
+    return PromptSet(tuple(prompts), tuple(f"{location}: {note}" for note in notes))
 
 
 def read_prompts(location: str) -> tuple[str, ...]:
-    """Reads a UTF-8 text file, one prompt a line; surrounding blanks go.
-
-    Raises: ValueError naming the file and the line of an empty prompt, or if there is none at all.
-    """
-    try:
-        lines = Path(resolve(location)).read_text("utf-8").splitlines()
-    except OSError as error:
-        raise ValueError(
-            f"{location}: cannot be read ({error.strerror or error}); give a text file of prompts"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{location}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    prompts = tuple(line.strip() for line in lines)
-    if empty := [number for number, prompt in enumerate(prompts, 1) if not prompt]:
-        raise ValueError(f"{location}: line {empty[0]} is empty; remove it")
-    if not prompts:
-        raise ValueError(f"{location}: holds no prompt; write one a line")
-    return prompts
+    """The prompts alone; see load_prompts."""
+    return load_prompts(location).prompts
 
 
 def prompt_at(prompts: Sequence[str], group_number: int, run_seed: int) -> str:
@@ -44,3 +72,68 @@ def evenly_spaced(prompts: Sequence[str], count: int) -> tuple[str, ...]:
     if count >= len(prompts):
         return tuple(prompts)
     return tuple(prompts[i * len(prompts) // count] for i in range(count))
+
+
+def report_truncated(prompts: Sequence[str], tokenizer: Any) -> list[tuple[int, str, str]]:
+    """The prompts of which the model reads only a beginning: (index, prompt, what is cut off, as it is tokenized).
+
+    Args:
+        tokenizer: the pipeline's own, a transformers tokenizer whose model_max_length (77) counts the two markers.
+    """
+    report = []
+    room = tokenizer.model_max_length - 2
+    for index, prompt in enumerate(prompts):
+        tokens = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        if len(tokens) > room:
+            report.append((index, prompt, tokenizer.decode(tokens[room:]).strip()))
+    return report
+
+
+def some(items: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+def _split(location: str) -> tuple[str, dict[str, str]]:
+    """Location without and with its selections; a `#` that none follows belongs to the path."""
+    source, _, fragment = location.rpartition("#")
+    if not source or not re.match(r"(index|category|style)=", fragment):
+        return location, {}
+    pairs = (part.partition("=") for part in fragment.split("&"))
+    return source, {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _selected(entries: Sequence[Entry], selection: dict[str, str]) -> list[Entry]:
+    """The entries whose labels have the selected values. Raises: ValueError naming the values there are."""
+    chosen = list(entries)
+    for key, wanted in selection.items():
+        known = list(dict.fromkeys(entry.labels[key] for entry in entries if key in entry.labels))
+        if not known:
+            raise ValueError(f"#{key}={wanted} cannot be selected: nothing here has a {key}; leave it out")
+        if wanted not in known:
+            raise ValueError(f"#{key}={wanted} is not here; allowed: {', '.join(known)}")
+        chosen = [entry for entry in chosen if entry.labels.get(key) == wanted]
+    return chosen
+
+
+def _distinct(entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
+    """The prompts, each once, and where the others were. Raises: ValueError for an empty one, or if there is none."""
+    prompts: dict[str, None] = {}
+    duplicates = []
+    for entry in entries:
+        prompt = entry.prompt.strip()
+        if not prompt:
+            raise ValueError(f"{entry.where} is empty; remove it")
+        if prompt in prompts:
+            duplicates.append(entry.where)
+        prompts[prompt] = None
+    if not prompts:
+        raise ValueError("holds no prompt; give at least one")
+    return list(prompts), duplicates
+
+
+def _checked_index(text: str, count: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= count:
+        raise ValueError(f"#index={text} is not one of its {count} prompts; allowed: 0 to {count - 1}")
+    return int(text)

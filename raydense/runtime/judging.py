@@ -48,6 +48,22 @@ def draw_grid(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_versi
     return images.reshape(-1, columns, *images.shape[1:])
 
 
+def score_table(
+    config: Config, sets: PromptSets, before: Judgement, after: Judgement
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By prompt set, prompt and scorer: the scores of every picture before and after, in the order of their seeds."""
+    return {
+        name: {
+            prompt: {
+                scorer: {"before": base[row].tolist(), "after": after.scores[name][scorer][row].tolist()}
+                for scorer, base in before.scores[name].items()
+            }
+            for row, prompt in enumerate(prompts)
+        }
+        for name, prompts in judged_prompts(config, sets).items()
+    }
+
+
 def compare(before: Judgement, after: Judgement) -> dict[str, dict[str, dict[str, Any]]]:
     """By scorer and prompt set: before, after, and the paired gain (same prompts, same seeds)."""
     result: dict[str, dict[str, dict[str, Any]]] = {}

@@ -50,5 +50,12 @@ class RunDirectory:
         return self.checkpoints / f"stage-{stage + 1:04d}"
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        text = json.dumps(summary, indent=1, ensure_ascii=False)
-        (self.root / "summary.json").write_text(text + "\n", encoding="utf-8")
+        self._write_json("summary.json", summary)
+
+    def write_scores(self, scores: Mapping[str, Any]) -> None:
+        """Every single score behind the summary's means."""
+        self._write_json("scores.json", scores)
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (self.root / name).write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from raydense.config import Config
 from raydense.core.interfaces import Fleet, Learner
-from raydense.runtime.judging import Judgement, compare, judge
+from raydense.runtime.judging import Judgement, compare, judge, score_table
 from raydense.runtime.plan import PromptSets, read_prompt_sets
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
@@ -51,6 +51,7 @@ def train(config: Config, out: Path, *, local: bool, console: Console) -> Mappin
         except KeyboardInterrupt:
             raise Interrupted(_what_is_left(out, finished, config)) from None
         summary = _summarise(config, before, after, recorder.seconds, time.perf_counter() - started, local)
+        run_dir.write_scores(score_table(config, sets, before, after))
         run_dir.write_summary(summary)
     return summary
 

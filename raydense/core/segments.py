@@ -1,0 +1,93 @@
+"""Finished work units on disk: one Arrow IPC file a unit, a row a group, each row with its checksum.
+
+A file appears whole or not at all, is never appended to, and is all that a resumed or an offline run reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydense.core.types import GroupMeta, TrajectoryGroup, UnitReport, WorkUnit
+
+ARRAYS = ("prompt_embeds", "latents", "log_probs", "rewards")
+
+
+class SegmentError(RuntimeError):
+    """A segment that cannot be used; the message names the file."""
+
+
+def segment_path(root: Path, stage: int, unit: int) -> Path:
+    return root / f"stage-{stage:04d}" / f"unit-{unit:06d}.arrow"
+
+
+def write_segment(path: Path, report: UnitReport, groups: Sequence[TrajectoryGroup]) -> None:
+    """Writes the groups of one unit, and the report that came with them."""
+    columns: dict[str, Any] = {name: _tensor_column([getattr(g, name) for g in groups]) for name in ARRAYS}
+    columns["sha256"] = pa.array([_checksum(g) for g in groups])
+    table = pa.table(columns).replace_schema_metadata({"report": json.dumps(asdict(report))})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    partial.rename(path)
+
+
+def read_segment(path: Path) -> tuple[UnitReport, list[TrajectoryGroup]]:
+    """Reads and verifies what `write_segment` wrote; arrays are views of the mapped file.
+
+    Raises: SegmentError if the file is missing, cut short or damaged.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
+        report = _parse_report(json.loads(table.schema.metadata[b"report"]))
+        arrays = {name: table.column(name).chunk(0).to_numpy_ndarray() for name in ARRAYS}
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        raise SegmentError(f"{path}: cannot be read ({error})") from None
+    groups = [
+        TrajectoryGroup(
+            stage=meta.stage,
+            index=meta.index,
+            prompt=meta.prompt,
+            weights_version=meta.weights_version,
+            weights_checksum=meta.weights_checksum,
+            **{name: arrays[name][row] for name in ARRAYS},
+        )
+        for row, meta in enumerate(report.groups)
+    ]
+    for group, expected in zip(groups, table.column("sha256").to_pylist(), strict=True):
+        if _checksum(group) != expected:
+            raise SegmentError(f"{path}: group {group.index} is damaged (its SHA-256 is not the recorded one)")
+    return report, groups
+
+
+def _tensor_column(arrays: Sequence[np.ndarray]) -> pa.Array:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(arrays))
+
+
+def _checksum(group: TrajectoryGroup) -> str:
+    digest = hashlib.sha256(f"{group.stage}/{group.index}/{group.prompt}/{group.weights_checksum}".encode())
+    for name in ARRAYS:
+        digest.update(np.ascontiguousarray(getattr(group, name)).tobytes())
+    return digest.hexdigest()
+
+
+def _parse_report(values: dict[str, Any]) -> UnitReport:
+    def freeze(value: Any) -> Any:
+        return tuple(freeze(v) for v in value) if isinstance(value, list) else value
+
+    def build(cls: Any, fields: dict[str, Any]) -> Any:
+        return cls(**{name: freeze(value) for name, value in fields.items()})
+
+    metas = []
+    for fields in values["groups"]:
+        monitors = {name: freeze(scores) for name, scores in fields["monitors"].items()}
+        metas.append(build(GroupMeta, {**fields, "monitors": monitors}))
+    return UnitReport(build(WorkUnit, values["unit"]), tuple(metas), values["seconds"], values["sampler"])

@@ -1,0 +1,113 @@
+"""The LAION aesthetic score (v2): a linear head on the CLIP ViT-L/14 embedding of the image; the prompt is ignored.
+
+Source: github.com/christophschuhmann/improved-aesthetic-predictor, `simple_inference.py`. Its head has no activations,
+so its five layers are one affine map. Pictures go through transformers' CLIP processor, which differs from the Pillow
+resize used there by one 8-bit level in a few pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPModel
+
+from raydense.core.locations import resolve
+from raydense.core.types import FloatArray
+from raydense.rewards.weights import load_strictly, read_state_dict
+
+HEAD = "sac+logos+ava1-l14-linearMSE.pth"
+HEAD_SOURCE = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
+CLIP_MODEL = "openai/clip-vit-large-patch14"
+
+
+class AestheticHead(nn.Module):
+    """Unit CLIP embedding [N, D] → score [N]; D = 768 for the released one. Its state dict has the released names."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, 1024),
+            nn.Dropout(0.2),
+            nn.Linear(1024, 128),
+            nn.Dropout(0.2),
+            nn.Linear(128, 64),
+            nn.Dropout(0.1),
+            nn.Linear(64, 16),
+            nn.Linear(16, 1),
+        )
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        score: torch.Tensor = self.layers(embedding).squeeze(-1)
+        return score
+
+
+class AestheticScorer:
+    """Loaded once, float32, in batches; the score is about 1 (poor) to 10.
+
+    Args:
+        name: in metrics.
+        clip_model: hub id, directory or pkg://… of a transformers CLIP model with its image processor.
+        head: local path of the head's weights.
+        batch_size: images a forward pass.
+
+    Raises:
+        FileNotFoundError: naming the model or the head that cannot be had, and where to get it.
+        ValueError: the head is no checkpoint, or does not fit the CLIP model.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        clip_model: str = CLIP_MODEL,
+        head: str,
+        revision: str | None = None,
+        batch_size: int = 64,
+        device: torch.device,
+    ) -> None:
+        self.name = name
+        self._batch_size, self._device = batch_size, device
+        head_state = _read_head(name, head)
+        path = resolve(clip_model)
+        try:
+            clip: Any = CLIPModel.from_pretrained(path, revision=revision, dtype=torch.float32, use_safetensors=True)
+            self._processor: Any = CLIPImageProcessor.from_pretrained(path, revision=revision)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise FileNotFoundError(
+                f"scorer {name}: clip_model={clip_model} cannot be loaded ({reason}); give a directory with "
+                f"{CLIP_MODEL}, or a hub id on a machine that reaches the hub"
+            ) from None
+        self._head = AestheticHead(clip.config.projection_dim)
+        load_strictly(self._head, head_state, f"scorer {name}: head={head}")
+        self._vision, self._projection = clip.vision_model, clip.visual_projection  # without the text half
+        for module in (self._vision, self._projection, self._head):
+            module.requires_grad_(False).eval().to(device)
+
+    @torch.no_grad()
+    def score(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
+        """images uint8 [N, h, w, 3] → float32 [N]; the N prompts are not looked at."""
+        parts = [self._score_batch(images[i : i + self._batch_size]) for i in range(0, len(images), self._batch_size)]
+        return np.concatenate(parts)
+
+    def _score_batch(self, images: NDArray[np.uint8]) -> FloatArray:
+        pixels = self._processor(images=list(images), return_tensors="pt").pixel_values
+        pooled = self._vision(pixel_values=pixels.to(self._device)).pooler_output
+        embedding = nn.functional.normalize(self._projection(pooled), dim=-1)
+        scores: FloatArray = self._head(embedding).cpu().numpy()
+        return scores
+
+
+def _read_head(name: str, head: str) -> dict[str, torch.Tensor]:
+    try:
+        return read_state_dict(Path(head).expanduser())
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"scorer {name}: head={head} does not exist; download {HEAD} from {HEAD_SOURCE} and give its path"
+        ) from None

@@ -1,0 +1,86 @@
+"""Makes the tiny model's weights: `python -m raydense.tiny.pretrain --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from raydense.tiny.models import build_pipeline, build_processor, build_tokenizer
+from raydense.tiny.scenes import split_captions
+from raydense.tiny.train_scorer import ScorerSettings, build_bank, train_scorer
+from raydense.tiny.train_unet import UnetSettings, encode_bank, fully_right_share, train_unet
+from raydense.tiny.train_vae import reconstruction_psnr, train_vae
+
+PHASES = ("vae", "unet", "scorer")
+
+
+def make_vae(out: Path, seed: int, resume: bool) -> None:
+    """Trains the autoencoder into `out`/pipeline/vae."""
+    vae = train_vae(out / "checkpoints", seed=seed, resume=resume)
+    print(f"vae: {reconstruction_psnr(vae):.1f} dB on fresh renderings")
+    vae.half().save_pretrained(out / "pipeline" / "vae")
+
+
+def make_unet(out: Path, seed: int, resume: bool) -> None:
+    """Trains the U-Net and text encoder on `out`'s autoencoder and completes `out`/pipeline."""
+    vae, tokenizer = load_vae(out), build_tokenizer()
+    bank = encode_bank(vae, tokenizer, UnetSettings().drawings)
+    unet, text_encoder = train_unet(bank, out / "checkpoints", seed=seed, resume=resume)
+    pipeline = build_pipeline(vae, unet, text_encoder, tokenizer)
+    share = fully_right_share(pipeline, list(split_captions()[0]), seed=seed)
+    print(f"unet: {share:.3f} of samples fully right (train captions, 10 steps)")
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(out / "pipeline")
+
+
+def make_scorer(out: Path, seed: int, resume: bool) -> None:
+    """Trains the scorer on `out`'s autoencoder into `out`/scorer."""
+    bank = build_bank(load_vae(out), ScorerSettings(), seed)
+    scorer = train_scorer(bank, out / "checkpoints", seed=seed, resume=resume)
+    scorer.half().save_pretrained(out / "scorer")
+    build_processor(build_tokenizer()).save_pretrained(out / "scorer")
+
+
+def load_vae(out: Path) -> Any:
+    """The finished autoencoder of `out`, float32; raises FileNotFoundError where it is not there yet."""
+    folder = out / "pipeline" / "vae"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist; run with --only vae first")
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def main() -> None:
+    """Runs the phases asked for, one after another, on one thread."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for pipeline/, scorer/ and checkpoints/"
+    )
+    parser.add_argument(
+        "--only", choices=PHASES, help="run one phase; unet and scorer need a finished vae in DIR"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from DIR/checkpoints where they exist"
+    )
+    arguments = parser.parse_args()
+    # The last bits of a matrix product depend on the number of threads.
+    torch.set_num_threads(1)
+    makers: dict[str, Callable[[Path, int, bool], None]] = {
+        "vae": make_vae,
+        "unet": make_unet,
+        "scorer": make_scorer,
+    }
+    for phase in [arguments.only] if arguments.only else PHASES:
+        started = time.perf_counter()
+        makers[phase](arguments.out, arguments.seed, arguments.resume)
+        print(f"{phase}: {time.perf_counter() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

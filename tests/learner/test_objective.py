@@ -1,0 +1,159 @@
+"""The batched objective against a loop over tuples, trajectories and steps, one transition at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+
+from learner.batching import BatchPlan
+from learner.objective import TransitionBatch, gather_transitions, preference_loss
+from raydense.core.policy import Policy
+from raydense.core.types import TrajectoryGroup
+
+C, CLIP = 10.0, 0.02
+CASES = {
+    "initial policy": {"reg_to_pi_init": True, "reg_to_pi_old": False},
+    "behaviour policy": {"reg_to_pi_init": False, "reg_to_pi_old": True},
+    "both": {"reg_to_pi_init": True, "reg_to_pi_old": True},
+    "warm-up": {"reg_to_pi_init": True, "reg_to_pi_old": True, "warm_up": True},
+}
+
+
+@pytest.fixture(scope="module")
+def policy(make_policy: Callable[..., Policy], perturbed: Callable[..., Any]) -> Policy:
+    """A policy some way from the initial one, so that every ratio is away from 0."""
+    policy = make_policy()
+    policy.bind(perturbed(policy, scale=0.05))
+    return policy
+
+
+@pytest.fixture(scope="module")
+def groups(make_policy: Callable[..., Policy], make_groups: Callable[..., Any], perturbed: Callable[..., Any]) -> Any:
+    """Groups of an older policy."""
+    old = make_policy()
+    old.bind(perturbed(old, scale=0.04, seed=1))
+    return make_groups(old, count=3, keep=4)
+
+
+def slow_preference_loss(
+    policy: Policy,
+    batch: TransitionBatch,
+    *,
+    reg_to_pi_init: bool,
+    reg_to_pi_old: bool,
+    warm_up: bool = False,
+) -> list[float]:
+    """METHOD §4, literally."""
+    losses = []
+    for b in range(len(batch)):
+        z = []
+        for k in range(batch.x_t.shape[1]):
+            ratios = []
+            for s in range(batch.steps.shape[1]):
+                one = (batch.x_t[b, k, s][None], batch.x_next[b, k, s][None], batch.steps[b, s][None])
+                with torch.no_grad():
+                    now = float(policy.log_prob(*one, batch.prompt_embeds[b][None]))
+                    with policy.reference():
+                        initial = float(policy.log_prob(*one, batch.prompt_embeds[b][None]))
+                old = float(batch.old_log_probs[b, k, s])
+                references = [initial] * reg_to_pi_init + [old] * reg_to_pi_old
+                ratios.append(now if warm_up else sum(float(np.clip(now - r, -CLIP, CLIP)) for r in references))
+            z.append(C * float(np.mean(ratios)))
+        order = sorted(range(len(z)), key=lambda k: (batch.rewards[b, k], batch.tie_noise[b, k]), reverse=True)
+        ranked = [z[k] for k in order]
+        losses.append(sum(logsumexp(ranked[i:]) - ranked[i] for i in range(len(ranked))))
+    return losses
+
+
+@pytest.mark.parametrize("tuple_size", [2, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_the_loss_matches_the_slow_reference(
+    case: str,
+    tuple_size: int,
+    policy: Policy,
+    groups: list[TrajectoryGroup],
+    make_batch: Callable[..., TransitionBatch],
+) -> None:
+    batch = make_batch(groups, tuple_size=tuple_size)
+    loss, metrics = preference_loss(policy, batch, c=C, clip=CLIP, **CASES[case])
+    expected = slow_preference_loss(policy, batch, **CASES[case])
+    np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-5, atol=2e-5)
+    assert float(metrics["loss"]) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_the_cases_test_both_sides_of_the_clip(
+    policy: Policy, groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
+) -> None:
+    _, metrics = preference_loss(policy, make_batch(groups), c=C, clip=CLIP, **CASES["both"])
+    assert 0.1 < float(metrics["clipped_fraction"]) < 0.9
+
+
+def test_the_gradient_reaches_the_lora_alone(
+    make_policy: Callable[..., Policy],
+    perturbed: Callable[..., Any],
+    groups: list[TrajectoryGroup],
+    make_batch: Callable[..., TransitionBatch],
+) -> None:
+    policy = make_policy()
+    policy.bind(perturbed(policy, scale=0.05))
+    loss, _ = preference_loss(policy, make_batch(groups), c=C, clip=10.0, **CASES["initial policy"])
+    loss.sum().backward()
+    with_gradient = {name for name, p in policy.unet.named_parameters() if p.grad is not None}
+    assert with_gradient == set(policy.weights().tensors)
+    assert all(p.grad is None for p in policy.text_encoder.parameters())
+    assert all(float(p.grad.abs().max()) > 0 for p in policy.parameters() if p.grad is not None)
+
+
+def test_the_gradient_is_zero_where_every_ratio_is_clipped(
+    make_policy: Callable[..., Policy],
+    perturbed: Callable[..., Any],
+    groups: list[TrajectoryGroup],
+    make_batch: Callable[..., TransitionBatch],
+) -> None:
+    policy = make_policy()
+    policy.bind(perturbed(policy, scale=0.05))
+    loss, metrics = preference_loss(policy, make_batch(groups), c=C, clip=1e-7, **CASES["initial policy"])
+    assert float(metrics["clipped_fraction"]) == 1.0
+    loss.sum().backward()
+    assert all(float(p.grad.abs().max()) == 0.0 for p in policy.parameters() if p.grad is not None)
+
+
+def test_an_untrained_policy_pays_softplus_of_zero(
+    make_policy: Callable[..., Policy], groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
+) -> None:
+    loss, metrics = preference_loss(make_policy(), make_batch(groups), c=C, clip=CLIP, **CASES["initial policy"])
+    np.testing.assert_allclose(loss.detach().numpy(), np.log(2), rtol=1e-6)
+    assert {name: float(metrics[name]) for name in ("log_ratio_abs", "log_ratio_max", "pair_accuracy")} == {
+        "log_ratio_abs": 0.0,
+        "log_ratio_max": 0.0,
+        "pair_accuracy": 0.5,
+    }
+
+
+def test_transitions_are_copied_out_of_read_only_groups(groups: list[TrajectoryGroup]) -> None:
+    for group in groups:
+        for array in (group.latents, group.log_probs, group.rewards, group.prompt_embeds):
+            array.setflags(write=False)  # as views into an object store are
+    plan = BatchPlan(
+        groups=torch.tensor([0, 2]),
+        trajectories=torch.tensor([[3, 1], [0, 2]]),
+        steps=torch.tensor([[0, 3, 0], [2, 1, 3]]),
+        tie_noise=torch.rand(2, 2),
+    )
+    chosen = [groups[0], groups[2]]
+    batch = gather_transitions(plan, chosen)
+    for b, group in enumerate(chosen):
+        for i, k in enumerate(plan.trajectories[b].tolist()):
+            assert float(batch.rewards[b, i]) == group.rewards[k]
+            for s, t in enumerate(plan.steps[b].tolist()):
+                assert np.array_equal(batch.x_t[b, i, s].numpy(), group.latents[k, t])
+                assert np.array_equal(batch.x_next[b, i, s].numpy(), group.latents[k, t + 1])
+                assert float(batch.old_log_probs[b, i, s]) == group.log_probs[k, t]
+    before = chosen[0].latents.copy()
+    batch.x_t.zero_()
+    assert np.array_equal(chosen[0].latents, before)
