@@ -50,7 +50,7 @@ class RayFleet:
         self._alive = list(range(count))
         self._restarting: dict[Any, int] = {}  # ref of its `ready` call → sampler
         self._weights: Any = None
-        self.deaths = 0
+        self.deaths = self.retried = 0
 
     def wait_ready(self) -> None:
         """Returns when every sampler has loaded its models. Raises what its construction raised."""
@@ -92,6 +92,7 @@ class RayFleet:
                 self._begin_restart(call.sampler, error)
                 slots = deque(sampler for sampler in slots if sampler != call.sampler)
                 pending.appendleft((call.position, call.unit))
+                self.retried += 1
                 continue
             if call.sampler in self._alive:
                 slots.append(call.sampler)

@@ -17,7 +17,7 @@ class RaySampler:
     def __init__(self, factory: Callable[[str], Sampler], name: str) -> None:
         self._sampler = factory(name)
 
-    @ray.method(max_task_retries=-1)  # waits for a restart instead of failing during it
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # waits for a restart instead of failing during it
     def ready(self) -> str:
         """The node that this sampler runs on, as soon as its models are loaded."""
         return str(ray.get_runtime_context().get_node_id())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
-from raydense.core.interfaces import Learner
+from raydense.core.interfaces import Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
 
@@ -53,28 +55,41 @@ class RayLearner:
         self, factory: Callable[[Callable[..., Any]], Learner[Any]], *, num_cpus: float, num_gpus: float
     ) -> None:
         options = _LearnerActor.options(num_cpus=num_cpus, num_gpus=num_gpus)  # type: ignore[attr-defined]
-        self._actor = options.remote(factory)
+        self._start = partial(options.remote, factory)
+        self._actor = self._start()
 
-    def wait_ready(self) -> None:
-        ray.get(self._actor.ready.remote())
+    def started(self) -> RayLearner:
+        """Waits until the actor is ready; a dead one is replaced by one in its first state."""
+        try:
+            self._call("ready")
+        except LearnerDied:
+            self._actor = self._start()
+            self._call("ready")
+        return self
 
     def weights(self) -> PolicyWeights:
-        weights: PolicyWeights = ray.get(self._actor.weights.remote())
+        weights: PolicyWeights = self._call("weights")
         return weights
 
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
-        ray.get(self._actor.begin_stage.remote(stage, list(groups)))  # in a list: references, not values
+        self._call("begin_stage", stage, list(groups))  # in a list: references, not values
 
     def train(self, num_steps: int) -> list[StepMetrics]:
-        metrics: list[StepMetrics] = ray.get(self._actor.train.remote(num_steps))
+        metrics: list[StepMetrics] = self._call("train", num_steps)
         return metrics
 
     def state_dict(self) -> Mapping[str, Any]:
-        state: Mapping[str, Any] = ray.get(self._actor.state_dict.remote())
+        state: Mapping[str, Any] = self._call("state_dict")
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        ray.get(self._actor.load_state_dict.remote(state))
+        self._call("load_state_dict", state)
 
     def shutdown(self) -> None:
         ray.kill(self._actor)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments))
+        except RayActorError as error:
+            raise LearnerDied(" ".join(str(error).split())) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from rich.table import Table
 
 from raydense.config import DEFAULT_PRESET, Config, ConfigError, load_config, preset_names
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_BAD_INPUT = 1, 2  # and 128 + the number of the signal that stopped a run
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -35,14 +37,21 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New run directory (default: runs/NAME-TIME).")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue this run; the result has the same bytes on the CPU.")
+    ] = None,
     local: Annotated[bool, typer.Option("--local", help="In one process, without Ray.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Trains: rolls out, scores, learns, stage by stage; ends with a LoRA, pictures and a summary."""
     console = Console(soft_wrap=True)
     try:
-        config = load_config(config_file, preset, overrides)
-        _train(config, out, local, console)
+        if resume is not None and (config_file or preset or out):
+            raise ConfigError(f"--resume={resume} has its own configuration and directory; give only --set beside it")
+        config = None if resume else load_config(config_file, preset, overrides)
+        _train(config, resume or out, overrides or [], local, console)
+    except typer.Exit:
+        raise
     except Exception as error:
         if debug:
             raise
@@ -50,19 +59,27 @@ def train(
         _fail(str(error) or type(error).__name__, EXIT_BAD_INPUT if bad_input else EXIT_FAILED)
 
 
-def _train(config: Config, out: Path | None, local: bool, console: Console) -> None:
+def _train(config: Config | None, out: Path | None, overrides: list[str], local: bool, console: Console) -> None:
+    """Starts `config` in `out`; without a config, continues the run that lies there."""
     from raydense.runtime.run_dir import default_out
-    from raydense.runtime.train import Interrupted, train
+    from raydense.runtime.stopping import StopRequested
+    from raydense.runtime.train import resume, train
 
-    out = out or default_out(config)
+    if config is None:
+        assert out is not None
+        root, run = out, partial(resume, out, overrides)
+    else:
+        root = out or default_out(config)
+        run = partial(train, config, root)
     try:
-        summary = train(config, out, local=local, console=console)
-    except Interrupted as interruption:
-        _fail(str(interruption), EXIT_INTERRUPTED)
+        summary = run(local=local, console=console)
+    except (KeyboardInterrupt, StopRequested) as stop:
+        signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
+        _fail(f"stopped; continue with: raydense train --resume {root}", 128 + signal_number)
     console.print(_gain_table(summary))
-    console.print(f"LoRA      {out / 'lora' / 'pytorch_lora_weights.safetensors'}")
-    console.print(f"pictures  {out / 'images' / 'before-after.png'}")
-    console.print(f"summary   {out / 'summary.json'}   ({summary['wall_s']:.0f} s)")
+    console.print(f"LoRA      {root / 'lora' / 'pytorch_lora_weights.safetensors'}")
+    console.print(f"pictures  {root / 'images' / 'before-after.png'}")
+    console.print(f"summary   {root / 'summary.json'}   ({summary['wall_s']:.0f} s)")
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:
@@ -102,10 +119,10 @@ def _check_neighbours() -> None:
             sys.exit(EXIT_BAD_INPUT)
 
 
-def main() -> None:
-    """Entry point of the `raydense` command."""
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `raydense` command; `arguments` default to the process's own."""
     _check_neighbours()
-    app()
+    app(arguments)
 
 
 if __name__ == "__main__":

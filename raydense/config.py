@@ -1,6 +1,6 @@
 """The typed configuration of a run: frozen, validated once, one YAML in, the resolved one out.
 
-Letters in comments are the paper's (T steps, R rolled out, K kept, N_step draws, C, γ, δ).
+Its sections are in `raydense.sections`.
 """
 
 from __future__ import annotations
@@ -9,180 +9,36 @@ import contextlib
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
+
+from raydense.sections import (
+    CheckpointConfig,
+    EvaluateConfig,
+    LearnerConfig,
+    PolicyConfig,
+    PromptsConfig,
+    ReplayConfig,
+    RewardConfig,
+    SamplerConfig,
+    SamplersConfig,
+    Section,
+    StageConfig,
+    StepsConfig,
+    TrainConfig,
+    Unsigned,
+)
 
 DEFAULT_PRESET = "tiny"
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Unsigned = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-NetworkDtype = Literal["float32", "bfloat16", "float16"]
-
 
 class ConfigError(ValueError):
-    """A configuration that cannot run; the message is one line a field."""
+    """Bad input: a setting, a file or a resource that a run cannot start with; the message is one line a problem."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, protected_namespaces=())
-
-
-class PolicyConfig(_Section):
-    """The diffusion pipeline and its LoRA."""
-
-    model: str  # hub id, directory, or pkg://package/path
-    revision: str | None = None
-    lora_rank: PositiveInt = 4
-    lora_alpha: PositiveFloat | None = None  # None: equal to the rank
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-
-
-class PromptsConfig(_Section):
-    """Text files, one prompt a line: a path or pkg://package/path."""
-
-    train: str
-    unseen: str | None = None
-
-
-class ScorerConfig(_Section):
-    """One scorer: `clip` (any CLIP-type model) or `callable` (module:function)."""
-
-    kind: Literal["clip", "callable"]
-    name: str
-    model: str | None = None  # clip: hub id, directory or pkg://…
-    revision: str | None = None
-    target: str | None = None  # callable: module:function
-    batch_size: PositiveInt = 64
-    device: str = "auto"
-
-    @model_validator(mode="after")
-    def _needs_its_source(self) -> ScorerConfig:
-        if self.kind == "clip" and not self.model:
-            raise ValueError("a scorer of kind 'clip' needs 'model' (hub id, directory or pkg://…)")
-        if self.kind == "callable" and (not self.target or ":" not in self.target):
-            raise ValueError(f"a scorer of kind 'callable' needs 'target' as module:function, got {self.target!r}")
-        return self
-
-
-class RewardConfig(_Section):
-    """What is optimised, and what is only watched."""
-
-    scorer: ScorerConfig
-    monitors: tuple[ScorerConfig, ...] = ()
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> RewardConfig:
-        names = [self.scorer.name, *(m.name for m in self.monitors)]
-        if len(set(names)) < len(names):
-            raise ValueError(f"scorer names must differ, got {names}")
-        return self
-
-
-class StepsConfig(_Section):
-    """The denoising chain, and how the loss draws steps from it (METHOD §3-4)."""
-
-    count: PositiveInt = 50  # T
-    eta: Annotated[float, Field(gt=0, le=1)] = 1.0
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
-    draws: PositiveInt = 1  # N_step
-    exclude_last: Unsigned = 0
-
-    @model_validator(mode="after")
-    def _some_step_left(self) -> StepsConfig:
-        if self.exclude_last >= self.count:
-            raise ValueError(
-                f"exclude_last={self.exclude_last} leaves no step of count={self.count}; lower exclude_last"
-            )
-        return self
-
-
-class SamplerConfig(_Section):
-    """What one sampler does with a work unit."""
-
-    trajectories: PositiveInt = 5  # R
-    keep: Annotated[int, Field(ge=2)] = 5  # K
-    unit_prompts: PositiveInt = 1
-    guidance_scale: PositiveFloat = 7.5  # w
-    shared_noise: bool = False  # one x_0 for all trajectories of a group
-    latent_size: PositiveInt | None = None  # None: the pipeline's own
-    storage_dtype: Literal["float16", "float32"] = "float16"
-    dtype: NetworkDtype = "float32"
-    device: str = "auto"
-    threads: PositiveInt = 1
-
-    @model_validator(mode="after")
-    def _keep_fits(self) -> SamplerConfig:
-        if self.keep > self.trajectories:
-            raise ValueError(f"keep={self.keep} exceeds trajectories={self.trajectories}; lower keep")
-        return self
-
-
-class SamplersConfig(_Section):
-    """The fleet: how many sampler actors, and what each reserves of the cluster."""
-
-    count: PositiveInt = 1
-    num_cpus: NonNegativeFloat = 1.0
-    num_gpus: NonNegativeFloat = 0.0
-
-
-class StageConfig(_Section):
-    """Algorithm 1's outer loop."""
-
-    count: PositiveInt
-    groups: PositiveInt  # trajectory groups collected a stage
-    steps: PositiveInt  # gradient steps a stage (M)
-
-
-class TrainConfig(_Section):
-    """The loss and the optimizer (METHOD §4)."""
-
-    batch_groups: PositiveInt
-    tuple_size: Annotated[int, Field(ge=2)] = 2
-    tuples: PositiveInt = 1  # tuples drawn from each group of a batch
-    tuple_choice: Literal["random", "best_worst"] = "random"
-    c: PositiveFloat = 10.0
-    clip: PositiveFloat = 1e-4  # δ
-    reg_to_pi_init: bool = True
-    reg_to_pi_old: bool = False
-    no_reg_warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    max_grad_norm: PositiveFloat = 1.0
-
-    @model_validator(mode="after")
-    def _some_reference(self) -> TrainConfig:
-        if not (self.reg_to_pi_init or self.reg_to_pi_old):
-            raise ValueError("reg_to_pi_init and reg_to_pi_old are both false; the loss needs a reference policy")
-        return self
-
-
-class LearnerConfig(_Section):
-    """Where and how the learner computes."""
-
-    micro_batch: PositiveInt | None = None  # tuples a U-Net call; None: the whole batch
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    device: str = "auto"
-    threads: PositiveInt = 1
-    num_cpus: NonNegativeFloat = 1.0
-    num_gpus: NonNegativeFloat = 0.0
-
-
-class EvaluateConfig(_Section):
-    """Fixed-seed judging of the base and the tuned model."""
-
-    prompts: PositiveInt = 32  # of each prompt set, evenly spaced through it
-    images_per_prompt: PositiveInt = 4
-    grid_prompts: PositiveInt = 6  # a row of the image grids each
-    grid_images: PositiveInt = 4  # a column of the image grids each
-
-
-class Config(_Section):
+class Config(Section):
     """A whole run."""
 
     name: str = "run"
@@ -196,6 +52,8 @@ class Config(_Section):
     stage: StageConfig
     train: TrainConfig
     learner: LearnerConfig = LearnerConfig()
+    replay: ReplayConfig = ReplayConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
@@ -216,6 +74,42 @@ class Config(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "stage.count")
+
+
+def changed_config(config: Config, overrides: list[str]) -> Config:
+    """A run's own configuration with overrides, where a run that continues may have them.
+
+    Raises: ConfigError listing what may not change, before and after.
+    """
+    values = config.model_dump(mode="json")
+    for override in overrides:
+        _apply_override(values, override)
+    changed = _validate(values)
+    before, after = _flatten(config.model_dump()), _flatten(changed.model_dump())
+    allowed = list(MAY_CHANGE_ON_RESUME)
+    if config.train.no_reg_warmup_ratio > 0:
+        allowed.remove("stage.count")  # the warm-up is a share of the whole run
+    refused = [
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed)
+    ]
+    if changed.stage.count < config.stage.count:
+        refused.append(f"stage.count: {config.stage.count} -> {changed.stage.count} (it may only grow)")
+    if refused:
+        raise ConfigError(
+            "a run that continues may change only " + ", ".join(allowed) + "; refused: " + "; ".join(refused)
+        )
+    return changed
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
+
+
 def preset_names() -> list[str]:
     """Names of the presets in the package, sorted."""
     return sorted(p.name[:-5] for p in resources.files("raydense.presets").iterdir() if p.name.endswith(".yaml"))
@@ -231,10 +125,28 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     values = _read_file(path) if path is not None else _read_preset(preset or DEFAULT_PRESET)
     for override in overrides or []:
         _apply_override(values, override)
+    return _validate(values)
+
+
+def _validate(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the last of equal keys win in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_preset(name: str) -> dict[str, Any]:
@@ -256,7 +168,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -284,26 +196,45 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(item: Any) -> str:
-    location = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        names = _fields_at(item["loc"][:-1])
-        return f"{location} is not a setting; allowed here: {', '.join(names)}{_closest(str(item['loc'][-1]), names)}"
-    if item["type"] == "missing":
-        return f"{location} is missing; add it to the configuration"
+    """A problem that pydantic found, as one line naming field, value and what is allowed."""
+    location, names = _walk(item["loc"])
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        return f"{location} is not a setting; allowed here: {', '.join(names)}{_closest(str(item['loc'][-1]), names)}"
+    if item["type"] in ("missing", "union_tag_not_found"):
+        key = "" if item["type"] == "missing" else ".kind"
+        return f"{location}{key} is missing; add it to the configuration"
+    if item["type"] == "union_tag_invalid":
+        return f"{location}.kind={item['ctx']['tag']!r}: input should be one of {item['ctx']['expected_tags']}"
     if item["type"] == "value_error":
         return f"{location}: {message}" if location else message
     return f"{location}={item['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(loc: tuple[Any, ...]) -> list[str]:
-    model: Any = Config
+def _walk(loc: tuple[Any, ...]) -> tuple[str, list[str]]:
+    """A location as the user wrote it (pydantic adds a scorer's kind to it), and the settings beside its last part."""
+    shown: list[str] = []
+    beside: list[type[Section]] = [Config]
+    inside: list[type[Section]] = [Config]
     for part in loc:
-        if isinstance(part, int):
+        if tagged := [m for m in inside if "kind" in m.model_fields and part in _kinds(m)]:
+            inside = tagged
             continue
-        annotation = model.model_fields[part].annotation
-        model = next((a for a in get_args(annotation) if isinstance(a, type)), annotation)
-    return list(model.model_fields)
+        shown.append(str(part))
+        if isinstance(part, str):
+            beside = inside
+            inside = [s for m in beside if part in m.model_fields for s in _sections(m.model_fields[part].annotation)]
+    return ".".join(shown), [name for model in beside for name in model.model_fields]
+
+
+def _kinds(model: type[Section]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections(argument)]
 
 
 def _closest(name: str, names: list[str]) -> str:

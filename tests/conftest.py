@@ -200,7 +200,7 @@ def make_groups() -> Callable[..., list[TrajectoryGroup]]:
         draws = torch.Generator().manual_seed(seed)
         weights, groups = policy.weights(), []
         for index in range(count):
-            prompt = f"a {'cat dog fox hen cow'.split()[index % 5]}"
+            prompt = f"a {['cat', 'dog', 'fox', 'hen', 'cow'][index % 5]}"
             embeds = policy.encode(prompt)
             noise = torch.randn((keep, policy.schedule.num_steps + 1, 4, 8, 8), generator=draws)
             latents, log_probs = rollout(policy, noise, embeds.expand(keep, -1, -1), torch.float16)
@@ -228,8 +228,6 @@ def ray_cluster() -> Iterator[None]:
 
     import ray
 
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-    )
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

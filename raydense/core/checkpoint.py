@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from raydense.core.types import PolicyWeights
+from raydense.core.types import PolicyWeights, Position
 
 MANIFEST = "manifest.json"
 
@@ -26,35 +27,56 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message names the file."""
 
 
-def save_checkpoint(directory: Path, state: Mapping[str, Any]) -> None:
-    """Writes a learner's `state_dict()`; the directory appears whole or not at all.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run continues from; all random draws are functions of the config and these counters.
 
-    Args:
-        state: `step`, `weights` (PolicyWeights) and `optimizer` (a torch optimizer's state dict).
+    learner: the learner's `state_dict()`: `step`, `weights` (PolicyWeights) and `optimizer`.
+    position: how far the run has come.
+    behaviour: the weights that the current stage's work units name; None at a stage boundary.
+    metrics_bytes: length of metrics.jsonl then.
     """
+
+    learner: Mapping[str, Any]
+    position: Position
+    behaviour: PolicyWeights | None
+    metrics_bytes: int
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
+    """The directory appears whole or not at all."""
+    state = checkpoint.learner
     weights: PolicyWeights = state["weights"]
     moments, optimizer = _split_optimizer(state["optimizer"])
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_arrays({k: np.ascontiguousarray(v) for k, v in sorted(weights.tensors.items())}, partial / "lora.safetensors")
+    _save_weights(weights, partial / "lora.safetensors")
+    if checkpoint.behaviour is not None:
+        _save_weights(checkpoint.behaviour, partial / "behaviour.safetensors")
     save_tensors(moments, partial / "optimizer.safetensors")
     manifest = {
         "step": state["step"],
-        "weights_version": weights.version,
-        "weights_checksum": weights.checksum,
+        "position": asdict(checkpoint.position),
+        "metrics_bytes": checkpoint.metrics_bytes,
+        "weights": _describe(weights),
+        "behaviour": _describe(checkpoint.behaviour),
         "optimizer": optimizer,
         "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
     }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in partial.iterdir():
         _sync(path)
+    shutil.rmtree(directory, ignore_errors=True)  # of the same position, written before a cut
     partial.rename(directory)
     _sync(directory.parent)
 
 
-def load_checkpoint(directory: Path) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote. Raises: CheckpointError if it is missing, incomplete or damaged."""
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Reads and verifies what `save_checkpoint` wrote.
+
+    Raises: CheckpointError if it is missing, incomplete or damaged.
+    """
     try:
         manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -62,14 +84,26 @@ def load_checkpoint(directory: Path) -> dict[str, Any]:
     for name, expected in manifest["sha256"].items():
         if not (directory / name).is_file() or _sha256(directory / name) != expected:
             raise CheckpointError(f"{directory / name}: is missing or damaged (its SHA-256 is not the manifest's)")
-    tensors = load_arrays(directory / "lora.safetensors")
-    weights = PolicyWeights(manifest["weights_version"], tensors, manifest["weights_checksum"])
     moments = load_tensors(directory / "optimizer.safetensors")
-    return {
+    learner = {
         "step": manifest["step"],
-        "weights": weights,
+        "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
     }
+    behaviour = manifest["behaviour"] and _load_weights(directory / "behaviour.safetensors", manifest["behaviour"])
+    return Checkpoint(learner, Position(**manifest["position"]), behaviour, manifest["metrics_bytes"])
+
+
+def _save_weights(weights: PolicyWeights, path: Path) -> None:
+    save_arrays({name: np.ascontiguousarray(array) for name, array in sorted(weights.tensors.items())}, path)
+
+
+def _load_weights(path: Path, description: Mapping[str, Any]) -> PolicyWeights:
+    return PolicyWeights(description["version"], load_arrays(path), description["checksum"])
+
+
+def _describe(weights: PolicyWeights | None) -> dict[str, Any] | None:
+    return {"version": weights.version, "checksum": weights.checksum} if weights else None
 
 
 def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], list[Any]]:

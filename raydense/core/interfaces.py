@@ -32,6 +32,10 @@ GivenHandle = TypeVar("GivenHandle", covariant=True)
 TakenHandle = TypeVar("TakenHandle", contravariant=True)
 
 
+class LearnerDied(RuntimeError):
+    """The learner's process is gone; the run can continue from its last checkpoint with a new one."""
+
+
 class Scorer(Protocol):
     """A preference model or any other judge of a finished image."""
 
@@ -56,6 +60,16 @@ class Sampler(Protocol):
 
 class Fleet(Protocol[GivenHandle]):
     """All samplers together, as the driver sees them."""
+
+    @property
+    def deaths(self) -> int:
+        """Samplers that died, this process."""
+        ...
+
+    @property
+    def retried(self) -> int:
+        """Units that were issued again, this process."""
+        ...
 
     def broadcast(self, weights: PolicyWeights) -> None:
         """Makes these weights available to every sampler."""

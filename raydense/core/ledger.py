@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raydense.core.types import UnitReport, WorkUnit
+from raydense.core.types import RESTORED, UnitReport, WorkUnit
 
 
 class LedgerError(RuntimeError):
@@ -17,9 +17,8 @@ class Ledger:
     def __init__(self, units: Sequence[WorkUnit]) -> None:
         self._issued = {unit.index: unit for unit in units}
         self._finished: dict[int, str] = {}  # unit index → who delivered it
-        self.restored = 0  # of the finished ones, read from segments
 
-    def finish(self, report: UnitReport, restored: bool = False) -> None:
+    def finish(self, report: UnitReport) -> None:
         """Enters a delivered unit. Raises: LedgerError if it was never issued, came twice, or lacks groups."""
         index = report.unit.index
         if self._issued.get(index) != report.unit:
@@ -29,18 +28,26 @@ class Ledger:
         if tuple(group.index for group in report.groups) != report.unit.group_indices:
             raise LedgerError(f"unit {index} of stage {report.unit.stage} came without all of its groups")
         self._finished[index] = report.sampler
-        self.restored += restored
 
-    def balance(self, retried: int, deaths: int) -> dict[str, int]:
-        """The stage's totals. Raises: LedgerError naming units that were issued and never finished."""
+    def __len__(self) -> int:
+        """Units finished so far."""
+        return len(self._finished)
+
+    def balance(self, groups_held: int) -> dict[str, int]:
+        """The stage's totals.
+
+        Args:
+            groups_held: how many groups there are for the replay buffer.
+        Raises: LedgerError naming units that were issued and never finished, or groups lost on the way.
+        """
         if missing := sorted(self._issued.keys() - self._finished.keys()):
             raise LedgerError(f"units {missing} were issued and never finished")
         groups = sum(len(unit.prompts) for unit in self._issued.values())
+        if groups_held != groups:
+            raise LedgerError(f"{groups} groups were issued, but {groups_held} are held")
         return {
             "issued": len(self._issued),
             "finished": len(self._finished),
-            "restored": self.restored,
-            "retried": retried,
-            "sampler_deaths": deaths,
+            "restored": sum(who == RESTORED for who in self._finished.values()),
             "groups": groups,
         }

@@ -25,6 +25,7 @@ PAPER_UNSEEN = ("A cat and a cup.", "A lion on the moon.", "A green colored cat.
 HPSV2_STYLES = ("anime", "concept-art", "paintings", "photo")
 HPSV2_BENCHMARK_REPOSITORY = "zhwang/HPDv2"
 HPSV2_TRAIN_REPOSITORY = "ymhao/HPDv2"
+HUB_ADVICE = "download it where the hub can be reached, and give its directory with ?dir=/path"
 
 
 class Entry(NamedTuple):
@@ -75,7 +76,7 @@ def _hpsv2_benchmark(directory: str) -> list[Entry]:
 def _hpsv2_file(directory: str, repository: str, filename: str) -> Path:
     if not directory:
         try:
-            return hub_file(repository, filename, kind="dataset", instead="or give its directory with ?dir=/path")
+            return hub_file(repository, filename, kind="dataset", instead=HUB_ADVICE)
         except FileNotFoundError as error:
             raise ValueError(str(error)) from None
     if not (path := Path(directory).expanduser() / filename).is_file():
@@ -162,7 +163,7 @@ def _csv_entries(path: Path) -> Iterator[Entry]:
             where = f"line {reader.line_num}"
             yield Entry(where, _prompt_of(where, row))
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num} is not CSV ({error})") from None
+        raise ValueError(f"what follows line {reader.line_num} is not CSV ({error})") from None
 
 
 def _parquet_entries(path: Path) -> Iterator[Entry]:

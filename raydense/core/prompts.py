@@ -51,7 +51,8 @@ def load_prompts(location: str) -> PromptSet:
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from None
     if duplicates:
-        notes = [*notes, f"{len(duplicates)} duplicates dropped: {some(duplicates)}"]
+        noun = "duplicate" if len(duplicates) == 1 else "duplicates"
+        notes = [*notes, f"{len(duplicates)} {noun} dropped: {_some(duplicates)}"]
     return PromptSet(tuple(prompts), tuple(f"{location}: {note}" for note in notes))
 
 
@@ -89,28 +90,23 @@ def report_truncated(prompts: Sequence[str], tokenizer: Any) -> list[tuple[int, 
     return report
 
 
-def some(items: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
-
-
 def _split(location: str) -> tuple[str, dict[str, str]]:
     """Location without and with its selections; a `#` that none follows belongs to the path."""
     source, _, fragment = location.rpartition("#")
-    if not source or not re.match(r"(index|category|style)=", fragment):
+    if not source or not re.match(r"[a-z]+=", fragment):
         return location, {}
     pairs = (part.partition("=") for part in fragment.split("&"))
     return source, {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _selected(entries: Sequence[Entry], selection: dict[str, str]) -> list[Entry]:
-    """The entries whose labels have the selected values. Raises: ValueError naming the values there are."""
+    """The entries whose labels have the selected values. Raises: ValueError naming what there is to select."""
     chosen = list(entries)
     for key, wanted in selection.items():
         known = list(dict.fromkeys(entry.labels[key] for entry in entries if key in entry.labels))
         if not known:
-            raise ValueError(f"#{key}={wanted} cannot be selected: nothing here has a {key}; leave it out")
+            allowed = ["index", *sorted({label for entry in entries for label in entry.labels})]
+            raise ValueError(f"#{key}= selects nothing here; allowed: {', '.join(allowed)}")
         if wanted not in known:
             raise ValueError(f"#{key}={wanted} is not here; allowed: {', '.join(known)}")
         chosen = [entry for entry in chosen if entry.labels.get(key) == wanted]
@@ -137,3 +133,9 @@ def _checked_index(text: str, count: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= count:
         raise ValueError(f"#index={text} is not one of its {count} prompts; allowed: 0 to {count - 1}")
     return int(text)
+
+
+def _some(items: Sequence[str]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more

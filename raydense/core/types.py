@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
+RESTORED = "segment"  # the "sampler" of a unit that was read from disk
+
 
 @dataclass(frozen=True)
 class PolicyWeights:
@@ -111,6 +113,18 @@ class UnitReport:
     groups: tuple[GroupMeta, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
     sampler: str = "local"
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """How far a run has come: whole stages, and gradient steps of the stage after them."""
+
+    stages: int = 0
+    steps: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"stage-{self.stages:04d}" + (f"-step-{self.steps:06d}" if self.steps else "")
 
 
 @dataclass(frozen=True)

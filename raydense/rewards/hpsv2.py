@@ -10,8 +10,8 @@ private name: `hpsv2/__init__.py` is found but never run, nothing is copied or c
 that points into the package that has one: `hpsv2` itself (1.1.2), or `open_clip_torch`, which ships the same file.
 
 Antialiasing. The package resizes *tensors* with torchvision's bicubic filter and leaves `antialias` to torchvision's
-default, which was off up to 0.16 and is on since 0.17: one checkpoint, two scores. The checkpoints and the paper's
-figures come from the time before, so off is the default here.
+default, which was off up to 0.16 and is on since 0.17: one checkpoint, two scores. HPSv2.0 and the paper's figures
+were made before (with 0.14), so off is the default here.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
@@ -11,12 +11,13 @@ from transformers.utils import logging as transformers_logging
 
 from actors.sampler import DiffusionSampler
 from learner.sgd_learner import SGDLearner
-from raydense.config import Config, ScorerConfig
+from raydense.config import Config
 from raydense.core.interfaces import Scorer
 from raydense.core.policy import Policy, load_policy
 from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
+from raydense.sections import ScorerConfig
 
 Handle = TypeVar("Handle")
 
@@ -58,21 +59,25 @@ def build_policy(config: Config, *, dtype: str, device: torch.device, with_decod
 
 def build_scorer(config: ScorerConfig) -> Scorer:
     """Builds one scorer; its module is imported only here, when it is the chosen one."""
+    if config.kind == "callable":
+        from raydense.rewards.function import FunctionScorer
+
+        return FunctionScorer(config.name, config.target)
+    if config.kind == "imagereward":
+        raise NotImplementedError(f"scorer {config.name}: kind 'imagereward' is not available yet")
+    options: dict[str, Any] = config.model_dump(exclude={"kind", "device"})
+    options["device"] = resolve_device(config.device)
     if config.kind == "clip":
         from raydense.rewards.clip import ClipScorer
 
-        assert config.model is not None
-        return ClipScorer(
-            config.name,
-            config.model,
-            revision=config.revision,
-            batch_size=config.batch_size,
-            device=resolve_device(config.device),
-        )
-    from raydense.rewards.function import FunctionScorer
+        return ClipScorer(**options)
+    if config.kind == "aesthetic":
+        from raydense.rewards.aesthetic import AestheticScorer
 
-    assert config.target is not None
-    return FunctionScorer(config.name, config.target)
+        return AestheticScorer(**options)
+    from raydense.rewards.hpsv2 import HPSv2Scorer
+
+    return HPSv2Scorer(**{**options, "dtype": getattr(torch, config.dtype)})
 
 
 def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:

@@ -22,6 +22,13 @@ class Judgement:
 
     scores: Mapping[str, Mapping[str, FloatArray]]
 
+    def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
+        return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
+
+    @staticmethod
+    def of_lists(values: Mapping[str, Mapping[str, list[list[float]]]]) -> Judgement:
+        return Judgement({n: {s: np.array(v, dtype=np.float32) for s, v in by.items()} for n, by in values.items()})
+
 
 def judge(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: int) -> Judgement:
     """Scores `evaluate.prompts` prompts of each set with the weights that were broadcast last."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from raydense.config import Config
-from raydense.core.interfaces import Learner, Sampler
+from raydense.core.interfaces import Fleet, Learner, Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
+from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler
 
 
@@ -16,6 +18,14 @@ class LocalFleet:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self._weights: PolicyWeights | None = None
+
+    @property
+    def deaths(self) -> int:
+        return 0  # this process is the sampler
+
+    @property
+    def retried(self) -> int:
+        return 0
 
     def broadcast(self, weights: PolicyWeights) -> None:
         self._weights = weights
@@ -33,6 +43,20 @@ class LocalFleet:
         return self._weights
 
 
-def build_local(config: Config) -> tuple[LocalFleet, Learner[TrajectoryGroup]]:
-    """The fleet and the learner of a run in this process."""
-    return LocalFleet(build_sampler(config)), build_learner(config, fetch=lambda groups: groups)
+def build_local(
+    config: Config, segments: Path
+) -> tuple[Fleet[TrajectoryGroup], Callable[[], Learner[TrajectoryGroup]]]:
+    """The fleet of a run in this process, and what makes its learner."""
+
+    def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
+        return groups
+
+    fleet = ArchivingFleet(
+        LocalFleet(build_sampler(config)),
+        segments,
+        fetch=same,
+        put=lambda group: group,
+        segments=config.replay.segments,
+        keep=config.replay.keep_segments,
+    )
+    return fleet, lambda: build_learner(config, fetch=same)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydense.config import Config
-from raydense.core.prompts import evenly_spaced, prompt_at, read_prompts
+from raydense.config import Config, ConfigError
+from raydense.core.prompts import PromptSet, evenly_spaced, load_prompts, prompt_at
 from raydense.core.types import RenderUnit, WorkUnit
 
 RENDER_BATCH = 32  # pictures a render unit; fixed, since batch composition changes the last bits
@@ -18,18 +18,26 @@ class PromptSets:
 
     train: tuple[str, ...]
     unseen: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what was left out while reading
 
     def named(self) -> dict[str, tuple[str, ...]]:
         return {name: prompts for name, prompts in (("train", self.train), ("unseen", self.unseen)) if prompts}
 
 
 def read_prompt_sets(config: Config) -> PromptSets:
-    """Reads both sets. Raises: ValueError if one cannot be used, or if an unseen prompt is trained on."""
-    train = read_prompts(config.prompts.train)
-    unseen = read_prompts(config.prompts.unseen) if config.prompts.unseen else ()
-    if shared := sorted(set(train) & set(unseen)):
-        raise ValueError(f"prompts.unseen holds {shared[0]!r}, which prompts.train holds too; remove it from one")
-    return PromptSets(train, unseen)
+    """Reads both sets. Raises: ConfigError if one cannot be used, or if an unseen prompt is trained on."""
+    train = _read("prompts.train", config.prompts.train)
+    unseen = _read("prompts.unseen", config.prompts.unseen) if config.prompts.unseen else PromptSet(())
+    if shared := sorted(set(train.prompts) & set(unseen.prompts)):
+        raise ConfigError(f"prompts.unseen holds {shared[0]!r}, which prompts.train holds too; remove it from one")
+    return PromptSets(train.prompts, unseen.prompts, train.notes + unseen.notes)
+
+
+def _read(setting: str, location: str) -> PromptSet:
+    try:
+        return load_prompts(location)
+    except ValueError as error:
+        raise ConfigError(f"{setting}={error}") from None
 
 
 def stage_units(config: Config, prompts: Sequence[str], stage: int, weights_version: int) -> list[WorkUnit]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
 
 from actors.ray_fleet import RayFleet
-from learner.ray_learner import RayLearner
+from learner.ray_learner import RayLearner, fetch_groups
 from raydense.config import Config
+from raydense.core.interfaces import Fleet
+from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler
 from raydense.runtime.ray_cluster import check_resources, ray_session
 
 
 @contextmanager
-def build_on_ray(config: Config) -> Iterator[tuple[RayFleet, RayLearner]]:
-    """Starts fleet and learner side by side, and stops them at the end."""
+def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], Callable[[], RayLearner]]]:
+    """Starts fleet and learner side by side, and stops them at the end; called again, the learner is a new one."""
     with ray_session():
         check_resources(config)
         learner = RayLearner(
@@ -29,8 +35,15 @@ def build_on_ray(config: Config) -> Iterator[tuple[RayFleet, RayLearner]]:
         )
         try:
             fleet.wait_ready()
-            learner.wait_ready()
-            yield fleet, learner
+            archive = ArchivingFleet(
+                fleet,
+                segments,
+                fetch=fetch_groups,
+                put=ray.put,
+                segments=config.replay.segments,
+                keep=config.replay.keep_segments,
+            )
+            yield archive, learner.started
         finally:
             fleet.shutdown()
             learner.shutdown()

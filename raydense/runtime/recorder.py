@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from raydense.config import Config
-from raydense.core.checkpoint import save_checkpoint
+from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.lora import save_diffusers_lora
 from raydense.core.metrics import JsonLines
-from raydense.core.types import PolicyWeights, StepMetrics, UnitReport
+from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.runtime.build import lora_config
+from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
-from raydense.runtime.judging import draw_grid
+from raydense.runtime.judging import Judgement, draw_grid
 from raydense.runtime.plan import PromptSets, grid_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.stopping import StopFlag, StopRequested
 
 
 class Recorder:
@@ -35,15 +37,19 @@ class Recorder:
         fleet: Fleet[Any],
         learner: Learner[Any],
         display: ProgressDisplay,
+        checkpoints: CheckpointStore,
+        stop: StopFlag,
+        metrics_bytes: int,
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir
         self._fleet, self._learner, self._display = fleet, learner, display
-        self._metrics = JsonLines(run_dir.root / "metrics.jsonl")
+        self._checkpoints, self._stop = checkpoints, stop
+        self._metrics = JsonLines(run_dir.metrics, keep_bytes=metrics_bytes)
         self._telemetry = JsonLines(run_dir.root / "telemetry.jsonl")
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
         self.seconds: dict[str, float] = defaultdict(float)
-        self.finished_stages = 0
+        self.position = Position()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -81,9 +87,17 @@ class Recorder:
         )
         facts = f"{speed:.1f} images/s, reward {np.mean(rewards):.4f}"
         self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+        if self._stop.signal_number is not None:
+            raise StopRequested(self._stop.signal_number)
 
-    def stage_collected(self, stage: int, reports: Sequence[UnitReport]) -> None:
+    def stage_collected(
+        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
+    ) -> None:
         self._end_phase("sampling", stage)
+        fleet = {"retried": self._fleet.retried, "sampler_deaths": self._fleet.deaths}
+        self._telemetry.write({"kind": "ledger", "stage": stage, **account, **fleet})
+        if again:
+            return  # the metrics hold this stage's row from before the cut
         groups = [group for report in reports for group in report.groups]
         rewards = np.array([g.rewards for g in groups])
         row = {
@@ -99,23 +113,36 @@ class Recorder:
         for name in groups[0].monitors:
             row[f"monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
         self._metrics.write(row)
+        self._checkpoints.note_reward(Position(stage).name, float(rewards.mean()))
 
-    def steps_taken(self, stage: int, metrics: Sequence[StepMetrics]) -> None:
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
         for row in metrics:
-            self._metrics.write({"kind": "step", "stage": stage, "step": row.step, **row.values})
+            self._metrics.write({"kind": "step", "stage": position.stages, "step": row.step, **row.values})
         last, per_stage = metrics[-1], self._config.stage.steps
         facts = f"loss {last.values['loss']:.4f}, clipped {last.values['clipped_fraction']:.0%}"
-        self._display.update(f"{self._title(stage)} training", last.step - stage * per_stage, per_stage, facts)
+        self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
+        every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
+        if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
+            self.checkpoint(position, behaviour)
+        if position.steps < per_stage and stop is not None:
+            raise StopRequested(stop)
 
     def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
         self._end_phase("training", stage)
-        with self.phase("saving"):
-            save_checkpoint(self._dir.checkpoint(stage), self._learner.state_dict())
-            self.save_lora(weights)
-        self.save_images(f"stage-{stage + 1:04d}", f"after stage {stage + 1}", weights)
-        self.finished_stages = stage + 1
+        self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
+        self.save_lora(weights)
+        self.checkpoint(Position(stage + 1))
+        if self._stop.signal_number is not None:
+            raise StopRequested(self._stop.signal_number)
 
     # -- files --------------------------------------------------------------------------------------------
+
+    def checkpoint(self, position: Position, behaviour: PolicyWeights | None = None) -> None:
+        """Writes a checkpoint from which the rest of the run gives the same bytes."""
+        with self.phase("saving"):
+            state = self._learner.state_dict()
+            self._checkpoints.save(Checkpoint(state, position, behaviour, self._metrics.size))
+        self.position = position
 
     def save_lora(self, weights: PolicyWeights) -> None:
         save_diffusers_lora(self._dir.lora, weights, lora_config(self._config))
@@ -131,8 +158,9 @@ class Recorder:
                 both = np.concatenate([self._base_grid, images], axis=1)
                 save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
 
-    def record_judgement(self, scores: Mapping[str, Any], weights_version: int) -> None:
-        self._metrics.write({"kind": "judgement", "weights_version": weights_version, "scores": scores})
+    def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
+        means = {name: {s: float(v.mean()) for s, v in by.items()} for name, by in judgement.scores.items()}
+        self._metrics.write({"kind": "judgement", "weights_version": weights_version, "scores": means})
 
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError
+from raydense.runtime.judging import Judgement
 
 
 def default_out(config: Config) -> Path:
@@ -17,21 +18,32 @@ def default_out(config: Config) -> Path:
 
 
 class RunDirectory:
-    """Paths of one run.
+    """Paths of one run."""
 
-    Raises: ConfigError if the directory holds something already, or cannot be written.
-    """
-
-    def __init__(self, root: Path, config: Config) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
+
+    @classmethod
+    def create(cls, root: Path, config: Config) -> RunDirectory:
+        """Raises: ConfigError if the directory holds something already, or cannot be written."""
+        run_dir = cls(root)
         try:
             if root.exists() and (not root.is_dir() or any(root.iterdir())):
                 raise ConfigError(f"--out={root} is not empty and is never overwritten; give a new directory")
-            for directory in (root, self.images, self.checkpoints, self.lora):
+            for directory in (root, run_dir.images, run_dir.checkpoints, run_dir.lora):
                 directory.mkdir(parents=True, exist_ok=True)
-            (root / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"--out={root} cannot be written ({error.strerror}); give another directory") from None
+        return run_dir
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
 
     @property
     def images(self) -> Path:
@@ -45,9 +57,9 @@ class RunDirectory:
     def lora(self) -> Path:
         return self.root / "lora"
 
-    def checkpoint(self, stage: int) -> Path:
-        """Of the boundary after `stage` (counted from 0)."""
-        return self.checkpoints / f"stage-{stage + 1:04d}"
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write_json("summary.json", summary)
@@ -55,6 +67,13 @@ class RunDirectory:
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Every single score behind the summary's means."""
         self._write_json("scores.json", scores)
+
+    def write_base_judgement(self, judgement: Judgement) -> None:
+        """The base model's scores, which a run that continues compares with."""
+        self._write_json("scores-base.json", judgement.as_lists())
+
+    def read_base_judgement(self) -> Judgement:
+        return Judgement.of_lists(json.loads((self.root / "scores-base.json").read_text("utf-8")))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=1, ensure_ascii=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from raydense.config import Config
 from raydense.core.interfaces import Fleet, Learner
-from raydense.core.types import PolicyWeights, StepMetrics, UnitReport
+from raydense.core.ledger import Ledger
+from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
 from raydense.runtime.plan import PromptSets, stage_units
 
 Handle = TypeVar("Handle")
@@ -20,40 +21,63 @@ class Observer(Protocol):
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None: ...
 
-    def stage_collected(self, stage: int, reports: Sequence[UnitReport]) -> None: ...
+    def stage_collected(
+        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
+    ) -> None: ...
 
-    def steps_taken(self, stage: int, metrics: Sequence[StepMetrics]) -> None: ...
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None: ...
 
     def stage_finished(self, stage: int, weights: PolicyWeights) -> None: ...
 
 
 def run_stages(
-    config: Config, prompts: PromptSets, fleet: Fleet[Handle], learner: Learner[Handle], observer: Observer
+    config: Config,
+    prompts: PromptSets,
+    fleet: Fleet[Handle],
+    learner: Learner[Handle],
+    observer: Observer,
+    start: Position = Position(),  # noqa: B008 (immutable)
+    behaviour: PolicyWeights | None = None,
 ) -> PolicyWeights:
-    """Runs every stage: broadcast, collect, replace the buffer, train. Returns the final weights."""
-    weights = learner.weights()
-    for stage in range(config.stage.count):
+    """Runs every stage: broadcast, collect, replace the buffer, train. Returns the final weights.
+
+    A run that continues inside a stage gives `start` and the `behaviour` weights that this stage was sampled with.
+    """
+    weights = behaviour or learner.weights()
+    for stage in range(start.stages, config.stage.count):
+        taken = start.steps if stage == start.stages else 0
         observer.stage_started(stage, weights)
         fleet.broadcast(weights)
 
         units = stage_units(config, prompts.train, stage, weights.version)
-        arrivals: dict[int, tuple[UnitReport, Sequence[Handle]]] = {}
-        for report, handles in fleet.collect(units):
-            _check_stamps(report, weights)
-            arrivals[report.unit.index] = report, handles
-            observer.unit_collected(report, len(arrivals), len(units))
-        ordered = [arrivals[unit.index] for unit in units]  # order of arrival carries no meaning
-        observer.stage_collected(stage, [report for report, _ in ordered])
+        reports, groups, account = _collect(units, weights, fleet, observer)
+        observer.stage_collected(stage, reports, account, taken > 0)
 
-        learner.begin_stage(stage, [handle for _, handles in ordered for handle in handles])
-        del arrivals, ordered  # the replay buffer alone keeps the groups alive
-        for _ in range(config.stage.steps):
-            observer.steps_taken(stage, learner.train(1))
+        learner.begin_stage(stage, groups)
+        del groups  # the replay buffer alone keeps them alive
+        for step in range(taken, config.stage.steps):
+            observer.steps_taken(Position(stage, step + 1), learner.train(1), weights)
 
         weights = learner.weights()
         fleet.broadcast(weights)
         observer.stage_finished(stage, weights)
     return weights
+
+
+def _collect(
+    units: Sequence[WorkUnit], weights: PolicyWeights, fleet: Fleet[Handle], observer: Observer
+) -> tuple[list[UnitReport], list[Handle], Mapping[str, int]]:
+    """All reports, groups and the account of a stage, in the order of the units: that of arrival has no meaning."""
+    ledger = Ledger(units)
+    arrivals: dict[int, tuple[UnitReport, Sequence[Handle]]] = {}
+    for report, handles in fleet.collect(units):
+        _check_stamps(report, weights)
+        ledger.finish(report)
+        arrivals[report.unit.index] = report, handles
+        observer.unit_collected(report, len(ledger), len(units))
+    ordered = [arrivals[index] for index in sorted(arrivals)]
+    groups = [handle for _, handles in ordered for handle in handles]
+    return [report for report, _ in ordered], groups, ledger.balance(len(groups))
 
 
 def _check_stamps(report: UnitReport, weights: PolicyWeights) -> None:

@@ -1,126 +1,138 @@
-"""One whole run: judge the base model, run the stages, judge the result, write the summary."""
+"""One whole run: judge the base model, run the stages, judge the result, write the summary; or continue one."""
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from raydense.config import Config
-from raydense.core.interfaces import Fleet, Learner
-from raydense.runtime.judging import Judgement, compare, judge, score_table
+from raydense.config import Config, ConfigError, changed_config, load_config
+from raydense.core.checkpoint import Checkpoint
+from raydense.core.interfaces import Fleet, Learner, LearnerDied
+from raydense.runtime.checkpoints import CheckpointStore
+from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.plan import PromptSets, read_prompt_sets
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.stage_loop import run_stages
+from raydense.runtime.stopping import StopFlag
+from raydense.runtime.summary import summarise
 
-PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C; the message says what the run directory holds."""
+MAX_LEARNER_DEATHS = 3
+LearnerFactory = Callable[[], Learner[Any]]
 
 
 def train(config: Config, out: Path, *, local: bool, console: Console) -> Mapping[str, Any]:
     """Runs `config` into the new directory `out`; returns the summary that it wrote there.
 
-    Raises: ConfigError or ValueError before any work if something does not fit; Interrupted on Ctrl-C.
+    Raises: ConfigError or ValueError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
-    started = time.perf_counter()
     sets = read_prompt_sets(config)
-    run_dir = RunDirectory(out, config)
-    with ProgressDisplay(console) as display:
-        display.say(f"run directory: {out}")
-        finished = 0
+    return _Run(config, sets, RunDirectory.create(out, config), local, console).execute()
+
+
+def resume(root: Path, overrides: list[str], *, local: bool, console: Console) -> Mapping[str, Any]:
+    """Continues the run in `root` from its latest sound checkpoint; on the CPU the result has the same bytes.
+
+    Raises: ConfigError if `root` holds no run, or if an override changes what a run may not change.
+    """
+    run_dir = RunDirectory(root)
+    if not run_dir.config_file.is_file():
+        raise ConfigError(f"--resume={root} holds no config.yaml; give the directory of a run")
+    config = changed_config(load_config(run_dir.config_file), overrides)
+    run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
+    return _Run(config, read_prompt_sets(config), run_dir, local, console).execute()
+
+
+class _Run:
+    """One process's part of a run: from the latest checkpoint, if there is one, to the summary."""
+
+    def __init__(self, config: Config, sets: PromptSets, run_dir: RunDirectory, local: bool, console: Console) -> None:
+        self._config, self._sets, self._dir, self._local = config, sets, run_dir, local
+        self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
+        self._display, self._stop = ProgressDisplay(console), StopFlag()
+        self._started = time.perf_counter()
+
+    def execute(self) -> Mapping[str, Any]:
+        with self._display as display:
+            display.say(f"run directory: {self._dir.root}")
+            with _components(self._config, self._dir, self._local) as (fleet, make_learner):
+                for deaths in range(MAX_LEARNER_DEATHS + 1):
+                    try:
+                        return self._attempt(fleet, make_learner())
+                    except LearnerDied as error:
+                        display.say(f"the learner died ({error}); continuing from the last checkpoint")
+                        if deaths == MAX_LEARNER_DEATHS:
+                            raise
+        raise AssertionError("unreachable")
+
+    def _attempt(self, fleet: Fleet[Any], learner: Learner[Any]) -> Mapping[str, Any]:
+        checkpoint = self._store.latest(self._display.say)
+        recorder = Recorder(
+            self._config,
+            self._sets,
+            self._dir,
+            fleet,
+            learner,
+            self._display,
+            self._store,
+            self._stop,
+            metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
+        )
+        recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
-            with _components(config, local) as (fleet, learner):
-                recorder = Recorder(config, sets, run_dir, fleet, learner, display)
-                recorder.seconds["starting"] = time.perf_counter() - started
-                try:
-                    before, after = _run(config, sets, fleet, learner, recorder, display)
-                finally:
-                    finished = recorder.finished_stages
-                    recorder.close()
-        except KeyboardInterrupt:
-            raise Interrupted(_what_is_left(out, finished, config)) from None
-        summary = _summarise(config, before, after, recorder.seconds, time.perf_counter() - started, local)
-        run_dir.write_scores(score_table(config, sets, before, after))
-        run_dir.write_summary(summary)
-    return summary
+            before, after = self._stages(fleet, learner, recorder, checkpoint)
+        finally:
+            recorder.close()
+        wall_s, runner = time.perf_counter() - self._started, "local" if self._local else "ray"
+        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner)
+        self._dir.write_scores(score_table(self._config, self._sets, before, after))
+        self._dir.write_summary(summary)
+        return summary
 
+    def _stages(
+        self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None
+    ) -> tuple[Judgement, Judgement]:
+        base = learner.weights()
+        fleet.broadcast(base)
+        self._display.update("judging the base model", 0, 1)
+        recorder.save_images("base", "base model", base)
+        if checkpoint is None:
+            before = self._judge(fleet, recorder, base.version)
+            self._dir.write_base_judgement(before)
+            recorder.checkpoint(recorder.position)
+        else:
+            self._display.say(f"continuing from {checkpoint.position.name}")
+            before = self._dir.read_base_judgement()
+            learner.load_state_dict(checkpoint.learner)
+            recorder.position = checkpoint.position
+        with self._stop.listening(self._display.say):
+            behaviour = checkpoint.behaviour if checkpoint else None
+            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour)
+        self._display.update("judging the tuned model", 0, 1)
+        fleet.broadcast(final)
+        return before, self._judge(fleet, recorder, final.version)
 
-def _run(
-    config: Config,
-    sets: PromptSets,
-    fleet: Fleet[Any],
-    learner: Learner[Any],
-    recorder: Recorder,
-    display: ProgressDisplay,
-) -> tuple[Judgement, Judgement]:
-    base = learner.weights()
-    fleet.broadcast(base)
-    display.update("judging the base model", 0, 1)
-    recorder.save_images("base", "base model", base)
-    before = _judge(config, sets, fleet, recorder, base.version)
-    final = run_stages(config, sets, fleet, learner, recorder)
-    display.update("judging the tuned model", 0, 1)
-    return before, _judge(config, sets, fleet, recorder, final.version)
-
-
-def _judge(config: Config, sets: PromptSets, fleet: Fleet[Any], recorder: Recorder, version: int) -> Judgement:
-    with recorder.phase("judging"):
-        judgement = judge(config, sets, fleet, version)
-    means = {name: {s: float(v.mean()) for s, v in by.items()} for name, by in judgement.scores.items()}
-    recorder.record_judgement(means, version)
-    return judgement
+    def _judge(self, fleet: Fleet[Any], recorder: Recorder, version: int) -> Judgement:
+        with recorder.phase("judging"):
+            judgement = judge(self._config, self._sets, fleet, version)
+        recorder.record_judgement(judgement, version)
+        return judgement
 
 
 @contextmanager
-def _components(config: Config, local: bool) -> Iterator[tuple[Fleet[Any], Learner[Any]]]:
+def _components(config: Config, run_dir: RunDirectory, local: bool) -> Iterator[tuple[Fleet[Any], LearnerFactory]]:
     if local:
         from raydense.runtime.local_runner import build_local
 
-        yield build_local(config)
+        yield build_local(config, run_dir.segments)
     else:
         from raydense.runtime.ray_runner import build_on_ray
 
-        with build_on_ray(config) as components:
+        with build_on_ray(config, run_dir.segments) as components:
             yield components
-
-
-def _summarise(
-    config: Config,
-    before: Judgement,
-    after: Judgement,
-    seconds: Mapping[str, float],
-    wall_s: float,
-    local: bool,
-) -> dict[str, Any]:
-    scores = compare(before, after)
-    return {
-        "name": config.name,
-        "seed": config.seed,
-        "runner": "local" if local else "ray",
-        "scorer": config.reward.scorer.name,
-        "reward": scores.pop(config.reward.scorer.name),
-        "monitors": scores,
-        "wall_s": round(wall_s, 2),
-        "phases_s": {name: round(value, 2) for name, value in seconds.items()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
-
-
-def _what_is_left(out: Path, finished: int, config: Config) -> str:
-    if not finished:
-        return f"interrupted before the first stage ended; {out} holds the base model's pictures and the metrics so far"
-    return (
-        f"interrupted; {out} holds the LoRA, checkpoint and pictures of stage {finished} of {config.stage.count}, "
-        "and all metrics so far"
-    )

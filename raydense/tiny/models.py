@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +30,13 @@ LATENT_CHANNELS = 4
 LATENT_SIZE = IMAGE_SIZE // 8
 
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
+_WORDS = sorted({"a", "an", *COLOURS, *SHAPES, *" ".join(RELATIONS).split()})
 _IMAGE_MEAN = (0.5, 0.5, 0.5)
 
 
 def build_tokenizer() -> Any:
     """A CLIPTokenizer in which every caption word is one token; other ASCII words split into characters."""
-    words = sorted({"a", "an", *COLOURS, *SHAPES, *" ".join(RELATIONS).split()})
-    merges = _merges_for(words)
+    merges = _merges_for(_WORDS)
     characters = string.ascii_lowercase + string.digits + string.punctuation
     tokens = [*characters, *(f"{c}</w>" for c in characters), *("".join(pair) for pair in merges), _BOS, _EOS]
     return CLIPTokenizer(
@@ -66,6 +68,13 @@ def _apply_merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             merged.append(piece)
     return merged
+
+
+def save_bpe_files(tokenizer: Any, folder: Path) -> None:
+    """Writes vocab.json and merges.txt beside tokenizer.json, as Stable Diffusion 1.5 has them."""
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in _merges_for(_WORDS))]
+    (folder / "vocab.json").write_text(json.dumps(tokenizer.get_vocab(), sort_keys=True), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
@@ -135,8 +144,8 @@ def build_pipeline(vae: Any, unet: Any, text_encoder: Any, tokenizer: Any) -> An
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         scheduler=build_scheduler(),
-        safety_checker=None,  # type: ignore[arg-type]
-        feature_extractor=None,  # type: ignore[arg-type]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
 

@@ -17,9 +17,7 @@ _MIN_COVERAGE = 0.5  # an edge pixel belongs to an object that covers at least h
 _MIN_FIT = 0.72  # overlap with the ideal shape below which an object has no shape
 _MAX_STRETCH = 1.45
 
-_OFFSETS = np.array([PALETTE[colour] for colour in COLOURS], dtype=np.float32) - np.array(
-    BACKGROUND, dtype=np.float32
-)
+_OFFSETS = np.array([PALETTE[colour] for colour in COLOURS], dtype=np.float32) - np.array(BACKGROUND, dtype=np.float32)
 _LENGTHS = np.linalg.norm(_OFFSETS, axis=1)
 
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from raydense.tiny.models import build_pipeline, build_processor, build_tokenizer
+from raydense.tiny.models import build_pipeline, build_processor, build_tokenizer, save_bpe_files
 from raydense.tiny.scenes import split_captions
 from raydense.tiny.train_scorer import ScorerSettings, build_bank, train_scorer
 from raydense.tiny.train_unet import UnetSettings, encode_bank, fully_right_share, train_unet
-from raydense.tiny.train_vae import reconstruction_psnr, train_vae
+from raydense.tiny.train_vae import VaeSettings, reconstruction_psnr, train_vae, vae_bank
 
 PHASES = ("vae", "unet", "scorer")
 
 
 def make_vae(out: Path, seed: int, resume: bool) -> None:
     """Trains the autoencoder into `out`/pipeline/vae."""
-    vae = train_vae(out / "checkpoints", seed=seed, resume=resume)
+    vae = train_vae(vae_bank(VaeSettings()), out / "checkpoints", seed=seed, resume=resume)
     print(f"vae: {reconstruction_psnr(vae):.1f} dB on fresh renderings")
     vae.half().save_pretrained(out / "pipeline" / "vae")
 
@@ -37,6 +37,7 @@ def make_unet(out: Path, seed: int, resume: bool) -> None:
     print(f"unet: {share:.3f} of samples fully right (train captions, 10 steps)")
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out / "pipeline")
+    save_bpe_files(tokenizer, out / "pipeline" / "tokenizer")
 
 
 def make_scorer(out: Path, seed: int, resume: bool) -> None:
@@ -44,7 +45,9 @@ def make_scorer(out: Path, seed: int, resume: bool) -> None:
     bank = build_bank(load_vae(out), ScorerSettings(), seed)
     scorer = train_scorer(bank, out / "checkpoints", seed=seed, resume=resume)
     scorer.half().save_pretrained(out / "scorer")
-    build_processor(build_tokenizer()).save_pretrained(out / "scorer")
+    tokenizer = build_tokenizer()
+    build_processor(tokenizer).save_pretrained(out / "scorer")
+    save_bpe_files(tokenizer, out / "scorer")
 
 
 def load_vae(out: Path) -> Any:
@@ -52,22 +55,19 @@ def load_vae(out: Path) -> Any:
     folder = out / "pipeline" / "vae"
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist; run with --only vae first")
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    # The saved configuration must not name a folder of this machine.
+    vae.register_to_config(_name_or_path="raydense-tiny")
+    return vae
 
 
 def main() -> None:
     """Runs the phases asked for, one after another, on one thread."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for pipeline/, scorer/ and checkpoints/"
-    )
-    parser.add_argument(
-        "--only", choices=PHASES, help="run one phase; unet and scorer need a finished vae in DIR"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for pipeline/, scorer/ and checkpoints/")
+    parser.add_argument("--only", choices=PHASES, help="run one phase; unet and scorer need a finished vae in DIR")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--resume", action="store_true", help="continue from DIR/checkpoints where they exist"
-    )
+    parser.add_argument("--resume", action="store_true", help="continue from DIR/checkpoints where they exist")
     arguments = parser.parse_args()
     # The last bits of a matrix product depend on the number of threads.
     torch.set_num_threads(1)

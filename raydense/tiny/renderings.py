@@ -58,9 +58,7 @@ def to_images(pixels: Tensor) -> npt.NDArray[np.uint8]:
 @torch.no_grad()
 def encode(vae: Any, images: npt.NDArray[np.uint8]) -> Tensor:
     """uint8 [B, 64, 64, 3] to scaled mean latents, float32 [B, 4, 8, 8]."""
-    parts = [
-        vae.encode(to_pixels(images[i : i + _CHUNK])).latent_dist.mean for i in range(0, len(images), _CHUNK)
-    ]
+    parts = [vae.encode(to_pixels(images[i : i + _CHUNK])).latent_dist.mean for i in range(0, len(images), _CHUNK)]
     latents: Tensor = torch.cat(parts) * vae.config.scaling_factor
     return latents
 
@@ -68,6 +66,5 @@ def encode(vae: Any, images: npt.NDArray[np.uint8]) -> Tensor:
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> npt.NDArray[np.uint8]:
     """Scaled latents, float32 [B, 4, 8, 8], to uint8 [B, 64, 64, 3]."""
-    return np.concatenate(
-        [to_images(vae.decode(part / vae.config.scaling_factor).sample) for part in latents.split(_CHUNK)]
-    )
+    parts = [latents[i : i + _CHUNK] / vae.config.scaling_factor for i in range(0, len(latents), _CHUNK)]
+    return np.concatenate([to_images(vae.decode(part).sample) for part in parts])

@@ -82,9 +82,7 @@ def parse(caption: str) -> Scene:
     if relation is None:
         return Scene(SceneObject(colour, shape))
     if colour == second_colour:
-        raise ValueError(
-            f"caption {caption!r} gives both objects the colour {colour}; use two different colours"
-        )
+        raise ValueError(f"caption {caption!r} gives both objects the colour {colour}; use two different colours")
     return Scene(SceneObject(colour, shape), relation, SceneObject(second_colour, second_shape))
 
 
@@ -154,9 +152,7 @@ def _place(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, f
     across = 32 + rng.uniform(-8, 8, size=2)
     along = np.array([16.5, 47.5]) + rng.uniform(-1.5, 1.5, size=2)
     radii = rng.uniform(9.5, 12.5, size=2)
-    centres = (
-        zip(across, along, strict=True) if scene.relation == "above" else zip(along, across, strict=True)
-    )
+    centres = zip(across, along, strict=True) if scene.relation == "above" else zip(along, across, strict=True)
     return [(x, y, radius) for (x, y), radius in zip(centres, radii.tolist(), strict=True)]
 
 

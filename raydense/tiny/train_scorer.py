@@ -58,9 +58,7 @@ def swapped(scene: Scene) -> list[Scene]:
     first, second = scene.first, scene.second
     other = RELATIONS[1 - RELATIONS.index(str(scene.relation))]
     candidates = [
-        replace(
-            scene, first=replace(first, colour=second.colour), second=replace(second, colour=first.colour)
-        ),
+        replace(scene, first=replace(first, colour=second.colour), second=replace(second, colour=first.colour)),
         replace(scene, first=replace(first, shape=second.shape), second=replace(second, shape=first.shape)),
         Scene(second, scene.relation, first),
         Scene(first, other, second),
@@ -72,12 +70,8 @@ def changed(scene: Scene) -> list[Scene]:
     """Scenes with one colour or shape replaced, or with one object missing."""
     if scene.second is None:
         return [Scene(item) for item in _varied(scene.first)]
-    firsts = [
-        replace(scene, first=item) for item in _varied(scene.first) if item.colour != scene.second.colour
-    ]
-    seconds = [
-        replace(scene, second=item) for item in _varied(scene.second) if item.colour != scene.first.colour
-    ]
+    firsts = [replace(scene, first=item) for item in _varied(scene.first) if item.colour != scene.second.colour]
+    seconds = [replace(scene, second=item) for item in _varied(scene.second) if item.colour != scene.first.colour]
     return [*firsts, *seconds, Scene(scene.first), Scene(scene.second)]
 
 
@@ -93,9 +87,7 @@ def build_bank(vae: Any, settings: ScorerSettings, seed: int) -> ScorerBank:
     latents = encode(vae, sharp.reshape(-1, *sharp.shape[2:]))
     generator = torch.Generator().manual_seed(seed)
     strength = settings.latent_noise * torch.rand((len(latents), 1, 1, 1), generator=generator)
-    rebuilt = decode(vae, latents + strength * torch.randn(latents.shape, generator=generator)).reshape(
-        sharp.shape
-    )
+    rebuilt = decode(vae, latents + strength * torch.randn(latents.shape, generator=generator)).reshape(sharp.shape)
     index = {caption: position for position, caption in enumerate(captions)}
     scenes = [parse(caption) for caption in captions]
     return ScorerBank(
@@ -137,9 +129,7 @@ def train_scorer(
     return scorer
 
 
-def scorer_loss(
-    scorer: Any, bank: ScorerBank, settings: ScorerSettings, generator: torch.Generator
-) -> Tensor:
+def scorer_loss(scorer: Any, bank: ScorerBank, settings: ScorerSettings, generator: torch.Generator) -> Tensor:
     """Symmetric contrastive loss over families of a caption and its near misses (float32 []).
 
     Every member has its own image, so each image meets near-miss captions and each caption meets

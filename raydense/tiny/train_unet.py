@@ -27,7 +27,7 @@ class UnetSettings:
     `steps` is far fewer than the model could use: what it still gets wrong is what alignment can improve.
     """
 
-    steps: int = 1100
+    steps: int = 1050
     batch: int = 64
     drawings: int = 24
     peak_rate: float = 1e-3
@@ -52,7 +52,9 @@ def encode_bank(vae: Any, tokenizer: Any, drawings: int) -> LatentBank:
     captions = training_captions()
     images = render_bank(captions, drawings, _BANK_SEED).images
     latents = encode(vae, images.reshape(-1, *images.shape[2:]))
-    return LatentBank(latents.unflatten(0, (len(captions), drawings)), tokenize(tokenizer, [*captions, ""]))
+    return LatentBank(
+        latents.reshape(len(captions), drawings, *latents.shape[1:]), tokenize(tokenizer, [*captions, ""])
+    )
 
 
 def train_unet(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raydense.tiny.models import build_vae
-from raydense.tiny.renderings import decode, encode, render_bank, to_pixels
+from raydense.tiny.renderings import RenderingBank, decode, encode, render_bank, to_pixels
 from raydense.tiny.scenes import BACKGROUND, training_captions
 from raydense.tiny.training import Trainer, cosine_rate
 
@@ -32,7 +32,13 @@ class VaeSettings:
     object_weight: float = 3.0
 
 
+def vae_bank(settings: VaeSettings) -> RenderingBank:
+    """The renderings that the autoencoder trains on."""
+    return render_bank(training_captions(), settings.drawings, _BANK_SEED)
+
+
 def train_vae(
+    bank: RenderingBank,
     folder: Path,
     *,
     seed: int,
@@ -42,7 +48,6 @@ def train_vae(
 ) -> Any:
     """Trains the AutoencoderKL and sets its scaling factor; checkpoints lie in `folder`."""
     settings = settings or VaeSettings()
-    bank = render_bank(training_captions(), settings.drawings, _BANK_SEED)
     vae = build_vae(seed)
     trainer = Trainer(
         "vae",
@@ -83,7 +88,8 @@ def vae_loss(vae: Any, pixels: Tensor, settings: VaeSettings, generator: torch.G
     reconstruction = (weight * (error.abs() + error.square())).mean()
     hue = (weight * (hue_error.abs() + hue_error.square())).mean()
     prior = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean()
-    return reconstruction + settings.chroma_weight * hue + settings.kl_weight * prior
+    total: Tensor = reconstruction + settings.chroma_weight * hue + settings.kl_weight * prior
+    return total
 
 
 def _chroma(pixels: Tensor) -> Tensor:

@@ -58,9 +58,7 @@ class Trainer:
         self._path = folder / f"{name}.ckpt"
         self._peak_rate, self._rate, self._ema_decay = peak_rate, rate, ema_decay
         self._optimizer = torch.optim.AdamW(self.modules.parameters(), lr=peak_rate, weight_decay=1e-3)
-        self._ema = (
-            {key: value.detach().clone() for key, value in self._parameters().items()} if ema_decay else {}
-        )
+        self._ema = {key: value.detach().clone() for key, value in self._parameters().items()} if ema_decay else {}
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.modules.named_parameters())
@@ -142,8 +140,4 @@ class Trainer:
     def averaged_state(self, module: str) -> dict[str, Tensor]:
         """The moving average of one module's parameters, by that module's own names."""
         prefix = f"{module}."
-        return {
-            key.removeprefix(prefix): value.clone()
-            for key, value in self._ema.items()
-            if key.startswith(prefix)
-        }
+        return {key.removeprefix(prefix): value.clone() for key, value in self._ema.items() if key.startswith(prefix)}

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from learner.sgd_learner import SGDLearner
-from raydense.core.checkpoint import load_checkpoint, save_checkpoint
+from raydense.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from raydense.core.policy import Policy
-from raydense.core.types import TrajectoryGroup
+from raydense.core.types import Position, TrajectoryGroup
 
 Groups = list[TrajectoryGroup]
 Learner = SGDLearner[TrajectoryGroup]
@@ -78,11 +77,11 @@ def test_a_learner_restored_from_disk_goes_on_as_if_never_stopped(
 ) -> None:
     _, whole = begin()
     whole.train(2)
-    save_checkpoint(tmp_path / "checkpoint", whole.state_dict())
+    save_checkpoint(tmp_path / "checkpoint", Checkpoint(whole.state_dict(), Position(0, 2), None, 0))
     rows = whole.train(2)
 
     _, restored = begin()
-    restored.load_state_dict(load_checkpoint(tmp_path / "checkpoint"))
+    restored.load_state_dict(load_checkpoint(tmp_path / "checkpoint").learner)
     assert restored.weights().version == 2
     assert restored.train(2) == rows
     assert restored.weights().checksum == whole.weights().checksum

@@ -41,9 +41,7 @@ class Reference:
 
     def mean(self, x: np.ndarray, epsilon: np.ndarray, t: int) -> np.ndarray:
         x0 = (x - np.sqrt(1 - self.alpha[t]) * epsilon) / np.sqrt(self.alpha[t])
-        return (
-            np.sqrt(self.alpha_prev[t]) * x0 + np.sqrt(1 - self.alpha_prev[t] - self.sigma[t] ** 2) * epsilon
-        )
+        return np.sqrt(self.alpha_prev[t]) * x0 + np.sqrt(1 - self.alpha_prev[t] - self.sigma[t] ** 2) * epsilon
 
     def output(self, prediction_type: str, x: np.ndarray, epsilon: np.ndarray, t: int) -> np.ndarray:
         """What a network of this prediction type says when it means `epsilon`."""

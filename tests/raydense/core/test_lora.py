@@ -66,7 +66,9 @@ def test_equal_weights_give_equal_bytes(
 ) -> None:
     weights = perturbed(make_policy())
     backwards = PolicyWeights.of(weights.version, dict(reversed(weights.tensors.items())))
-    files = [save_diffusers_lora(tmp_path / str(i), w, lora(2, 2.0)) for i, w in enumerate((weights, weights, backwards))]
+    files = [
+        save_diffusers_lora(tmp_path / str(i), w, lora(2, 2.0)) for i, w in enumerate((weights, weights, backwards))
+    ]
     assert len({file.read_bytes() for file in files}) == 1
     other = save_diffusers_lora(tmp_path / "other", perturbed(make_policy(), seed=1), lora(2, 2.0))
     assert other.read_bytes() != files[0].read_bytes()

@@ -36,7 +36,9 @@ def test_best_comes_first_and_ties_follow_the_noise() -> None:
     assert reward_order(rewards, tie_noise).tolist() == [[1, 3, 2, 0], [1, 3, 0, 2]]
 
 
-@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(0, 1, width=32)), min_size=2, max_size=8, unique_by=lambda p: p[1]))
+@given(
+    st.lists(st.tuples(st.integers(-3, 3), st.floats(0, 1, width=32)), min_size=2, max_size=8, unique_by=lambda p: p[1])
+)
 def test_order_is_lexicographic_in_reward_then_noise(pairs: list[tuple[int, float]]) -> None:
     rewards = torch.tensor([[float(r) for r, _ in pairs]])
     noise = torch.tensor([[n for _, n in pairs]])

@@ -14,7 +14,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 
 import raydense.tiny.scenes
 from raydense.tiny.oracle import score
-from raydense.tiny.renderings import decode, encode
+from raydense.tiny.renderings import decode, encode, render_bank
 from raydense.tiny.scenes import parse, render_batch, split_captions
 from raydense.tiny.train_scorer import ScorerBank, ScorerSettings, cosine_scores, swapped, train_scorer
 from raydense.tiny.train_unet import LatentBank, UnetSettings, fully_right_share, train_unet
@@ -110,10 +110,13 @@ def _train_briefly(phase: str, folder: Path, resume: bool, stop_at: int | None) 
     """Six steps of one phase at a miniature size; returns the bytes of all resulting weights."""
     generator = torch.Generator().manual_seed(0)
     if phase == "vae":
-        vae_settings = VaeSettings(steps=6, batch=2, drawings=1)
-        models = [train_vae(folder, seed=0, settings=vae_settings, resume=resume, stop_at=stop_at)]
+        drawings = render_bank(TRAIN[:4], 2, seed=0)
+        vae_settings = VaeSettings(steps=6, batch=2)
+        models = [train_vae(drawings, folder, seed=0, settings=vae_settings, resume=resume, stop_at=stop_at)]
     elif phase == "unet":
-        latents = LatentBank(torch.randn(3, 2, 4, 8, 8, generator=generator), torch.randint(9, (4, 16), generator=generator))
+        latents = LatentBank(
+            torch.randn(3, 2, 4, 8, 8, generator=generator), torch.randint(9, (4, 16), generator=generator)
+        )
         unet_settings = UnetSettings(steps=6, batch=4)
         models = list(train_unet(latents, folder, seed=0, settings=unet_settings, resume=resume, stop_at=stop_at))
     else:

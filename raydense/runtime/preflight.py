@@ -1,0 +1,116 @@
+"""What can be checked of a configuration before an actor starts or a weight is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydense.config import Config, ConfigError
+from raydense.core.locations import resolve
+from raydense.runtime.plan import PromptSets, read_prompt_sets
+from raydense.sections import ScorerConfig
+
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
+SCHEDULER_FILE, UNET_FILE = "scheduler/scheduler_config.json", "unet/config.json"
+
+
+def check_inputs(config: Config) -> PromptSets:
+    """Reads the prompts, and checks the pipeline's scheduler and the scorers' files.
+
+    Where the model is a hub id, its scheduler is checked if the hub or its cache can be reached; the samplers check
+    it again in any case.
+    Raises: ConfigError in one line.
+    """
+    sets = read_prompt_sets(config)
+    check_policy(config)
+    for scorer in (config.reward.scorer, *config.reward.monitors):
+        check_scorer(scorer)
+    return sets
+
+
+def check_policy(config: Config) -> None:
+    """Raises: ConfigError if the pipeline directory is incomplete, or the chain does not fit its scheduler."""
+    from raydense.core.ddim import make_schedule
+
+    if (directory := local_directory("policy.model", config.policy.model)) is not None:
+        for part in PARTS:
+            if not (directory / part).is_dir():
+                raise ConfigError(f"policy.model={config.policy.model} has no {part}/; give a whole pipeline directory")
+    scheduler = model_file(config, SCHEDULER_FILE)
+    if scheduler is None:
+        return
+    try:
+        make_schedule(scheduler, config.steps.count, config.steps.eta)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_scorer(scorer: ScorerConfig) -> None:
+    """Raises: ConfigError if the scorer is not available, or a local file of it is not there."""
+    match scorer.kind:
+        case "imagereward":
+            raise ConfigError(
+                f"scorer {scorer.name}: kind 'imagereward' is not available yet; use another, such as "
+                "--set 'reward.scorer={kind: hpsv2}'"
+            )
+        case "callable":
+            from raydense.rewards.function import FunctionScorer
+
+            try:
+                FunctionScorer(scorer.name, scorer.target)
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        case "clip":
+            local_directory(f"scorer {scorer.name}: model", scorer.model)
+        case "aesthetic":
+            local_directory(f"scorer {scorer.name}: clip_model", scorer.clip_model)
+            _check_file(f"scorer {scorer.name}: head", scorer.head)
+        case "hpsv2":
+            if scorer.checkpoint is not None:
+                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+
+
+def local_directory(setting: str, location: str) -> Path | None:
+    """The directory that a location names; None for a hub id (`name` or `owner/name`).
+
+    Raises: ConfigError if it looks like a path and there is no such directory.
+    """
+    try:
+        path = Path(resolve(location)).expanduser()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{setting}={error}; give a directory or a hub id") from None
+    if path.is_dir():
+        return path
+    if path.exists() or location.startswith((".", "~")) or path.is_absolute() or location.count("/") > 1:
+        raise ConfigError(f"{setting}={location} is not a directory; give an existing one or a hub id")
+    return None
+
+
+def model_file(config: Config, name: str) -> Mapping[str, Any] | None:
+    """A JSON file of the pipeline, from its directory or from the hub's cache; None where neither has it.
+
+    Raises: ConfigError if it cannot be read.
+    """
+    directory = local_directory("policy.model", config.policy.model)
+    path = directory / name if directory else _cached(config.policy.model, config.policy.revision, name)
+    if path is None:
+        return None
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"policy.model={config.policy.model}: {name} cannot be read ({error})") from None
+    return content
+
+
+def _cached(model: str, revision: str | None, name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _check_file(setting: str, location: str) -> None:
+    if not Path(location).expanduser().is_file():
+        raise ConfigError(f"{setting}={location} is not a file; give an existing one")

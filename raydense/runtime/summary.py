@@ -1,0 +1,31 @@
+"""summary.json and scores.json: what a finished run says about itself."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from raydense.config import Config
+from raydense.runtime.judging import Judgement, compare
+
+PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
+
+
+def summarise(
+    config: Config, before: Judgement, after: Judgement, seconds: Mapping[str, float], wall_s: float, runner: str
+) -> dict[str, Any]:
+    """Scores before and after with their paired gain, times, versions and the seed."""
+    scores = compare(before, after)
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "runner": runner,
+        "scorer": config.reward.scorer.name,
+        "reward": scores.pop(config.reward.scorer.name),
+        "monitors": scores,
+        "wall_s": round(wall_s, 2),
+        "phases_s": {name: round(value, 2) for name, value in seconds.items()},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }

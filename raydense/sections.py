@@ -1,0 +1,252 @@
+"""The sections of a run's configuration: what may be set, to what, and its default.
+
+Letters in comments are the paper's (T steps, R rolled out, K kept, N_step draws, C, γ, δ).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Unsigned = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NetworkDtype = Literal["float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+class Section(BaseModel):
+    """Frozen, no unknown key, no infinite number, and no `true` where a number belongs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+                raise ValueError(
+                    f"{key}={str(value).lower()} should be a {_plain(field.annotation)}, not true or false"
+                )
+        return values
+
+
+def _plain(annotation: Any) -> str:
+    return "number" if annotation in (int, float) or "int" in str(annotation) or "float" in str(annotation) else "text"
+
+
+class PolicyConfig(Section):
+    """The diffusion pipeline and its LoRA."""
+
+    model: str  # hub id, directory, or pkg://package/path
+    revision: str | None = None
+    lora_rank: PositiveInt = 4
+    lora_alpha: PositiveFloat | None = None  # None: equal to the rank
+    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class PromptsConfig(Section):
+    """Text files, one prompt a line: a path or pkg://package/path."""
+
+    train: str
+    unseen: str | None = None
+
+
+class ClipScorerConfig(Section):
+    """Cosine similarity under any CLIP-type model (CLIP score, PickScore)."""
+
+    kind: Literal["clip"]
+    name: str
+    model: str  # hub id, directory or pkg://…
+    revision: str | None = None
+    batch_size: PositiveInt = 64
+    device: Device = "auto"
+
+
+class HPSv2ScorerConfig(Section):
+    """HPSv2, the paper's multi-prompt preference model."""
+
+    kind: Literal["hpsv2"]
+    name: str = "hpsv2"
+    version: Literal["v2.0", "v2.1"] = "v2.0"
+    checkpoint: str | None = None  # a local file; None: from the hub
+    antialias: bool = False  # of the bicubic resize; off, as when the paper's figures were made
+    dtype: NetworkDtype = "float32"
+    batch_size: PositiveInt = 16
+    device: Device = "auto"
+
+
+class AestheticScorerConfig(Section):
+    """The LAION aesthetic score; it ignores the prompt."""
+
+    kind: Literal["aesthetic"]
+    name: str = "aesthetic"
+    head: str  # a local file
+    clip_model: str = "openai/clip-vit-large-patch14"
+    revision: str | None = None
+    batch_size: PositiveInt = 64
+    device: Device = "auto"
+
+
+class ImageRewardScorerConfig(Section):
+    """ImageReward, the paper's single-prompt preference model; planned, and refused when a run starts."""
+
+    kind: Literal["imagereward"]
+    name: str = "imagereward"
+    checkpoint: str | None = None  # a local file; None: from the hub
+    batch_size: PositiveInt = 16
+    device: Device = "auto"
+
+
+class CallableScorerConfig(Section):
+    """A user's own function of (images, prompts)."""
+
+    kind: Literal["callable"]
+    name: str
+    target: str  # module:function
+
+    @field_validator("target")
+    @classmethod
+    def _names_a_function(cls, target: str) -> str:
+        if not re.fullmatch(r"[\w.]+:\w+", target):
+            raise ValueError(f"expected the function as module:function, got {target!r}")
+        return target
+
+
+ScorerConfig = Annotated[
+    ClipScorerConfig | HPSv2ScorerConfig | AestheticScorerConfig | ImageRewardScorerConfig | CallableScorerConfig,
+    Field(discriminator="kind"),
+]
+
+
+class RewardConfig(Section):
+    """What is optimised, and what is only watched."""
+
+    scorer: ScorerConfig
+    monitors: tuple[ScorerConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> RewardConfig:
+        names = [self.scorer.name, *(m.name for m in self.monitors)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"scorer names must differ, got {names}")
+        return self
+
+
+class StepsConfig(Section):
+    """The denoising chain, and how the loss draws steps from it (METHOD §3-4)."""
+
+    count: PositiveInt = 50  # T
+    eta: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
+    draws: PositiveInt = 1  # N_step
+    exclude_last: Unsigned = 0
+
+    @model_validator(mode="after")
+    def _some_step_left(self) -> StepsConfig:
+        if self.exclude_last >= self.count:
+            raise ValueError(
+                f"exclude_last={self.exclude_last} leaves no step of count={self.count}; lower exclude_last"
+            )
+        return self
+
+
+class SamplerConfig(Section):
+    """What one sampler does with a work unit."""
+
+    trajectories: PositiveInt = 5  # R
+    keep: Annotated[int, Field(ge=2)] = 5  # K
+    unit_prompts: PositiveInt = 1
+    guidance_scale: PositiveFloat = 7.5  # w
+    shared_noise: bool = False  # one x_0 for all trajectories of a group
+    latent_size: PositiveInt | None = None  # None: the pipeline's own
+    storage_dtype: Literal["float16", "float32"] = "float16"
+    dtype: NetworkDtype = "float32"
+    device: Device = "auto"
+    threads: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _keep_fits(self) -> SamplerConfig:
+        if self.keep > self.trajectories:
+            raise ValueError(f"keep={self.keep} exceeds trajectories={self.trajectories}; lower keep")
+        return self
+
+
+class SamplersConfig(Section):
+    """The fleet: how many sampler actors, and what each reserves of the cluster."""
+
+    count: PositiveInt = 1
+    num_cpus: NonNegativeFloat = 1.0
+    num_gpus: NonNegativeFloat = 0.0
+
+
+class StageConfig(Section):
+    """Algorithm 1's outer loop."""
+
+    count: PositiveInt
+    groups: PositiveInt  # trajectory groups collected a stage
+    steps: PositiveInt  # gradient steps a stage (M)
+
+
+class TrainConfig(Section):
+    """The loss and the optimizer (METHOD §4)."""
+
+    batch_groups: PositiveInt
+    tuple_size: Annotated[int, Field(ge=2)] = 2
+    tuples: PositiveInt = 1  # tuples drawn from each group of a batch
+    tuple_choice: Literal["random", "best_worst"] = "random"
+    c: PositiveFloat = 10.0
+    clip: PositiveFloat = 1e-4  # δ
+    reg_to_pi_init: bool = True
+    reg_to_pi_old: bool = False
+    no_reg_warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    max_grad_norm: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _some_reference(self) -> TrainConfig:
+        if not (self.reg_to_pi_init or self.reg_to_pi_old):
+            raise ValueError("reg_to_pi_init and reg_to_pi_old are both false; the loss needs a reference policy")
+        return self
+
+
+class LearnerConfig(Section):
+    """Where and how the learner computes."""
+
+    micro_batch: PositiveInt | None = None  # tuples a U-Net call; None: the whole batch
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Device = "auto"
+    threads: PositiveInt = 1
+    num_cpus: NonNegativeFloat = 1.0
+    num_gpus: NonNegativeFloat = 0.0
+
+
+class ReplayConfig(Section):
+    """The replay buffer's groups on disk."""
+
+    segments: bool | None = None  # None: where a group has at least 1 MiB
+    keep_segments: bool = False  # of finished stages
+
+
+class CheckpointConfig(Section):
+    """Checkpoints are written at every stage boundary, and between them if asked."""
+
+    every_steps: PositiveInt | None = None  # gradient steps of the whole run
+    keep_last: PositiveInt = 3
+
+
+class EvaluateConfig(Section):
+    """Fixed-seed judging of the base and the tuned model."""
+
+    prompts: PositiveInt = 32  # of each prompt set, evenly spaced through it
+    images_per_prompt: PositiveInt = 4
+    grid_prompts: PositiveInt = 6  # a row of the image grids each
+    grid_images: PositiveInt = 4  # a column of the image grids each

@@ -1,0 +1,182 @@
+"""The elastic pool on a real cluster: every unit exactly once, whatever happens to the samplers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.ray_fleet import RayFleet
+from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
+
+pytestmark = pytest.mark.ray
+Factory = Callable[[str], Any]
+
+
+def sampler_factory(
+    *, kill_at: int | None = None, fail_at: int | None = None, marker: Path | None = None, restart_s: float = 0.0
+) -> Factory:
+    """A `Sampler` without a model. It is made inside this function so that workers get it by value.
+
+    Args:
+        kill_at: the unit index at which it kills its own process, once where `marker` is given, else always.
+        fail_at: the unit index at which it raises.
+        restart_s: how long a construction after the marker was set takes, as loading a model does.
+    """
+
+    class FakeSampler:
+        def __init__(self, name: str) -> None:
+            self._name = name
+            if marker is not None and marker.exists():
+                time.sleep(restart_s)
+
+        def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
+            self._misbehave(unit.index)
+            time.sleep(0.02 * (unit.index % 3))  # arrivals out of order
+            groups = [
+                TrajectoryGroup(
+                    stage=unit.stage,
+                    index=index,
+                    prompt=prompt,
+                    prompt_embeds=np.zeros((2, 2), np.float32),
+                    latents=np.full((5, 11, 4, 64, 64), index, np.float16),  # 1.8 MB: never inlined in a reply
+                    log_probs=np.zeros((5, 10), np.float32),
+                    rewards=np.zeros(5, np.float32),
+                    weights_version=weights.version,
+                    weights_checksum=weights.checksum,
+                )
+                for index, prompt in zip(unit.group_indices, unit.prompts, strict=True)
+            ]
+            return UnitReport(unit, (), {}, self._name), groups
+
+        def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
+            self._misbehave(unit.seeds[0])
+            time.sleep(0.05 * (3 - unit.seeds[0] % 3))
+            return Rendered(np.full((1, 1, 1, 3), unit.seeds[0], np.uint8), {"version": np.array([weights.version])})
+
+        def _misbehave(self, index: int) -> None:
+            if index == fail_at:
+                raise ValueError(f"unit {index} is no good")
+            if index == kill_at and not (marker is not None and marker.exists()):
+                if marker is not None:
+                    marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return FakeSampler
+
+
+@pytest.fixture
+def make_fleet(ray_cluster: None) -> Iterator[Callable[..., RayFleet]]:
+    fleets = []
+
+    def make(factory: Factory, count: int = 2) -> RayFleet:
+        fleet = RayFleet(factory, count=count, num_cpus=0.5, num_gpus=0)
+        fleets.append(fleet)
+        fleet.wait_ready()
+        fleet.broadcast(PolicyWeights.of(0, {"a": np.zeros(3, np.float32)}))
+        return fleet
+
+    yield make
+    for fleet in fleets:
+        fleet.shutdown()
+
+
+def units(count: int, prompts: int = 1) -> list[WorkUnit]:
+    return [
+        WorkUnit(0, i, tuple(range(i * prompts, (i + 1) * prompts)), ("a cat",) * prompts, weights_version=0)
+        for i in range(count)
+    ]
+
+
+def test_every_unit_arrives_exactly_once_with_a_reference_a_group(make_fleet: Callable[..., RayFleet]) -> None:
+    import ray
+
+    fleet = make_fleet(sampler_factory())
+    arrivals = list(fleet.collect(units(10, prompts=2)))
+    assert sorted(report.unit.index for report, _ in arrivals) == list(range(10))
+    assert {report.sampler for report, _ in arrivals} == {"sampler-0", "sampler-1"}
+    for report, handles in arrivals:
+        groups = ray.get(list(handles))
+        assert [g.index for g in groups] == list(report.unit.group_indices)
+        assert [g.latents[0, 0, 0, 0, 0] for g in groups] == list(report.unit.group_indices)
+    assert fleet.deaths == 0
+    assert list(fleet.collect([])) == []
+
+
+def test_pictures_come_back_in_the_order_of_their_units(make_fleet: Callable[..., RayFleet]) -> None:
+    rendered = make_fleet(sampler_factory()).render([RenderUnit(("a cat",), (seed,), 0) for seed in range(7)])
+    assert [int(r.images[0, 0, 0, 0]) for r in rendered] == list(range(7))
+
+
+def test_the_weights_broadcast_last_are_the_ones_used(make_fleet: Callable[..., RayFleet]) -> None:
+    fleet = make_fleet(sampler_factory())
+    for version in (4, 5):
+        fleet.broadcast(PolicyWeights.of(version, {}))
+        rendered = fleet.render([RenderUnit(("a cat",), (seed,), version) for seed in range(4)])
+        assert {int(r.scores["version"][0]) for r in rendered} == {version}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_killed_samplers_units_are_delivered_by_others_or_by_itself_restarted(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path, count: int
+) -> None:
+    import ray
+
+    marker = tmp_path / "killed"
+    fleet = make_fleet(sampler_factory(kill_at=3, marker=marker, restart_s=2.0), count)
+    arrivals = list(fleet.collect(units(12)))
+    assert marker.exists()
+    assert fleet.deaths == 1
+    assert sorted(report.unit.index for report, _ in arrivals) == list(range(12))
+    for report, (handle,) in arrivals:
+        assert ray.get(handle).latents.max() == report.unit.index
+
+
+def test_a_sampler_that_is_back_works_again(make_fleet: Callable[..., RayFleet], tmp_path: Path) -> None:
+    fleet = make_fleet(sampler_factory(kill_at=1, marker=tmp_path / "killed"), count=1)
+    for _ in range(2):
+        rendered = fleet.render([RenderUnit(("a cat",), (seed,), 0) for seed in range(3)])
+        assert [int(r.images[0, 0, 0, 0]) for r in rendered] == [0, 1, 2]
+    assert fleet.deaths == 1
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_every_sampler_ends_the_run_with_a_word(make_fleet: Callable[..., RayFleet]) -> None:
+    from actors.ray_fleet import FleetError
+
+    with pytest.raises(FleetError, match="samplers died 11 times"):
+        list(make_fleet(sampler_factory(kill_at=2)).collect(units(6)))
+
+
+def test_an_error_of_a_sampler_is_the_drivers_error(make_fleet: Callable[..., RayFleet]) -> None:
+    fleet = make_fleet(sampler_factory(fail_at=2))
+    with pytest.raises(ValueError, match="unit 2 is no good"):
+        list(fleet.collect(units(6)))
+    assert fleet.deaths == 0
+
+
+def test_a_sampler_that_cannot_be_built_says_why(make_fleet: Callable[..., RayFleet]) -> None:
+    def broken(name: str) -> Any:
+        raise FileNotFoundError("policy.model=nowhere: cannot load its unet")
+
+    with pytest.raises(Exception, match="policy.model=nowhere: cannot load its unet"):
+        make_fleet(broken)
+
+
+def test_groups_outlive_the_samplers_that_made_them(make_fleet: Callable[..., RayFleet]) -> None:
+    import ray
+
+    fleet = make_fleet(sampler_factory())
+    handles = [handle for _, unit_handles in fleet.collect(units(4)) for handle in unit_handles]
+    fleet.shutdown()
+    time.sleep(1.5)  # an object owned by a dead sampler would be lost within about a second
+    groups = ray.get(handles)
+    assert sorted(int(g.latents.max()) for g in groups) == [0, 1, 2, 3]
+    assert all(g.nbytes > 1_000_000 for g in groups)
+    assert not any(g.latents.flags.writeable for g in groups)  # views of the store, not copies

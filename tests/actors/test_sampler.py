@@ -1,0 +1,203 @@
+"""Work units become groups: which trajectories are kept, and that a unit's result is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.sampler import DiffusionSampler
+from raydense.core.policy import Policy
+from raydense.core.ranking import rank_positions
+from raydense.core.seeding import generator
+from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
+
+
+class Brightness:
+    """The mean of an image's bytes: a judge without a model."""
+
+    def __init__(self, name: str = "brightness", broken_prompt: str | None = None) -> None:
+        self.name, self._broken_prompt = name, broken_prompt
+
+    def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        assert images.dtype == np.uint8
+        assert len(images) == len(prompts)
+        scores = images.reshape(len(images), -1).mean(axis=1).astype(np.float32)
+        scores[[prompt == self._broken_prompt for prompt in prompts]] = np.nan
+        return scores
+
+
+UNIT = WorkUnit(stage=1, index=4, group_indices=(7, 8), prompts=("a cat", "a dog"), weights_version=0)
+
+
+@pytest.fixture(scope="module")
+def policy(make_policy: Callable[..., Policy]) -> Policy:
+    return make_policy(with_decoder=True)
+
+
+@pytest.fixture(scope="module")
+def initial(policy: Policy) -> PolicyWeights:
+    return policy.weights()
+
+
+@pytest.fixture
+def make_sampler(policy: Policy) -> Callable[..., DiffusionSampler]:
+    def make(**changes: Any) -> DiffusionSampler:
+        options: dict[str, Any] = {
+            "run_seed": 3,
+            "trajectories": 6,
+            "keep": 3,
+            "shared_noise": False,
+            "latent_shape": (4, 8, 8),
+            "storage_dtype": torch.float16,
+            "threads": 1,
+        }
+        scorer, monitors = changes.pop("scorer", Brightness()), changes.pop("monitors", ())
+        return DiffusionSampler(policy, scorer, monitors, **{**options, **changes})
+
+    return make
+
+
+def assert_same(first: TrajectoryGroup, second: TrajectoryGroup) -> None:
+    for name in ("prompt_embeds", "latents", "log_probs", "rewards"):
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+
+
+def test_k_of_r_are_kept_evenly_by_rank(make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights) -> None:
+    report, groups = make_sampler(keep=3).sample(UNIT, initial)
+    _, everything = make_sampler(keep=6).sample(UNIT, initial)
+    for meta, group, whole in zip(report.groups, groups, everything, strict=True):
+        assert len(set(meta.rewards)) == 6  # else the order below would be a tie's
+        positions = rank_positions(6, 3)
+        assert group.rewards.tolist() == [sorted(meta.rewards)[p] for p in positions]
+        assert np.array_equal(group.latents, whole.latents[positions])
+        assert np.array_equal(group.log_probs, whole.log_probs[positions])
+
+
+def test_a_group_says_what_it_is(make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights) -> None:
+    report, groups = make_sampler(monitors=(Brightness("watched"),), name="sampler-1").sample(UNIT, initial)
+    assert (report.unit, report.sampler) == (UNIT, "sampler-1")
+    assert min(report.seconds.values()) > 0
+    for position, (meta, group) in enumerate(zip(report.groups, groups, strict=True)):
+        for said in (meta, group):
+            assert (said.stage, said.index, said.prompt) == (1, 7 + position, UNIT.prompts[position])
+            assert (said.weights_version, said.weights_checksum) == (0, initial.checksum)
+        assert meta.nbytes == group.nbytes
+        assert meta.monitors == {"watched": meta.rewards}
+
+
+def test_every_state_is_stored_once(make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights) -> None:
+    _, (group, _) = make_sampler().sample(UNIT, initial)
+    assert (group.latents.shape, group.latents.dtype) == ((3, 5, 4, 8, 8), np.float16)
+    assert (group.log_probs.shape, group.log_probs.dtype) == ((3, 4), np.float32)
+    assert (group.rewards.shape, group.rewards.dtype) == ((3,), np.float32)
+    assert group.prompt_embeds.shape == (12, 16)  # once a group, not once a trajectory
+    assert group.nbytes == 3 * 5 * 256 * 2 + 3 * 4 * 4 + 3 * 4 + 12 * 16 * 4
+    # what travels must not drag the whole unit along
+    assert all(a.base is None or a.base.nbytes == a.nbytes for a in (group.latents, group.log_probs, group.rewards))
+
+
+def test_the_noise_is_a_function_of_seed_stage_group_and_trajectory(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    _, groups = make_sampler(keep=6).sample(UNIT, initial)
+    for group in groups:
+        starts = [torch.randn((5, 4, 8, 8), generator=generator(3, "rollout", 1, group.index, k))[0] for k in range(6)]
+        expected = {start.half().numpy().tobytes() for start in starts}
+        assert {state.tobytes() for state in group.latents[:, 0]} == expected
+
+
+def test_shared_noise_gives_a_group_one_start_and_different_ends(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    _, (first, second) = make_sampler(shared_noise=True, keep=6).sample(UNIT, initial)
+    assert all(np.array_equal(state, first.latents[0, 0]) for state in first.latents[:, 0])
+    assert len({state.tobytes() for state in first.latents[:, 1]}) == 6
+    assert not np.array_equal(first.latents[0, 0], second.latents[0, 0])
+
+
+def test_a_units_groups_depend_on_no_other_unit_and_no_order(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    other = WorkUnit(stage=1, index=5, group_indices=(9,), prompts=("a dog",), weights_version=0)
+    _, alone = make_sampler().sample(UNIT, initial)
+    busy = make_sampler()
+    busy.sample(other, initial)
+    busy.render(RenderUnit(("a hen",), (0,), 0), initial)
+    _, later = busy.sample(UNIT, initial)
+    _, retried = busy.sample(UNIT, initial)
+    for first, second, third in zip(alone, later, retried, strict=True):
+        assert_same(first, second)
+        assert_same(first, third)
+
+
+def test_groups_of_another_seed_stage_or_index_differ(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    one = replace(UNIT, group_indices=(7,), prompts=("a cat",))
+    starts = [
+        make_sampler(run_seed=seed, keep=6).sample(replace(one, stage=stage, group_indices=(group,)), initial)[1][0]
+        for seed, stage, group in ((3, 1, 7), (4, 1, 7), (3, 2, 7), (3, 1, 8))
+    ]
+    assert len({state.tobytes() for group in starts for state in group.latents[:, 0]}) == 4 * 6
+
+
+def test_the_weights_that_come_with_a_unit_are_bound(
+    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights, perturbed: Callable[..., Any]
+) -> None:
+    policy.bind(initial)
+    tuned = perturbed(policy, version=2)
+    sampler = make_sampler()
+    _, before = sampler.sample(UNIT, initial)
+    _, after = sampler.sample(replace(UNIT, weights_version=2), tuned)
+    _, again = sampler.sample(UNIT, initial)
+    assert after[0].weights_checksum == tuned.checksum
+    assert not np.array_equal(after[0].log_probs, before[0].log_probs)
+    assert_same(before[0], again[0])
+
+
+def test_another_weights_version_than_the_units_is_an_error(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    with pytest.raises(ValueError, match="names weights version 6, but version 0 came"):
+        make_sampler().sample(replace(UNIT, weights_version=6), initial)
+    with pytest.raises(ValueError, match="names weights version 6, but version 0 came"):
+        make_sampler().render(RenderUnit(("a cat",), (0,), 6), initial)
+
+
+@pytest.mark.parametrize("role", ["scorer", "monitor"])
+def test_a_score_that_is_not_finite_is_an_error_and_no_zero(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights, role: str
+) -> None:
+    broken = Brightness("broken", broken_prompt="a dog")
+    sampler = make_sampler(scorer=broken) if role == "scorer" else make_sampler(monitors=(broken,))
+    with pytest.raises(ValueError, match="scorer broken gave nan for the prompt 'a dog'"):
+        sampler.sample(UNIT, initial)
+
+
+def test_the_same_seed_draws_the_same_picture_and_its_score(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    sampler = make_sampler(monitors=(Brightness("watched"),))
+    unit = RenderUnit(("a cat", "a cat", "a dog"), (0, 1, 0), 0)
+    first, again = sampler.render(unit, initial), sampler.render(unit, initial)
+    assert first.images.shape == (3, 16, 16, 3)
+    assert np.array_equal(first.images, again.images)
+    assert not np.array_equal(first.images[0], first.images[1])
+    expected = first.images.reshape(3, -1).mean(axis=1).astype(np.float32)
+    assert {name: scores.tolist() for name, scores in first.scores.items()} == {
+        "brightness": expected.tolist(),
+        "watched": expected.tolist(),
+    }
+
+
+def test_threads_of_the_process_come_back(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    before = torch.get_num_threads()
+    make_sampler(threads=before + 1).sample(UNIT, initial)
+    assert torch.get_num_threads() == before

@@ -1,0 +1,32 @@
+"""Where a model or a prompt file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raydense.core.locations import resolve
+
+
+def test_a_file_inside_an_installed_package() -> None:
+    assert Path(resolve("pkg://raydense.presets/tiny.yaml")).read_text("utf-8").startswith("#")
+    assert Path(resolve("pkg://raydense/presets")).is_dir()
+
+
+@pytest.mark.parametrize("location", ["runwayml/stable-diffusion-v1-5", "/a/b", "relative/path", "file.txt"])
+def test_everything_else_is_left_as_it_is(location: str) -> None:
+    assert resolve(location) == location
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("pkg://no_such_package/x", "no installed package 'no_such_package'"),
+        ("pkg://raydense.presets/absent.yaml", "no 'absent.yaml' in package 'raydense.presets'"),
+        ("pkg://raydense.config/x", "no installed package 'raydense.config'"),
+    ],
+)
+def test_what_is_not_there_is_named(location: str, said: str) -> None:
+    with pytest.raises(FileNotFoundError, match=said):
+        resolve(location)

@@ -1,0 +1,168 @@
+"""Whole runs through the command line: one process and two sizes of cluster, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file
+
+from raydense.config import load_config
+from raydense.core.types import tensor_checksum
+
+RUNS = {
+    "local": ["--local"],
+    "ray, 1 sampler": ["--set", "samplers.count=1"],
+    "ray, 2 samplers": ["--set", "samplers.count=2"],
+}
+LORA = "lora/pytorch_lora_weights.safetensors"
+pytestmark = pytest.mark.ray
+
+
+def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}  # a cluster of its own
+    command = [Path(sys.executable).with_name("raydense"), "train", config, "--out", out, *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=out.parent,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("config") / "small.yaml"
+    file.write_text(yaml.safe_dump(small_values))
+    return file
+
+
+@pytest.fixture(scope="module")
+def runs(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """The finished run directories by name; the runs go side by side, because they mostly wait for imports."""
+    root = tmp_path_factory.mktemp("runs")
+    outs = {name: root / name.replace(",", "").replace(" ", "-") for name in RUNS}
+    processes = {name: start(config, outs[name], *arguments) for name, arguments in RUNS.items()}
+    try:
+        for name, process in processes.items():
+            stdout, stderr = process.communicate(timeout=300)
+            assert process.returncode == 0, f"{name}:\n{stdout}\n{stderr}"
+            assert "small, seed 3: mean score, before and after" in stdout
+            assert LORA in stdout
+        yield outs
+    finally:
+        for process in processes.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def read_rows(run: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+@pytest.mark.parametrize("other", [name for name in RUNS if name != "local"])
+def test_where_it_runs_changes_no_byte(runs: dict[str, Path], other: str) -> None:
+    ours, theirs = runs["local"], runs[other]
+    names = [LORA, "metrics.jsonl", "scores.json", "images/base.png", "images/before-after.png"]
+    checkpoints = sorted(p.relative_to(ours) for p in ours.glob("checkpoints/*/lora.safetensors"))
+    assert {p.parent.name for p in checkpoints} >= {"stage-0001", "stage-0002"}
+    for name in (*names, *checkpoints):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_run_directory_holds_everything(runs: dict[str, Path], config: Path, name: str) -> None:
+    run = runs[name]
+    assert load_config(run / "config.yaml") == load_config(config, overrides=RUNS[name][1:2])
+    last = load_file(run / "checkpoints/stage-0002/lora.safetensors")
+    stages = read_rows(run, "stage")
+    assert [row["weights_version"] for row in stages] == [0, 3]
+    assert stages[1]["weights_checksum"] == tensor_checksum(load_file(run / "checkpoints/stage-0001/lora.safetensors"))
+    final = load_file(run / LORA)  # other names, the same tensors
+    assert len(final) == len(last) == 64
+    assert sorted(a.tobytes() for a in final.values()) == sorted(a.tobytes() for a in last.values())
+    with Image.open(run / "images/base.png") as one, Image.open(run / "images/before-after.png") as both:
+        assert both.width > 1.9 * one.width
+        assert both.height == one.height
+
+
+def test_the_metrics_account_for_every_stage_and_step(runs: dict[str, Path]) -> None:
+    stages, steps = read_rows(runs["local"], "stage"), read_rows(runs["local"], "step")
+    assert [row["groups"] for row in stages] == [5, 5]
+    # 3 trajectories of 5 states of 256 float16, 4 log-probs and a reward each; the prompt's embedding of 12 × 16
+    assert [row["replay_bytes"] for row in stages] == [5 * (3 * (5 * 256 * 2 + 4 * 4 + 4) + 12 * 16 * 4)] * 2
+    assert [(row["stage"], row["step"]) for row in steps] == [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (1, 6)]
+    assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
+    assert steps[0]["log_ratio_max"] == 0.0
+    assert all(row["grad_norm"] >= 0 for row in steps)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_summary_says_what_was_gained_and_with_what(runs: dict[str, Path], name: str) -> None:
+    summary = json.loads((runs[name] / "summary.json").read_text("utf-8"))
+    assert (summary["name"], summary["seed"], summary["scorer"]) == ("small", 3, "clip")
+    assert summary["runner"] == ("local" if name == "local" else "ray")
+    assert summary["wall_s"] > sum(summary["phases_s"].values()) * 0.5 > 0
+    for package in ("raydense", "ray", "torch", "diffusers"):
+        assert summary["versions"][package] == version(package)
+    for prompts in ("train", "unseen"):
+        row = summary["reward"][prompts]
+        assert {row[what]["n"] for what in ("before", "after", "gain")} == {2 * 2}
+        assert row["gain"]["mean"] == pytest.approx(row["after"]["mean"] - row["before"]["mean"], abs=1e-6)
+        # the same seeds before and after: the paired difference is far less noisy than either mean
+        assert 0 < row["gain"]["se"] < 0.5 * row["before"]["se"]
+
+
+def test_the_summary_follows_from_the_single_scores(runs: dict[str, Path]) -> None:
+    summary = json.loads((runs["local"] / "summary.json").read_text("utf-8"))
+    scores = json.loads((runs["local"] / "scores.json").read_text("utf-8"))
+    for prompts, row in summary["reward"].items():
+        before, after = (
+            np.array([by_scorer["clip"][when] for by_scorer in scores[prompts].values()])
+            for when in ("before", "after")
+        )
+        gain = after - before
+        assert before.shape == (2, 2)
+        assert row["gain"]["mean"] == pytest.approx(gain.mean(), rel=1e-6)
+        assert row["gain"]["se"] == pytest.approx(gain.std(ddof=1) / 2, rel=1e-6)
+        assert row["gain"]["se_by_prompt"] == pytest.approx(gain.mean(axis=1).std(ddof=1) / np.sqrt(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("runner", ["local", "ray"])
+def test_ctrl_c_leaves_a_directory_that_can_be_used(config: Path, tmp_path: Path, runner: str) -> None:
+    out = tmp_path / "run"
+    process = start(config, out, "--set", "stage.count=1000", *(["--local"] if runner == "local" else []))
+    try:
+        deadline = time.monotonic() + 200
+        while not (out / "checkpoints/stage-0001/manifest.json").exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole foreground group
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert f"raydense train --resume {out}" in stderr
+    assert "Traceback" not in stderr
+    assert len(load_file(out / LORA)) == 64
+    assert not (out / "summary.json").exists()
+    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines if '"kind": "step"' in line][:3] == [1, 2, 3]

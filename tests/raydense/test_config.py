@@ -1,0 +1,172 @@
+"""The configuration: presets, overrides, and one plain line for each mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from raydense.config import Config, ConfigError, load_config, preset_names
+
+
+@pytest.fixture
+def small_file(small_values: dict[str, Any], tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(small_values))
+    return file
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    config = load_config(preset=name)
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml(), "utf-8")
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+def test_the_embedded_preset_is_the_default() -> None:
+    assert load_config() == load_config(preset="tiny")
+    assert load_config().name == "tiny"
+
+
+def test_the_resolved_configuration_names_every_setting(small_config: Callable[..., Config]) -> None:
+    resolved = yaml.safe_load(small_config().to_yaml())
+    assert set(resolved) == set(Config.model_fields)
+    assert resolved["train"]["betas"] == [0.9, 0.999]  # a default, written out
+    assert resolved["steps"]["eta"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("seed=7", ("seed",), 7),
+        ("train.clip=1e-4", ("train", "clip"), 1e-4),  # YAML itself would read text
+        ("train.lr=3e-5", ("train", "lr"), 3e-5),
+        ("train.betas=[0.8, 0.9]", ("train", "betas"), (0.8, 0.9)),
+        ("prompts.unseen=null", ("prompts", "unseen"), None),
+        ("sampler.shared_noise=true", ("sampler", "shared_noise"), True),
+        ("name=a=b", ("name",), "a=b"),
+        ("evaluate.prompts=5", ("evaluate", "prompts"), 5),  # a section the file need not have
+        ("learner.micro_batch=2", ("learner", "micro_batch"), 2),
+    ],
+)
+def test_an_override_sets_one_value(small_file: Path, override: str, path: tuple[str, ...], value: Any) -> None:
+    changed, before = load_config(small_file, overrides=[override]), load_config(small_file)
+    found: Any = changed
+    for key in path:
+        found = getattr(found, key)
+    assert found == value
+    difference = {k for k in Config.model_fields if getattr(changed, k) != getattr(before, k)}
+    assert difference == {path[0]}
+
+
+def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
+    assert load_config(small_file, overrides=["seed=1", "seed=2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.learning_rate=1", "train.learning_rate is not a setting; allowed here: batch_groups"),
+        ("train.cilp=1", "(did you mean clip?)"),
+        ("reward.scorer.modle=x", "reward.scorer.modle is not a setting"),
+        ("stages.count=2", "(did you mean stage?)"),
+        ("seed", "--set 'seed': expected key=value"),
+        ("=3", "--set '=3': expected key=value"),
+        ("seed.x=3", "seed is not a section"),
+        ("train.lr=[1", "the value is not valid YAML"),
+        ("train.lr=fast", "train.lr='fast': input should be a valid number"),
+        ("train.lr=0", "train.lr=0: input should be greater than 0"),
+        ("train.lr=.inf", "train.lr=inf: input should be a finite number"),
+        ("train.clip=nan", "train.clip=nan"),
+        ("train.betas=[0.9, 1.0]", "train.betas"),
+        ("train.batch_groups=9", "train.batch_groups=9 exceeds the 5 groups of a stage; lower it or raise"),
+        ("train.tuple_size=4", "train.tuple_size=4 exceeds sampler.keep=3"),
+        ("train.tuple_size=1", "train.tuple_size=1: input should be greater than or equal to 2"),
+        ("train.tuple_choice=best", "train.tuple_choice='best': input should be 'random' or 'best_worst'"),
+        ("train.reg_to_pi_init=false", "the loss needs a reference policy"),
+        ("sampler.keep=5", "keep=5 exceeds trajectories=4; lower keep"),
+        ("sampler.keep=1", "sampler.keep=1: input should be greater than or equal to 2"),
+        ("sampler.storage_dtype=bfloat16", "input should be 'float16' or 'float32'"),
+        ("steps.eta=0", "steps.eta=0: input should be greater than 0"),
+        ("steps.gamma=1.5", "steps.gamma=1.5: input should be less than or equal to 1"),
+        ("steps.exclude_last=4", "exclude_last=4 leaves no step of count=4"),
+        ("steps.count=2.5", "steps.count=2.5: input should be a valid integer"),
+        ("seed=-1", "seed=-1: input should be greater than or equal to 0"),
+        ("policy.model=null", "policy.model=None: input should be a valid string"),
+        ("policy.lora_targets=[]", "policy.lora_targets"),
+        ("reward.scorer.kind=hps", "reward.scorer.kind='hps': input should be"),
+        ("reward.scorer.model=null", "reward.scorer.model=None: input should be a valid string"),
+        ("reward.scorer={kind: callable, name: x, target: nocolon}", "as module:function, got 'nocolon'"),
+        ("reward.monitors=[{kind: callable, name: clip, target: 'a:b'}]", "scorer names must differ"),
+        ("sampler=3", "sampler=3: input should be a valid dictionary"),
+    ],
+)
+def test_a_mistake_is_explained_in_a_line(small_file: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(small_file, overrides=[override])
+    assert said in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_every_mistake_is_told_at_once(small_file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(small_file, overrides=["seed=-1", "train.lr=0", "steps.gama=1"])
+    assert sorted(line.split("=")[0].split(" ")[0] for line in str(caught.value).splitlines()) == [
+        "seed",
+        "steps.gama",
+        "train.lr",
+    ]
+
+
+def test_what_is_missing_is_named(small_values: dict[str, Any], tmp_path: Path) -> None:
+    values = {**small_values, "train": {"batch_groups": 4}}
+    del values["policy"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert str(caught.value).splitlines() == [
+        "policy is missing; add it to the configuration",
+        "train.lr is missing; add it to the configuration",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"a: [1", "is not valid YAML"),
+        (b"- 1\n- 2\n", "must be a mapping of sections, got list"),
+        (b"", "must be a mapping of sections, got NoneType"),
+        (b"name: \xff\n", "is not UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert said in str(caught.value)
+
+
+def test_an_unknown_preset_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"--preset=tinny is unknown; allowed: .*tiny.*did you mean tiny"):
+        load_config(preset="tinny")
+
+
+def test_a_file_and_a_preset_exclude_each_other(small_file: Path) -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        load_config(small_file, preset="tiny")
+
+
+def test_a_configuration_cannot_be_changed(small_config: Callable[..., Config]) -> None:
+    config = small_config()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.lr = 1  # type: ignore[misc]
