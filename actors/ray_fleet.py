@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.ray_sampler import RaySampler
 from raydense.core.interfaces import Sampler
@@ -88,6 +88,8 @@ class RayFleet:
             call = calls.pop(done[0])
             try:
                 result = ray.get(done[0])
+            except RayTaskError as error:
+                raise (error.cause or error) from error
             except RayActorError as error:
                 self._begin_restart(call.sampler, error)
                 slots = deque(sampler for sampler in slots if sampler != call.sampler)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from raydense.core.interfaces import Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
@@ -93,3 +93,5 @@ class RayLearner:
             return ray.get(getattr(self._actor, method).remote(*arguments))
         except RayActorError as error:
             raise LearnerDied(" ".join(str(error).split())) from error
+        except RayTaskError as error:
+            raise (error.cause or error) from error

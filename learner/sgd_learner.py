@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -10,15 +11,17 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from learner.batching import TupleChoice, plan_batch, step_generator
+from learner.batching import BatchPlan, TupleChoice, plan_batch, step_generator
 from learner.losses import step_weights
 from learner.objective import TransitionBatch, gather_transitions, preference_loss
+from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.policy import Policy
 from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
 Handle = TypeVar("Handle")
+MAX_SKIPPED = 3  # gradient steps in a row without a finite loss and gradient
 
 
 class SGDLearner(Generic[Handle]):
@@ -71,7 +74,7 @@ class SGDLearner(Generic[Handle]):
         self._max_grad_norm, self._micro_batch = max_grad_norm, micro_batch
         self._autocast, self._threads = autocast, threads
         self._optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        self._step = 0
+        self._step = self._skipped = 0
         self._stage = -1
 
     def weights(self) -> PolicyWeights:
@@ -90,24 +93,43 @@ class SGDLearner(Generic[Handle]):
             return [self._train_step() for _ in range(num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Step counter, LoRA and optimizer state."""
-        return {"step": self._step, "weights": self.weights(), "optimizer": self._optimizer.state_dict()}
+        """Counters, LoRA and optimizer state."""
+        return {
+            "step": self._step,
+            "skipped": self._skipped,
+            "weights": self.weights(),
+            "optimizer": self._optimizer.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._policy.bind(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._step = state["step"]
+        self._step, self._skipped = state["step"], state["skipped"]
 
     def _train_step(self) -> StepMetrics:
-        batch = self._draw_batch().to(self._policy.device)
+        plan, batch = self._draw_batch()
         self._optimizer.zero_grad(set_to_none=True)
-        values = self._accumulate_gradient(batch)
-        norm = clip_grad_norm_(self._policy.parameters(), self._max_grad_norm, error_if_nonfinite=True)
-        self._optimizer.step()
+        values = self._accumulate_gradient(batch.to(self._policy.device))
+        norm = float(clip_grad_norm_(self._policy.parameters(), self._max_grad_norm))
         self._step += 1
-        return StepMetrics(self._step, {**values, "grad_norm": float(norm)})
+        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+            return self._skip(plan)
+        self._optimizer.step()
+        self._skipped = 0
+        return StepMetrics(self._step, {**values, "grad_norm": norm, "skipped": 0.0})
 
-    def _draw_batch(self) -> TransitionBatch:
+    def _skip(self, plan: BatchPlan) -> StepMetrics:
+        """Leaves the weights and the optimizer as they are; raises when it happens too often in a row."""
+        self._skipped += 1
+        if self._skipped >= MAX_SKIPPED:
+            raise NonFiniteStepError(
+                f"{self._skipped} gradient steps in a row had no finite loss or gradient; the last was step "
+                f"{self._step} of stage {self._stage}: groups {plan.groups.tolist()}, trajectories {plan.trajectories.tolist()}, "
+                f"denoising steps {plan.steps.tolist()}"
+            )
+        return StepMetrics(self._step, {"skipped": 1.0})
+
+    def _draw_batch(self) -> tuple[BatchPlan, TransitionBatch]:
         draws = step_generator(self._run_seed, self._step)
         drawn = self._replay.draw(self._batch_groups, draws)
         distinct = sorted(set(drawn.tolist()))
@@ -118,7 +140,7 @@ class SGDLearner(Generic[Handle]):
         plan = plan_batch(
             drawn, rewards, self._step_weights, tuple_choice=self._tuple_choice, draws=draws, **self._draw
         )
-        return gather_transitions(plan, [groups[i] for i in plan.groups.tolist()])
+        return plan, gather_transitions(plan, [groups[i] for i in plan.groups.tolist()])
 
     def _accumulate_gradient(self, batch: TransitionBatch) -> dict[str, float]:
         """Adds the batch's gradient in micro-batches; returns metrics averaged over the batch."""

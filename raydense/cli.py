@@ -1,14 +1,20 @@
-"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+"""The command line: parse, call, print. Heavy imports wait until a command needs them.
+
+Exit codes: 0 done; 1 failed; 2 bad input, found before any actor started; 128 + N stopped by signal N (130 Ctrl-C,
+143 SIGTERM), with a directory that `raydense train --resume` continues.
+"""
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -17,8 +23,19 @@ from rich.table import Table
 from raydense.config import DEFAULT_PRESET, Config, ConfigError, load_config, preset_names
 
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2  # and 128 + the number of the signal that stopped a run
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 128 + N stopped by signal N."
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", show_default=False)]
+Preset = Annotated[str | None, typer.Option(help=f"One of {', '.join(preset_names())} (default: {DEFAULT_PRESET}).")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable.")
+]
+Local = Annotated[bool, typer.Option("--local", help="In one process, without Ray.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Rate = Annotated[float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains, for estimated hours.")]
 
 
 @app.callback()
@@ -26,60 +43,74 @@ def _root() -> None:
     """Align text-to-image diffusion models with human preference, distributed on Ray."""
 
 
-@app.command(epilog="Example: `raydense train --set seed=7 --out runs/seven`")
+@app.command(epilog=f"Example: `raydense train --set seed=7 --out runs/seven`\n\n{EXIT_CODES}")
 def train(
-    config_file: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", show_default=False)] = None,
-    preset: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(preset_names())} (default: {DEFAULT_PRESET}).")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="New run directory (default: runs/NAME-TIME).")] = None,
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option(help="New run directory (default: runs/NAME-TIME).")] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue this run; the result has the same bytes on the CPU.")
     ] = None,
-    local: Annotated[bool, typer.Option("--local", help="In one process, without Ray.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    local: Local = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
+    tflops: Rate = 100.0,
+    log_format: Annotated[
+        Literal["auto", "plain", "json"], typer.Option(help="A live display on a terminal, lines, or JSON lines.")
+    ] = "auto",
+    debug: Debug = False,
 ) -> None:
     """Trains: rolls out, scores, learns, stage by stage; ends with a LoRA, pictures and a summary."""
-    console = Console(soft_wrap=True)
-    try:
-        if resume is not None and (config_file or preset or out):
+    with _explained(debug):
+        if resume is not None and (config_file or preset or out or dry_run):
             raise ConfigError(f"--resume={resume} has its own configuration and directory; give only --set beside it")
         config = None if resume else load_config(config_file, preset, overrides)
-        _train(config, resume or out, overrides or [], local, console)
-    except typer.Exit:
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        bad_input = isinstance(error, ConfigError | ValueError | FileNotFoundError)
-        _fail(str(error) or type(error).__name__, EXIT_BAD_INPUT if bad_input else EXIT_FAILED)
+        if config is not None and dry_run:
+            _dry_run(config, tflops, as_json=log_format == "json")
+            return
+        _train(config, str(resume) if resume else out, overrides or [], local, log_format)
 
 
-def _train(config: Config | None, out: Path | None, overrides: list[str], local: bool, console: Console) -> None:
+def _dry_run(config: Config, tflops: float, as_json: bool) -> None:
+    from raydense.runtime.dry_run import check_and_plan, show_plan
+
+    plan = check_and_plan(config, tflops)
+    if as_json:
+        typer.echo(json.dumps(plan.as_dict()))
+    else:
+        show_plan(config, plan, Console(soft_wrap=True))
+
+
+def _train(
+    config: Config | None,
+    out: str | None,
+    overrides: list[str],
+    local: bool,
+    log_format: Literal["auto", "plain", "json"],
+) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
-    from raydense.runtime.run_dir import default_out
+    from raydense.runtime.progress import ProgressDisplay
+    from raydense.runtime.run_dir import default_out, local_out
     from raydense.runtime.stopping import StopRequested
     from raydense.runtime.train import resume, train
 
     if config is None:
         assert out is not None
-        root, run = out, partial(resume, out, overrides)
+        root = local_out(out)
+        run = partial(resume, root, overrides)
     else:
-        root = out or default_out(config)
+        root = local_out(out) if out is not None else default_out(config)
         run = partial(train, config, root)
+    display = ProgressDisplay(Console(soft_wrap=True), log_format)
     try:
-        summary = run(local=local, console=console)
+        summary = run(local=local, display=display)
     except (KeyboardInterrupt, StopRequested) as stop:
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
         _fail(f"stopped; continue with: raydense train --resume {root}", 128 + signal_number)
-    console.print(_gain_table(summary))
-    console.print(f"LoRA      {root / 'lora' / 'pytorch_lora_weights.safetensors'}")
-    console.print(f"pictures  {root / 'images' / 'before-after.png'}")
-    console.print(f"summary   {root / 'summary.json'}   ({summary['wall_s']:.0f} s)")
+    display.result(summary, _gain_table(summary))
+    display.say(f"LoRA      {root / 'lora' / 'pytorch_lora_weights.safetensors'}")
+    display.say(f"pictures  {root / 'images' / 'before-after.png'}")
+    display.say(f"summary   {root / 'summary.json'}   ({summary['wall_s']:.0f} s)")
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:
@@ -100,8 +131,25 @@ def _gain_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+@contextmanager
+def _explained(debug: bool) -> Iterator[None]:
+    """Turns an error into one line and an exit code; only a ConfigError is the user's."""
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, ConfigError):
+            _fail(str(error), EXIT_BAD_INPUT)
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        _fail(f"{lines[-1] if lines else ''} ({type(error).__name__}; --debug shows where)", EXIT_FAILED)
+
+
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"raydense: {message}", err=True)
+    for line in message.splitlines():
+        typer.echo(f"raydense: {line}", err=True)
     raise typer.Exit(code)
 
 

@@ -31,7 +31,7 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """Everything that a run continues from; all random draws are functions of the config and these counters.
 
-    learner: the learner's `state_dict()`: `step`, `weights` (PolicyWeights) and `optimizer`.
+    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights) and `optimizer`.
     position: how far the run has come.
     behaviour: the weights that the current stage's work units name; None at a stage boundary.
     metrics_bytes: length of metrics.jsonl then.
@@ -57,6 +57,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     save_tensors(moments, partial / "optimizer.safetensors")
     manifest = {
         "step": state["step"],
+        "skipped": state["skipped"],
         "position": asdict(checkpoint.position),
         "metrics_bytes": checkpoint.metrics_bytes,
         "weights": _describe(weights),
@@ -87,6 +88,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     moments = load_tensors(directory / "optimizer.safetensors")
     learner = {
         "step": manifest["step"],
+        "skipped": manifest["skipped"],
         "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
     }

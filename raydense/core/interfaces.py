@@ -36,6 +36,10 @@ class LearnerDied(RuntimeError):
     """The learner's process is gone; the run can continue from its last checkpoint with a new one."""
 
 
+class NonFiniteStepError(RuntimeError):
+    """Several gradient steps in a row had no finite loss or gradient; the message names the last one's batch."""
+
+
 class Scorer(Protocol):
     """A preference model or any other judge of a finished image."""
 

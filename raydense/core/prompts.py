@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -64,8 +65,13 @@ def read_prompts(location: str) -> tuple[str, ...]:
 def prompt_at(prompts: Sequence[str], group_number: int, run_seed: int) -> str:
     """The prompt of the run's group_number-th group: seeded, shuffled passes over the set (METHOD §4)."""
     pass_number, position = divmod(group_number, len(prompts))
-    order = torch.randperm(len(prompts), generator=generator(run_seed, "prompts", pass_number))
-    return prompts[int(order[position])]
+    return prompts[_pass_order(len(prompts), pass_number, run_seed)[position]]
+
+
+@lru_cache(maxsize=8)
+def _pass_order(count: int, pass_number: int, run_seed: int) -> list[int]:
+    order: list[int] = torch.randperm(count, generator=generator(run_seed, "prompts", pass_number)).tolist()
+    return order
 
 
 def evenly_spaced(prompts: Sequence[str], count: int) -> tuple[str, ...]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from raydense.config import Config, ConfigError
-from raydense.core.hub import hub_file
-from raydense.core.prompts import PromptSet
 from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
-from raydense.runtime.plan import PromptSets, judged_prompts
-from raydense.runtime.preflight import model_file
+from raydense.runtime.plan import PromptSets, judged_prompts, read_prompt_sets
+from raydense.runtime.preflight import check_policy, check_scorer, model_file, needs_hub
 from raydense.sections import ScorerConfig
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -62,7 +62,30 @@ class Plan:
     sampling_hours: float
     training_hours: float
     tflops: float  # the assumed rate of one device
-    assumed: tuple[str, ...]  # what could not be looked up
+    notes: tuple[str, ...]  # what could not be looked up
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_and_plan(config: Config, tflops: float) -> Plan:
+    """Validates all that can be without weights, and computes the plan. Raises: ConfigError.
+
+    What only the hub has (prompt sets, a scorer that is still to come) is a note of the plan and no error.
+    """
+    notes, sets = [], None
+    if from_hub := [p for p in (config.prompts.train, config.prompts.unseen) if p and needs_hub(p)]:
+        notes.append(f"prompts that come from the hub were not read: {', '.join(from_hub)}")
+    else:
+        sets = read_prompt_sets(config)
+    check_policy(config, fetch=False)
+    for scorer in (config.reward.scorer, *config.reward.monitors):
+        if scorer.kind == "imagereward":
+            notes.append(f"scorer {scorer.name}: not available yet, so that a run refuses it")
+        else:
+            check_scorer(scorer)
+    plan = plan_run(config, sets, tflops)
+    return replace(plan, notes=(*(sets.notes if sets else ()), *notes, *plan.notes))
 
 
 def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
@@ -113,7 +136,7 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
         sampling_hours=sampling / (tflops * 1e12 * _sampler_devices(config)) / 3600,
         training_hours=training / (tflops * 1e12) / 3600,
         tflops=tflops,
-        assumed=tuple(dict.fromkeys(assumed)),
+        notes=tuple(dict.fromkeys(assumed)),
     )
 
 
@@ -183,7 +206,7 @@ def _learner_bytes(config: Config, trained: Cost, encoder: int, dtype: torch.dty
 
 
 def _part(config: Config, name: str, assumed: list[str]) -> Mapping[str, Any]:
-    """A network's configuration: local or cached; else as published, for the one known model; else from the hub."""
+    """A network's configuration: local or cached; else as published, for the one known model; else an error."""
     file = f"{name}/config.json"
     if (found := model_file(config, file)) is not None:
         return found
@@ -193,5 +216,50 @@ def _part(config: Config, name: str, assumed: list[str]) -> Mapping[str, Any]:
     raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give a directory or download it")
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
-    return asdict(plan)
+def show_plan(config: Config, plan: Plan, console: Console) -> None:
+    """Prints the plan as a table, then what it assumes."""
+    table = Table(
+        "", "what this run does and needs", show_header=False, title=f"{config.name}: the plan", title_justify="left"
+    )
+    for name, value in _rows(config, plan):
+        table.add_row(name, value)
+    console.print(table)
+    for note in (*plan.notes, "scorers' work, prompt encoding and data transfer are left out; memory is an estimate"):
+        console.print(f"note: {note}", highlight=False)
+
+
+def _rows(config: Config, plan: Plan) -> list[tuple[str, str]]:
+    stage, fleet = config.stage, config.samplers
+    store = plan.replay_bytes + 2 * plan.lora_bytes
+    hours = plan.sampling_hours + plan.training_hours
+    return [
+        ("images", f"{plan.images:,} rolled out ({stage.count} stages x {stage.groups:,} groups x "
+                   f"{config.sampler.trajectories}), {plan.judged_images:,} for judging and grids"),
+        ("gradient steps", f"{plan.gradient_steps:,} ({stage.steps:,} a stage), each on "
+                           f"{config.train.batch_groups} groups"),
+        ("LoRA", f"rank {config.policy.lora_rank}: {plan.lora_parameters:,} values, {size(plan.lora_bytes)}; "
+                 f"U-Net: {plan.unet_parameters:,}"),
+        ("replay", f"{size(plan.replay_bytes)} a stage ({stage.groups:,} groups of {size(plan.group_bytes)})"),
+        ("object store", f"{size(store)}: Ray's default of {STORE_SHARE:.0%} gives it on nodes with "
+                         f"{size(store / STORE_SHARE)} of memory in all; beyond it, Ray spills to disk"),
+        ("disk", f"{size(plan.segment_bytes)} of segments, {size(plan.checkpoint_bytes)} of checkpoints"),
+        ("memory, a sampler", f"{size(plan.sampler_gpu_bytes)} on its device ({config.sampler.dtype}, "
+                              f"{config.sampler.unit_prompts * config.sampler.trajectories} images at once)"),
+        ("memory, the learner", f"{size(plan.learner_gpu_bytes)} on its device ({config.learner.dtype}, "
+                                f"micro-batch {config.learner.micro_batch or 'whole'})"),
+        ("work", f"{plan.sampling_flops:.2e} FLOP sampling ({plan.image_flops / 1e12:.4g} TFLOP an image), "
+                 f"{plan.training_flops:.2e} FLOP training"),
+        ("hours", f"{hours:.3g} at {plan.tflops:g} TFLOP/s a device: {plan.sampling_hours:.3g} sampling on "
+                  f"{_sampler_devices(config)}, {plan.training_hours:.3g} training"),
+        ("Ray", f"{fleet.count} samplers of {fleet.num_cpus:g} CPU and {fleet.num_gpus:g} GPU, "
+                f"a learner of {config.learner.num_cpus:g} CPU and {config.learner.num_gpus:g} GPU"),
+    ]  # fmt: skip
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

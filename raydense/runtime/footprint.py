@@ -58,6 +58,16 @@ def unet_cost(
     return Cost(parameters, trained, meter.flops, meter.peak_bytes)
 
 
+def module_names(unet_config: Mapping[str, Any]) -> list[str]:
+    """Names of all modules of the U-Net."""
+    return [
+        name
+        for name, _ in _on_meta(
+            lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32
+        ).named_modules()
+    ]
+
+
 def decoder_cost(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Cost:
     """Decoding one latent into an image."""
     vae = _on_meta(lambda: AutoencoderKL.from_config(dict(vae_config)), dtype)

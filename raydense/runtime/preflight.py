@@ -30,21 +30,31 @@ def check_inputs(config: Config) -> PromptSets:
     return sets
 
 
-def check_policy(config: Config) -> None:
-    """Raises: ConfigError if the pipeline directory is incomplete, or the chain does not fit its scheduler."""
+def check_policy(config: Config, fetch: bool = True) -> None:
+    """Checks the pipeline's files, the chain against its scheduler, and the LoRA's targets against its U-Net.
+
+    Args: fetch: whether to ask the hub for what is not in its cache; else that is not checked.
+    Raises: ConfigError.
+    """
     from raydense.core.ddim import make_schedule
+    from raydense.runtime.footprint import module_names
 
     if (directory := local_directory("policy.model", config.policy.model)) is not None:
         for part in PARTS:
             if not (directory / part).is_dir():
                 raise ConfigError(f"policy.model={config.policy.model} has no {part}/; give a whole pipeline directory")
-    scheduler = model_file(config, SCHEDULER_FILE)
-    if scheduler is None:
-        return
-    try:
-        make_schedule(scheduler, config.steps.count, config.steps.eta)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    elif fetch:
+        _fetch(config)
+    if (scheduler := model_file(config, SCHEDULER_FILE)) is not None:
+        try:
+            make_schedule(scheduler, config.steps.count, config.steps.eta)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    if (unet := model_file(config, UNET_FILE)) is not None:
+        names = module_names(unet)
+        for target in config.policy.lora_targets:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise ConfigError(f"policy.lora_targets: {target!r} matches nothing in the U-Net; remove or correct it")
 
 
 def check_scorer(scorer: ScorerConfig) -> None:
@@ -102,6 +112,29 @@ def model_file(config: Config, name: str) -> Mapping[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ConfigError(f"policy.model={config.policy.model}: {name} cannot be read ({error})") from None
     return content
+
+
+def needs_hub(prompts: str) -> bool:
+    """Whether a prompt location is a set that only the hub has."""
+    return prompts.startswith("set://hpsv2") and "?dir=" not in prompts
+
+
+def _fetch(config: Config) -> None:
+    """The two small files that the checks read, into the hub's cache. Raises: ConfigError if they cannot be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.logging import set_verbosity_error
+
+    set_verbosity_error()  # type: ignore[no-untyped-call]  # its retries are a line each
+    policy = config.policy
+    for name in (SCHEDULER_FILE, UNET_FILE):
+        try:
+            hf_hub_download(policy.model, name, revision=policy.revision)
+        except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(
+                f"policy.model={policy.model} cannot be had from the hub ({reason}); give a pipeline directory, or run "
+                "where the hub can be reached"
+            ) from None
 
 
 def _cached(model: str, revision: str | None, name: str) -> Path | None:

@@ -1,9 +1,12 @@
-"""What a person sees of a run: one live display on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: one live display on a terminal, plain lines elsewhere, or JSON lines for a machine."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -15,27 +18,37 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_EVERY_S = 5.0  # between two plain lines of one phase
+LINE_EVERY_S = 5.0  # between two lines of one phase, where there is no live display
+LogFormat = Literal["auto", "plain", "json"]
+Facts = Mapping[str, float]
 
 
 class ProgressDisplay:
-    """Phases with a count each; `say` prints a lasting line above them."""
+    """Phases with a count each; `say` prints a lasting line above them.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    Args:
+        log_format: `auto` is a live display on a terminal and plain lines elsewhere; `json` is an object a line, with
+            `time` (seconds since 1970), `event` (`message`, `progress` or `result`) and the facts by name.
+    """
+
+    def __init__(self, console: Console, log_format: LogFormat = "auto") -> None:
+        self._console, self._json = console, log_format == "json"
+        self._is_live = console.is_terminal and log_format == "auto"
         self._live = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not self._is_live,
         )
         self._task = self._live.add_task("starting", total=None, facts="")
-        self._phase, self._last_line = "", 0.0
+        self._phase = ""
+        self._phase_started = self._last_line = time.monotonic()
 
     def __enter__(self) -> ProgressDisplay:
         self._live.start()
@@ -47,15 +60,42 @@ class ProgressDisplay:
         self._live.stop()
 
     def say(self, line: str) -> None:
-        self._live.console.print(line, highlight=False, soft_wrap=True)
+        if self._json:
+            self._event("message", {"text": line})
+        else:
+            self._live.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def update(self, phase: str, done: int, total: int, facts: str = "") -> None:
+    def result(self, summary: Mapping[str, Any], shown: Any) -> None:
+        """The end of a run: `shown` for people, `summary` for machines."""
+        if self._json:
+            self._event("result", summary)
+        else:
+            self._live.console.print(shown)
+
+    def update(self, phase: str, done: int, total: int, facts: Facts | None = None) -> None:
         """Moves the bar of a phase; in a log, at most a line every few seconds and one at the end."""
-        if self._console.is_terminal:
-            if phase != self._phase:
-                self._live.reset(self._task, description=phase, total=total, facts=facts)
-            self._live.update(self._task, completed=done, total=total, facts=facts)
-        elif done == total or time.monotonic() - self._last_line > PLAIN_EVERY_S:
-            self._last_line = time.monotonic()
-            self.say(f"{phase}: {done}/{total} {facts}".rstrip())
-        self._phase = phase
+        facts, now = facts or {}, time.monotonic()
+        if phase != self._phase:
+            self._phase, self._phase_started = phase, now
+            self._live.reset(self._task, description=phase, total=total, facts="")
+        if self._is_live:
+            self._live.update(self._task, completed=done, total=total, facts=_text(facts))
+        elif done == total or now - self._last_line > LINE_EVERY_S:
+            self._last_line = now
+            self._line(phase, done, total, facts, now - self._phase_started)
+
+    def _line(self, phase: str, done: int, total: int, facts: Facts, elapsed: float) -> None:
+        left = elapsed / done * (total - done) if done else None
+        if self._json:
+            self._event("progress", {"phase": phase, "done": done, "total": total, "left_s": left, **facts})
+        else:
+            ending = f", {left:.0f} s left" if left and done < total else ""
+            self.say(f"{phase}: {done}/{total} {_text(facts)}".rstrip() + ending)
+
+    def _event(self, event: str, content: Mapping[str, Any]) -> None:
+        line = {"time": round(time.time(), 3), "event": event, **content}
+        self._console.print(json.dumps(line), highlight=False, soft_wrap=True, markup=False)
+
+
+def _text(facts: Facts) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in facts.items())

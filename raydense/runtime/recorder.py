@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ class Recorder:
         self._telemetry = JsonLines(run_dir.root / "telemetry.jsonl")
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
+        self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
 
@@ -67,6 +69,7 @@ class Recorder:
     # -- stage_loop.Observer ------------------------------------------------------------------------------
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
+        self._rewards = []
         self._phase_started = time.perf_counter()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
@@ -85,7 +88,8 @@ class Recorder:
                 "weights_version": report.unit.weights_version,
             }
         )
-        facts = f"{speed:.1f} images/s, reward {np.mean(rewards):.4f}"
+        self._rewards += rewards
+        facts = {"images/s": speed, "reward": float(np.mean(self._rewards))}
         self._display.update(f"{self._title(stage)} sampling", done, total, facts)
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
@@ -119,7 +123,7 @@ class Recorder:
         for row in metrics:
             self._metrics.write({"kind": "step", "stage": position.stages, "step": row.step, **row.values})
         last, per_stage = metrics[-1], self._config.stage.steps
-        facts = f"loss {last.values['loss']:.4f}, clipped {last.values['clipped_fraction']:.0%}"
+        facts = {name: last.values.get(name, math.nan) for name in ("loss", "clipped_fraction")}
         self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,32 @@ from typing import Any
 from raydense.config import Config, ConfigError
 from raydense.runtime.judging import Judgement
 
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
+
 
 def default_out(config: Config) -> Path:
-    """runs/<name>-<time>, under the current directory."""
+    """runs/<name>-<time>, under the current directory. Raises: ConfigError under a Ray job."""
+    _refuse_under_a_job("--out is missing")
     return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def local_out(location: str) -> Path:
+    """The run directory that --out or --resume names: a path, or a file:// URI.
+
+    Raises: ConfigError for another scheme, or for a relative path under a Ray job.
+    """
+    scheme, separator, rest = location.partition("://")
+    if separator and scheme != "file":
+        raise ConfigError(f"--out={location}: {scheme}:// is not supported yet; give a directory, perhaps a mount")
+    path = Path(rest if separator else location).expanduser()
+    if not path.is_absolute():
+        _refuse_under_a_job(f"--out={location} is relative")
+    return path
+
+
+def _refuse_under_a_job(problem: str) -> None:
+    if JOB_VARIABLE in os.environ:
+        raise ConfigError(f"{problem}, but a Ray job works in a copy that Ray deletes; give --out an absolute path")
 
 
 class RunDirectory:

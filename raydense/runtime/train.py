@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from raydense.config import Config, ConfigError, changed_config, load_config
 from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner, LearnerDied
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
-from raydense.runtime.plan import PromptSets, read_prompt_sets
+from raydense.runtime.plan import PromptSets
+from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
@@ -27,16 +26,16 @@ MAX_LEARNER_DEATHS = 3
 LearnerFactory = Callable[[], Learner[Any]]
 
 
-def train(config: Config, out: Path, *, local: bool, console: Console) -> Mapping[str, Any]:
+def train(config: Config, out: Path, *, local: bool, display: ProgressDisplay) -> Mapping[str, Any]:
     """Runs `config` into the new directory `out`; returns the summary that it wrote there.
 
-    Raises: ConfigError or ValueError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
+    Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
-    sets = read_prompt_sets(config)
-    return _Run(config, sets, RunDirectory.create(out, config), local, console).execute()
+    sets = check_inputs(config)
+    return _Run(config, sets, RunDirectory.create(out, config), local, display).execute()
 
 
-def resume(root: Path, overrides: list[str], *, local: bool, console: Console) -> Mapping[str, Any]:
+def resume(root: Path, overrides: list[str], *, local: bool, display: ProgressDisplay) -> Mapping[str, Any]:
     """Continues the run in `root` from its latest sound checkpoint; on the CPU the result has the same bytes.
 
     Raises: ConfigError if `root` holds no run, or if an override changes what a run may not change.
@@ -46,21 +45,25 @@ def resume(root: Path, overrides: list[str], *, local: bool, console: Console) -
         raise ConfigError(f"--resume={root} holds no config.yaml; give the directory of a run")
     config = changed_config(load_config(run_dir.config_file), overrides)
     run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
-    return _Run(config, read_prompt_sets(config), run_dir, local, console).execute()
+    return _Run(config, check_inputs(config), run_dir, local, display).execute()
 
 
 class _Run:
     """One process's part of a run: from the latest checkpoint, if there is one, to the summary."""
 
-    def __init__(self, config: Config, sets: PromptSets, run_dir: RunDirectory, local: bool, console: Console) -> None:
+    def __init__(
+        self, config: Config, sets: PromptSets, run_dir: RunDirectory, local: bool, display: ProgressDisplay
+    ) -> None:
         self._config, self._sets, self._dir, self._local = config, sets, run_dir, local
         self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
-        self._display, self._stop = ProgressDisplay(console), StopFlag()
+        self._display, self._stop = display, StopFlag()
         self._started = time.perf_counter()
 
     def execute(self) -> Mapping[str, Any]:
         with self._display as display:
             display.say(f"run directory: {self._dir.root}")
+            for note in self._sets.notes:
+                display.say(note)
             with _components(self._config, self._dir, self._local) as (fleet, make_learner):
                 for deaths in range(MAX_LEARNER_DEATHS + 1):
                     try:

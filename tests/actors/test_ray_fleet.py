@@ -165,7 +165,7 @@ def test_a_sampler_that_cannot_be_built_says_why(make_fleet: Callable[..., RayFl
     def broken(name: str) -> Any:
         raise FileNotFoundError("policy.model=nowhere: cannot load its unet")
 
-    with pytest.raises(Exception, match="policy.model=nowhere: cannot load its unet"):
+    with pytest.raises(Exception, match=r"policy\.model=nowhere: cannot load its unet"):
         make_fleet(broken)
 
 

@@ -69,5 +69,5 @@ def test_a_prompt_in_both_sets_is_refused(
     (tmp_path / "unseen.txt").write_text("a hen\na dog\n")
     assert read_prompt_sets(small_config()).unseen == ("a hen", "a cow")
     assert read_prompt_sets(small_config(prompts={"unseen": None})).unseen == ()
-    with pytest.raises(ValueError, match="prompts.unseen holds 'a dog', which prompts.train holds too"):
+    with pytest.raises(ValueError, match=r"prompts\.unseen holds 'a dog', which prompts\.train holds too"):
         read_prompt_sets(small_config(prompts={"unseen": str(tmp_path / "unseen.txt")}))

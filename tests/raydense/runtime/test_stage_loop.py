@@ -143,6 +143,6 @@ def test_a_run_continues_inside_a_stage_with_the_weights_that_stage_was_sampled_
 
 def test_a_group_of_other_weights_is_refused(config: Config) -> None:
     log: Log = []
-    with pytest.raises(RuntimeError, match="sampled with weights version 99 .* not 0"):
+    with pytest.raises(RuntimeError, match=r"sampled with weights version 99 .* not 0"):
         run_stages(config, SETS, BackwardsFleet(log, stale=True), LoggingLearner(log), LoggingObserver(log))
     assert not [entry for entry in log if entry[0] == "train"]
