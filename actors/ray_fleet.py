@@ -50,6 +50,7 @@ class RayFleet:
         self._alive = list(range(count))
         self._restarting: dict[Any, int] = {}  # ref of its `ready` call → sampler
         self._weights: Any = None
+        self._stamp = (-1, "")
         self.deaths = self.retried = 0
 
     def wait_ready(self) -> None:
@@ -57,7 +58,9 @@ class RayFleet:
         ray.get([sampler.ready.remote() for sampler in self._samplers])
 
     def broadcast(self, weights: PolicyWeights) -> None:
-        self._weights = ray.put(weights)  # one copy a node; the calls carry the reference
+        """Puts new weights into the object store once; the calls carry the reference, each node copies them once."""
+        if (weights.version, weights.checksum) != self._stamp:
+            self._weights, self._stamp = ray.put(weights), (weights.version, weights.checksum)
 
     def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[Any]]]:
         for call, report in self._run("sample", list(units), lambda unit: 1 + len(unit.prompts)):

@@ -124,8 +124,8 @@ class SGDLearner(Generic[Handle]):
         if self._skipped >= MAX_SKIPPED:
             raise NonFiniteStepError(
                 f"{self._skipped} gradient steps in a row had no finite loss or gradient; the last was step "
-                f"{self._step} of stage {self._stage}: groups {plan.groups.tolist()}, trajectories {plan.trajectories.tolist()}, "
-                f"denoising steps {plan.steps.tolist()}"
+                f"{self._step} of stage {self._stage}: groups {plan.groups.tolist()}, "
+                f"trajectories {plan.trajectories.tolist()}, denoising steps {plan.steps.tolist()}"
             )
         return StepMetrics(self._step, {"skipped": 1.0})
 

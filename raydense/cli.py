@@ -113,6 +113,23 @@ def _train(
     display.say(f"summary   {root / 'summary.json'}   ({summary['wall_s']:.0f} s)")
 
 
+@app.command(epilog="Example: `raydense status runs/seven`")
+def status(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Its directory (default: the latest).")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Shows what a run does: stage, units, rewards, fleet, ledger, last checkpoint."""
+    from raydense.runtime.status import latest_run, read_status, show_status
+
+    with _explained(debug):
+        found = read_status(run or latest_run())
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            show_status(found, Console(soft_wrap=True))
+
+
 def _gain_table(summary: Mapping[str, Any]) -> Table:
     table = Table(title=f"{summary['name']}, seed {summary['seed']}: mean score, before and after")
     for column in ("judge", "prompts", "before", "after", "gain ± standard error"):

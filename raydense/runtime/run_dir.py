@@ -7,10 +7,12 @@ import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raydense.config import Config, ConfigError
-from raydense.runtime.judging import Judgement
+
+if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
+    from raydense.runtime.judging import Judgement
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
 
@@ -96,6 +98,8 @@ class RunDirectory:
         self._write_json("scores-base.json", judgement.as_lists())
 
     def read_base_judgement(self) -> Judgement:
+        from raydense.runtime.judging import Judgement
+
         return Judgement.of_lists(json.loads((self.root / "scores-base.json").read_text("utf-8")))
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -149,8 +149,8 @@ def test_every_preset_passes(name: str) -> None:
 
 
 def test_a_machine_reads_the_plan() -> None:
-    result = CliRunner().invoke(app, ["train", "--preset", "tiny", "--dry-run", "--log-format", "json"])
-    assert json.loads(result.stdout)["images"] == 5 * 80 * 5
+    result = CliRunner().invoke(app, ["train", "--set", "stage.groups=100", "--dry-run", "--log-format", "json"])
+    assert json.loads(result.stdout)["images"] == 100 * load_config().stage.count * load_config().sampler.trajectories
 
 
 def test_a_run_refuses_the_scorer_that_is_still_to_come() -> None:
@@ -161,7 +161,10 @@ def test_a_run_refuses_the_scorer_that_is_still_to_come() -> None:
 
 
 def test_nothing_is_started_or_loaded(tmp_path: Any) -> None:
-    code = "import sys; from raydense.cli import app; app(['train', '--dry-run'], standalone_mode=False); print('ray' in sys.modules)"
+    code = (
+        "import sys; from raydense.cli import app; app(['train', '--dry-run'], standalone_mode=False);"
+        "print('ray' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert list(tmp_path.iterdir()) == []
