@@ -11,9 +11,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from learner.batching import BatchPlan, TupleChoice, plan_batch, step_generator
+from learner.batch_source import BatchSource, DrawnBatch
+from learner.batching import TupleChoice
 from learner.losses import step_weights
-from learner.objective import TransitionBatch, gather_transitions, preference_loss
+from learner.objective import TransitionBatch, preference_loss
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.policy import Policy
 from raydense.core.replay import ReplayBuffer
@@ -64,11 +65,18 @@ class SGDLearner(Generic[Handle]):
         autocast: torch.dtype | None,
         threads: int,
     ) -> None:
-        self._policy, self._replay, self._fetch, self._run_seed = policy, replay, fetch, run_seed
-        self._draw = {"tuple_size": tuple_size, "tuples": tuples, "step_draws": step_draws}
-        self._tuple_choice: TupleChoice = tuple_choice
-        self._batch_groups = batch_groups
-        self._step_weights = step_weights(policy.schedule.num_steps, gamma, exclude_last)
+        self._policy = policy
+        self._batches = BatchSource(
+            replay,
+            fetch,
+            run_seed=run_seed,
+            batch_groups=batch_groups,
+            step_weights=step_weights(policy.schedule.num_steps, gamma, exclude_last),
+            tuple_size=tuple_size,
+            tuples=tuples,
+            tuple_choice=tuple_choice,
+            step_draws=step_draws,
+        )
         self._loss = {"c": c, "clip": clip, "reg_to_pi_init": reg_to_pi_init, "reg_to_pi_old": reg_to_pi_old}
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._micro_batch = max_grad_norm, micro_batch
@@ -85,7 +93,7 @@ class SGDLearner(Generic[Handle]):
     def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
         """Replaces the replay buffer's content; groups are fetched when a batch draws them."""
         self._stage = stage
-        self._replay.replace(groups)
+        self._batches.begin_stage(stage, groups)
 
     def train(self, num_steps: int) -> list[StepMetrics]:
         """Takes gradient steps; each draws its batch from its own generator, so that any cut gives the same run."""
@@ -107,40 +115,28 @@ class SGDLearner(Generic[Handle]):
         self._step, self._skipped = state["step"], state["skipped"]
 
     def _train_step(self) -> StepMetrics:
-        plan, batch = self._draw_batch()
+        batch = self._batches.take(self._step)
         self._optimizer.zero_grad(set_to_none=True)
-        values = self._accumulate_gradient(batch.to(self._policy.device))
+        values = self._accumulate_gradient(batch.transitions.to(self._policy.device))
         norm = float(clip_grad_norm_(self._policy.parameters(), self._max_grad_norm))
         self._step += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
-            return self._skip(plan)
+            return self._skip(batch)
         self._optimizer.step()
         self._skipped = 0
-        return StepMetrics(self._step, {**values, "grad_norm": norm, "skipped": 0.0})
+        return StepMetrics(self._step, {**values, "grad_norm": norm, "skipped": 0.0}, batch.pulled_bytes)
 
-    def _skip(self, plan: BatchPlan) -> StepMetrics:
+    def _skip(self, batch: DrawnBatch) -> StepMetrics:
         """Leaves the weights and the optimizer as they are; raises when it happens too often in a row."""
         self._skipped += 1
+        plan = batch.plan
         if self._skipped >= MAX_SKIPPED:
             raise NonFiniteStepError(
                 f"{self._skipped} gradient steps in a row had no finite loss or gradient; the last was step "
                 f"{self._step} of stage {self._stage}: groups {plan.groups.tolist()}, "
                 f"trajectories {plan.trajectories.tolist()}, denoising steps {plan.steps.tolist()}"
             )
-        return StepMetrics(self._step, {"skipped": 1.0})
-
-    def _draw_batch(self) -> tuple[BatchPlan, TransitionBatch]:
-        draws = step_generator(self._run_seed, self._step)
-        drawn = self._replay.draw(self._batch_groups, draws)
-        distinct = sorted(set(drawn.tolist()))
-        groups = dict(zip(distinct, self._fetch([self._replay[i] for i in distinct]), strict=True))
-        if stale := [g.index for g in groups.values() if g.stage != self._stage]:
-            raise ValueError(f"groups {stale} in the replay buffer are not of stage {self._stage}")
-        rewards = torch.stack([torch.tensor(groups[i].rewards) for i in drawn.tolist()])
-        plan = plan_batch(
-            drawn, rewards, self._step_weights, tuple_choice=self._tuple_choice, draws=draws, **self._draw
-        )
-        return plan, gather_transitions(plan, [groups[i] for i in plan.groups.tolist()])
+        return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes)
 
     def _accumulate_gradient(self, batch: TransitionBatch) -> dict[str, float]:
         """Adds the batch's gradient in micro-batches; returns metrics averaged over the batch."""

@@ -48,6 +48,7 @@ class PolicyConfig(Section):
     lora_rank: PositiveInt = 4
     lora_alpha: PositiveFloat | None = None  # None: equal to the rank
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    init_lora: str | None = None  # file or directory of a LoRA to start from; its rank and alpha must be these
 
 
 class PromptsConfig(Section):
@@ -118,8 +119,34 @@ class CallableScorerConfig(Section):
         return target
 
 
-ScorerConfig = Annotated[
+SingleScorerConfig = Annotated[
     ClipScorerConfig | HPSv2ScorerConfig | AestheticScorerConfig | ImageRewardScorerConfig | CallableScorerConfig,
+    Field(discriminator="kind"),
+]
+
+
+class ComponentConfig(Section):
+    """One scorer of a mixture."""
+
+    weight: float
+    scorer: SingleScorerConfig
+
+
+class MixtureScorerConfig(Section):
+    """The weighted sum of other scorers, each of which is logged under its own name."""
+
+    kind: Literal["mixture"]
+    name: str = "mixture"
+    components: Annotated[tuple[ComponentConfig, ...], Field(min_length=1)]
+
+
+ScorerConfig = Annotated[
+    ClipScorerConfig
+    | HPSv2ScorerConfig
+    | AestheticScorerConfig
+    | ImageRewardScorerConfig
+    | CallableScorerConfig
+    | MixtureScorerConfig,
     Field(discriminator="kind"),
 ]
 
@@ -128,11 +155,19 @@ class RewardConfig(Section):
     """What is optimised, and what is only watched."""
 
     scorer: ScorerConfig
-    monitors: tuple[ScorerConfig, ...] = ()
+    monitors: tuple[SingleScorerConfig, ...] = ()
+
+    @property
+    def judges(self) -> tuple[SingleScorerConfig, ...]:
+        """Every model that scores: the scorer, or a mixture's components, then the monitors."""
+        if self.scorer.kind == "mixture":
+            return (*(component.scorer for component in self.scorer.components), *self.monitors)
+        return (self.scorer, *self.monitors)
 
     @model_validator(mode="after")
     def _names_differ(self) -> RewardConfig:
-        names = [self.scorer.name, *(m.name for m in self.monitors)]
+        mixture = [self.scorer.name] if self.scorer.kind == "mixture" else []
+        names = [*mixture, *(judge.name for judge in self.judges)]
         if len(set(names)) < len(names):
             raise ValueError(f"scorer names must differ, got {names}")
         return self
@@ -166,7 +201,8 @@ class SamplerConfig(Section):
     shared_noise: bool = False  # one x_0 for all trajectories of a group
     latent_size: PositiveInt | None = None  # None: the pipeline's own
     storage_dtype: Literal["float16", "float32"] = "float16"
-    dtype: NetworkDtype = "float32"
+    dtype: NetworkDtype = "float32"  # of U-Net and decoder
+    decode_batch: PositiveInt | None = None  # images a decoder call; None: all of a work unit
     device: Device = "auto"
     threads: PositiveInt = 1
 
@@ -180,9 +216,9 @@ class SamplerConfig(Section):
 class SamplersConfig(Section):
     """The fleet: how many sampler actors, and what each reserves of the cluster."""
 
-    count: PositiveInt = 1
+    count: PositiveInt | None = None  # None: one a GPU beside the learner's; one where there are fewer than two
     num_cpus: NonNegativeFloat = 1.0
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: NonNegativeFloat | None = None  # None: what the learner leaves, shared evenly; 0 without a GPU
 
 
 class StageConfig(Section):
@@ -222,11 +258,12 @@ class LearnerConfig(Section):
     """Where and how the learner computes."""
 
     micro_batch: PositiveInt | None = None  # tuples a U-Net call; None: the whole batch
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; LoRA and Adam's moments stay float32
+    gradient_checkpointing: bool = False  # less memory, about a third more work
     device: Device = "auto"
     threads: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1.0
-    num_gpus: NonNegativeFloat = 0.0
+    num_gpus: NonNegativeFloat | None = None  # None: one of several, half of a single one, 0 without
 
 
 class ReplayConfig(Section):

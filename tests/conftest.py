@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raydense.config import Config
 from raydense.core.policy import Policy, load_policy
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, workers starve beside any other work
 torch.set_num_threads(1)  # on small tensors more threads only wait, above all beside other work
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"

@@ -133,3 +133,4 @@ class StepMetrics:
 
     step: int
     values: Mapping[str, float]
+    pulled_bytes: int = field(default=0, compare=False)  # telemetry: of groups not fetched before in this stage

@@ -16,7 +16,7 @@ from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
 from raydense.runtime.plan import PromptSets, judged_prompts, read_prompt_sets
 from raydense.runtime.preflight import check_policy, check_scorer, model_file, needs_hub
-from raydense.sections import ScorerConfig
+from raydense.sections import SingleScorerConfig
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_FILES: Mapping[str, Mapping[str, Any]] = {  # what differs from the classes' defaults, for planning offline
@@ -79,7 +79,7 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
     else:
         sets = read_prompt_sets(config)
     check_policy(config, fetch=False)
-    for scorer in (config.reward.scorer, *config.reward.monitors):
+    for scorer in config.reward.judges:
         if scorer.kind == "imagereward":
             notes.append(f"scorer {scorer.name}: not available yet, so that a run refuses it")
         else:
@@ -179,19 +179,21 @@ def _step_flops(config: Config, rolled: Cost, trained: Cost) -> float:
 
 def _sampler_devices(config: Config) -> int:
     fleet = config.samplers
-    return fleet.count if fleet.num_gpus == 0 else max(1, math.floor(fleet.count * fleet.num_gpus))
+    count = fleet.count or 1
+    return max(1, math.floor(count * fleet.num_gpus)) if fleet.num_gpus else count
 
 
 def _sampler_bytes(config: Config, rolled: Cost, decoder: Cost, encoder: int, dtype: torch.dtype) -> int:
     """Weights of pipeline and scorers, and the larger of denoising and decoding one unit."""
-    weights = (rolled.parameters + decoder.parameters + encoder) * dtype.itemsize
+    weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
     images = config.sampler.unit_prompts * config.sampler.trajectories
-    work = images * max(_guidance_passes(config) * rolled.peak_bytes, decoder.peak_bytes)
-    scorers = sum(_scorer_bytes(s) for s in (config.reward.scorer, *config.reward.monitors))
+    decoded = min(images, config.sampler.decode_batch or images)
+    work = max(images * _guidance_passes(config) * rolled.peak_bytes, decoded * decoder.peak_bytes)
+    scorers = sum(map(_scorer_bytes, config.reward.judges))
     return int(weights + work + scorers + CUDA_CONTEXT)
 
 
-def _scorer_bytes(scorer: ScorerConfig) -> int:
+def _scorer_bytes(scorer: SingleScorerConfig) -> int:
     return 4 * SCORER_PARAMETERS.get(scorer.kind, 0)
 
 
@@ -251,9 +253,13 @@ def _rows(config: Config, plan: Plan) -> list[tuple[str, str]]:
                  f"{plan.training_flops:.2e} FLOP training"),
         ("hours", f"{hours:.3g} at {plan.tflops:g} TFLOP/s a device: {plan.sampling_hours:.3g} sampling on "
                   f"{_sampler_devices(config)}, {plan.training_hours:.3g} training"),
-        ("Ray", f"{fleet.count} samplers of {fleet.num_cpus:g} CPU and {fleet.num_gpus:g} GPU, "
-                f"a learner of {config.learner.num_cpus:g} CPU and {config.learner.num_gpus:g} GPU"),
+        ("Ray", f"{_auto(fleet.count)} samplers of {fleet.num_cpus:g} CPU and {_auto(fleet.num_gpus)} GPU, "
+                f"a learner of {config.learner.num_cpus:g} CPU and {_auto(config.learner.num_gpus)} GPU"),
     ]  # fmt: skip
+
+
+def _auto(number: float | None) -> str:
+    return "auto" if number is None else f"{number:g}"
 
 
 def size(count: float) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from raydense.config import Config
 from raydense.core.interfaces import Fleet, Learner, Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 from raydense.runtime.archive import ArchivingFleet
-from raydense.runtime.build import build_learner, build_sampler
+from raydense.runtime.build import build_learner, build_sampler, resolve_device
+from raydense.runtime.placement import check_shared_memory
 
 
 class LocalFleet:
@@ -47,6 +50,9 @@ def build_local(
     config: Config, segments: Path
 ) -> tuple[Fleet[TrajectoryGroup], Callable[[], Learner[TrajectoryGroup]]]:
     """The fleet of a run in this process, and what makes its learner."""
+    device = resolve_device(config.sampler.device)
+    if device.type == "cuda" and device == resolve_device(config.learner.device):
+        check_shared_memory(config, torch.cuda.mem_get_info(device)[0])
 
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups

@@ -10,7 +10,7 @@ from typing import Any
 from raydense.config import Config, ConfigError
 from raydense.core.locations import resolve
 from raydense.runtime.plan import PromptSets, read_prompt_sets
-from raydense.sections import ScorerConfig
+from raydense.sections import SingleScorerConfig
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
 SCHEDULER_FILE, UNET_FILE = "scheduler/scheduler_config.json", "unet/config.json"
@@ -25,7 +25,7 @@ def check_inputs(config: Config) -> PromptSets:
     """
     sets = read_prompt_sets(config)
     check_policy(config)
-    for scorer in (config.reward.scorer, *config.reward.monitors):
+    for scorer in config.reward.judges:
         check_scorer(scorer)
     return sets
 
@@ -57,7 +57,7 @@ def check_policy(config: Config, fetch: bool = True) -> None:
                 raise ConfigError(f"policy.lora_targets: {target!r} matches nothing in the U-Net; remove or correct it")
 
 
-def check_scorer(scorer: ScorerConfig) -> None:
+def check_scorer(scorer: SingleScorerConfig) -> None:
     """Raises: ConfigError if the scorer is not available, or a local file of it is not there."""
     match scorer.kind:
         case "imagereward":

@@ -1,24 +1,34 @@
-"""Reaching a Ray cluster, or starting a private one."""
+"""Reaching a Ray cluster, or starting a private one, and whether a run fits on it; each failure is one line."""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from raydense.config import Config, ConfigError
+from raydense.runtime.placement import Placement
 
 NAMESPACE = "raydense"
+PROBE_S = 5.0  # for a cluster's head to take a connection
+TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or put the cluster's token into ~/.ray/auth_token"
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Joins the cluster of a job or of RAY_ADDRESS, else starts a private one on loopback; leaves it at the end."""
+    """Joins the cluster of a job or of RAY_ADDRESS, else starts a private one on loopback; leaves it at the end.
+
+    Raises: ConfigError if the cluster cannot be reached, refuses us, or is of another version.
+    """
     started = not ray.is_initialized()
     if started:
-        ray.init(namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        _connect()
     try:
         yield
     finally:
@@ -26,17 +36,69 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
-def check_resources(config: Config) -> None:
-    """Raises: ConfigError if the cluster as it is now cannot place every actor."""
-    total = ray.cluster_resources()
+def _connect() -> None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    _probe(address)
+    where = f"RAY_ADDRESS={address}" if address else "Ray"
+    try:
+        ray.init(namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+    except AuthenticationError as error:
+        raise ConfigError(f"{where}: {str(error).split('.')[0]}; {TOKEN_ADVICE}") from None
+    except ConnectionError as error:
+        if not address:
+            raise
+        raise ConfigError(
+            f"{where}: a server answers, but the cluster cannot be joined ({_one_line(error)}); if it uses tokens, "
+            f"{TOKEN_ADVICE}"
+        ) from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise ConfigError(f"{where}: {_one_line(error)}; install the cluster's versions of Python and Ray") from None
+
+
+def _probe(address: str) -> None:
+    """Ray itself waits long for a head that is not there. Raises: ConfigError."""
+    if address in ("", "auto", "local"):
+        return
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = parts.hostname, None
+    if not host or port is None:
+        raise ConfigError(f"RAY_ADDRESS={address} is no address; expected HOST:PORT, or unset it for a private cluster")
+    try:
+        socket.create_connection((host, port), timeout=PROBE_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: nothing answers there ({error}); correct it, start the cluster, or unset it for a "
+            "private one"
+        ) from None
+
+
+def check_resources(config: Config, placement: Placement) -> None:
+    """Raises: ConfigError if the cluster as it is now cannot place every actor, each on one node."""
     fleet, learner = config.samplers, config.learner
+    total = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, key, each, own in (
         ("CPU", "num_cpus", fleet.num_cpus, learner.num_cpus),
-        ("GPU", "num_gpus", fleet.num_gpus, learner.num_gpus),
+        ("GPU", "num_gpus", placement.sampler_gpus, placement.learner_gpus),
     ):
-        needed, available = fleet.count * each + own, total.get(resource, 0.0)
+        needed, available = placement.samplers * each + own, total.get(resource, 0.0)
         if needed > available:
             raise ConfigError(
-                f"samplers.count={fleet.count} with samplers.{key}={each:g} and learner.{key}={own:g} need {needed:g} "
+                f"samplers.count={placement.samplers} with samplers.{key}={each:g} and learner.{key}={own:g} need {needed:g} "
                 f"{resource}s, but the cluster has {available:g}; lower them or add nodes"
             )
+        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
+        for role, wanted in (("samplers", each), ("learner", own)):
+            if wanted > largest:
+                raise ConfigError(
+                    f"{role}.{key}={wanted:g}: the largest node has {largest:g} {resource}s; lower it or add a larger node"
+                )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

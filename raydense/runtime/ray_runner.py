@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner, fetch_groups
@@ -16,6 +17,7 @@ from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler
+from raydense.runtime.placement import check_shared_memory, place
 from raydense.runtime.ray_cluster import check_resources, ray_session
 
 
@@ -23,15 +25,18 @@ from raydense.runtime.ray_cluster import check_resources, ray_session
 def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], Callable[[], RayLearner]]]:
     """Starts fleet and learner side by side, and stops them at the end; called again, the learner is a new one."""
     with ray_session():
-        check_resources(config)
+        placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
+        check_resources(config, placement)
+        if placement.shares_a_gpu() and (free := _free_gpu_bytes(placement.learner_gpus)) is not None:
+            check_shared_memory(config, free)
         learner = RayLearner(
-            partial(build_learner, config), num_cpus=config.learner.num_cpus, num_gpus=config.learner.num_gpus
+            partial(build_learner, config), num_cpus=config.learner.num_cpus, num_gpus=placement.learner_gpus
         )
         fleet = RayFleet(
             partial(build_sampler, config),
-            count=config.samplers.count,
+            count=placement.samplers,
             num_cpus=config.samplers.num_cpus,
-            num_gpus=config.samplers.num_gpus,
+            num_gpus=placement.sampler_gpus,
         )
         try:
             fleet.wait_ready()
@@ -47,3 +52,14 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
         finally:
             fleet.shutdown()
             learner.shutdown()
+
+
+def _free_gpu_bytes(num_gpus: float) -> int | None:
+    """What a GPU with room for `num_gpus` has free; None where PyTorch finds no GPU behind Ray's."""
+
+    @ray.remote(num_gpus=num_gpus, num_cpus=0, max_calls=1)  # its process, and the memory it holds, end with it
+    def look() -> int | None:
+        return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
+
+    free: int | None = ray.get(look.remote())
+    return free

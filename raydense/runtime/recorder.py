@@ -52,6 +52,7 @@ class Recorder:
         self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
+        self._pulled_bytes = 0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -121,6 +122,7 @@ class Recorder:
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
         for row in metrics:
+            self._pulled_bytes += row.pulled_bytes
             self._metrics.write({"kind": "step", "stage": position.stages, "step": row.step, **row.values})
         last, per_stage = metrics[-1], self._config.stage.steps
         facts = {name: last.values.get(name, math.nan) for name in ("loss", "clipped_fraction")}
@@ -132,7 +134,8 @@ class Recorder:
             raise StopRequested(stop)
 
     def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
-        self._end_phase("training", stage)
+        self._end_phase("training", stage, pulled_bytes=self._pulled_bytes)
+        self._pulled_bytes = 0
         self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
         self.save_lora(weights)
         self.checkpoint(Position(stage + 1))
@@ -172,8 +175,8 @@ class Recorder:
     def _title(self, stage: int) -> str:
         return f"stage {stage + 1}/{self._config.stage.count}"
 
-    def _end_phase(self, name: str, stage: int) -> None:
+    def _end_phase(self, name: str, stage: int, **facts: float) -> None:
         now = time.perf_counter()
         self.seconds[name] += now - self._phase_started
-        self._telemetry.write({"kind": name, "stage": stage, "seconds": now - self._phase_started})
+        self._telemetry.write({"kind": name, "stage": stage, "seconds": now - self._phase_started, **facts})
         self._phase_started = now

@@ -1,0 +1,98 @@
+"""Batches are drawn one step ahead; that changes when groups are fetched, never what a step sees."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from learner.batch_source import BatchSource
+from learner.losses import step_weights
+from raydense.core.replay import ReplayBuffer
+from raydense.core.types import TrajectoryGroup
+
+GROUPS, STEPS = 6, 4
+
+
+def make_group(index: int, stage: int = 0) -> TrajectoryGroup:
+    return TrajectoryGroup(
+        stage=stage,
+        index=index,
+        prompt=f"prompt {index}",
+        prompt_embeds=np.zeros((2, 3), np.float32),
+        latents=np.full((3, STEPS + 1, 1, 2, 2), index, np.float16),
+        log_probs=np.zeros((3, STEPS), np.float32),
+        rewards=np.arange(3, dtype=np.float32),
+        weights_version=0,
+        weights_checksum="",
+    )
+
+
+class Store:
+    """Handles are indices; remembers what was fetched, and by which thread."""
+
+    def __init__(self, stage: int = 0) -> None:
+        self.groups = [make_group(i, stage) for i in range(GROUPS)]
+        self.fetches: list[tuple[str, list[int]]] = []
+
+    def fetch(self, handles: Sequence[int]) -> Sequence[TrajectoryGroup]:
+        self.fetches.append((threading.current_thread().name, list(handles)))
+        return [self.groups[h] for h in handles]
+
+
+def make_source(store: Store) -> BatchSource[int]:
+    return BatchSource(
+        ReplayBuffer(GROUPS),
+        store.fetch,
+        run_seed=5,
+        batch_groups=4,
+        step_weights=step_weights(STEPS, 0.9),
+        tuple_size=2,
+        tuples=1,
+        tuple_choice="random",
+        step_draws=2,
+    )
+
+
+def test_a_batch_is_the_same_fetched_ahead_or_not() -> None:
+    ahead, alone = make_source(Store()), make_source(Store())
+    ahead.begin_stage(0, range(GROUPS))
+    in_a_row = [ahead.take(step) for step in range(4)]
+    for step in (2, 0, 3):
+        alone.begin_stage(0, range(GROUPS))
+        fresh = alone.take(step)
+        assert torch.equal(fresh.plan.groups, in_a_row[step].plan.groups)
+        assert torch.equal(fresh.plan.steps, in_a_row[step].plan.steps)
+        assert torch.equal(fresh.transitions.x_t, in_a_row[step].transitions.x_t)
+
+
+def test_the_next_step_is_fetched_by_another_thread() -> None:
+    store = Store()
+    source = make_source(store)
+    source.begin_stage(0, range(GROUPS))
+    source.take(0)
+    source.take(1)
+    names = [name for name, _ in store.fetches[:2]]
+    assert names[0] == threading.current_thread().name
+    assert names[1].startswith("prefetch")
+
+
+def test_pulled_bytes_count_each_group_once_a_stage() -> None:
+    store = Store()
+    source = make_source(store)
+    for stage in (0, 1):
+        store.groups = [make_group(i, stage) for i in range(GROUPS)]
+        source.begin_stage(stage, range(GROUPS))
+        batches = [source.take(10 * stage + step) for step in range(8)]
+        drawn = {int(i) for batch in batches for i in batch.plan.groups}
+        assert sum(batch.pulled_bytes for batch in batches) == sum(store.groups[i].nbytes for i in drawn)
+
+
+def test_groups_of_another_stage_are_refused() -> None:
+    source = make_source(Store(stage=3))
+    source.begin_stage(4, range(GROUPS))
+    with pytest.raises(ValueError, match="are not of stage 4"):
+        source.take(0)
