@@ -1,4 +1,4 @@
-"""The pool of sampler actors: dispatch with two calls in flight each, and work that goes back when one dies."""
+"""The pool of sampler actors: dispatch with two calls in flight each, and work that goes back when one dies or fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.ray_sampler import RaySampler
-from raydense.core.interfaces import Sampler
+from raydense.core.interfaces import UNIT_RETRIES, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, UnitReport, WorkUnit
 
 IN_FLIGHT = 2  # calls a sampler; hides the control plane's latency
@@ -22,10 +22,17 @@ class FleetError(RuntimeError):
     """The fleet cannot finish its work; the message says why."""
 
 
-@dataclass(frozen=True)
-class _Call:
+@dataclass(eq=False)
+class _Job:
     position: int  # of the unit in the caller's list
     unit: Any
+    tries: int = 0  # that ended in an error of the unit's own
+    failed_on: int = -1  # the sampler of the last such try
+
+
+@dataclass(frozen=True)
+class _Call:
+    job: _Job
     sampler: int
     refs: tuple[Any, ...]  # the first is small and says that the call has ended
 
@@ -67,7 +74,7 @@ class RayFleet:
             yield report, call.refs[1:]
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
-        results = {call.position: rendered for call, rendered in self._run("render", list(units), lambda _: 1)}
+        results = {call.job.position: rendered for call, rendered in self._run("render", list(units), lambda _: 1)}
         return [results[position] for position in sorted(results)]
 
     def shutdown(self) -> None:
@@ -75,14 +82,16 @@ class RayFleet:
             ray.kill(sampler)
 
     def _run(self, method: str, units: Sequence[Any], num_returns: Callable[[Any], int]) -> Iterator[tuple[_Call, Any]]:
-        """Every unit exactly once, in order of arrival; the units of a sampler that died go back to the front."""
-        pending = deque(enumerate(units))
+        """Every unit exactly once, in order of arrival; one whose sampler died, or that failed, goes back to the front.
+
+        Raises: UnitFailed when a unit has failed too often.
+        """
+        pending = deque(_Job(position, unit) for position, unit in enumerate(units))
         slots = deque(sampler for _ in range(IN_FLIGHT) for sampler in self._alive)
         calls: dict[Any, _Call] = {}
         while pending or calls:
-            while pending and slots:
-                position, unit = pending.popleft()
-                call = self._submit(method, position, unit, slots.popleft(), num_returns(unit))
+            while pair := self._match(pending, slots):
+                call = self._submit(method, *pair, num_returns(pair[0].unit))
                 calls[call.refs[0]] = call
             done, _ = ray.wait([*calls, *self._restarting], num_returns=1)
             if done[0] in self._restarting:
@@ -91,22 +100,38 @@ class RayFleet:
             call = calls.pop(done[0])
             try:
                 result = ray.get(done[0])
-            except RayTaskError as error:
-                raise (error.cause or error) from error
-            except RayActorError as error:
-                self._begin_restart(call.sampler, error)
-                slots = deque(sampler for sampler in slots if sampler != call.sampler)
-                pending.appendleft((call.position, call.unit))
+            except (RayTaskError, RayActorError) as error:
+                if isinstance(error, RayTaskError):
+                    self._count_failure(call, error)
+                else:
+                    self._begin_restart(call.sampler, error)
+                    slots = deque(sampler for sampler in slots if sampler != call.sampler)
+                pending.appendleft(call.job)
                 self.retried += 1
-                continue
+            else:
+                yield call, result
             if call.sampler in self._alive:
                 slots.append(call.sampler)
-            yield call, result
 
-    def _submit(self, method: str, position: int, unit: Any, sampler: int, num_returns: int) -> _Call:
+    def _match(self, pending: deque[_Job], slots: deque[int]) -> tuple[_Job, int] | None:
+        """The first unit and slot that may come together: a unit that failed goes to another sampler, if one lives."""
+        for job in pending:
+            for sampler in slots:
+                if sampler != job.failed_on or len(self._alive) == 1:
+                    pending.remove(job)
+                    slots.remove(sampler)
+                    return job, sampler
+        return None
+
+    def _count_failure(self, call: _Call, error: RayTaskError) -> None:
+        call.job.tries, call.job.failed_on = call.job.tries + 1, call.sampler
+        if call.job.tries > UNIT_RETRIES:
+            raise UnitFailed.after(call.job.tries, error.cause or error) from error
+
+    def _submit(self, method: str, job: _Job, sampler: int, num_returns: int) -> _Call:
         remote = getattr(self._samplers[sampler], method).options(num_returns=num_returns)
-        refs = remote.remote(unit, self._weights)
-        return _Call(position, unit, sampler, (refs,) if num_returns == 1 else tuple(refs))
+        refs = remote.remote(job.unit, self._weights)
+        return _Call(job, sampler, (refs,) if num_returns == 1 else tuple(refs))
 
     def _begin_restart(self, sampler: int, error: RayActorError) -> None:
         """Takes a dead sampler out of service; Ray restarts it, and `ready` answers when it is back."""

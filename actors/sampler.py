@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raydense.core.ddim import gaussian_log_prob
-from raydense.core.interfaces import Scorer
+from raydense.core.interfaces import ScoreError, Scorer
 from raydense.core.policy import Policy
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
@@ -25,6 +25,7 @@ from raydense.core.types import (
     UnitReport,
     WorkUnit,
 )
+from raydense.rewards.mixture import MixtureScorer
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ class DiffusionSampler:
 
     Args:
         policy: with its decoder.
-        scorer: the training reward.
+        scorer: the training reward; a mixture's components are scored once and logged beside it.
         monitors: further judges, logged only.
         run_seed: of the run; with the unit's indices it decides every draw.
         trajectories, keep: R and K.
@@ -79,7 +80,9 @@ class DiffusionSampler:
         threads: int,
         name: str = "local",
     ) -> None:
-        self._policy, self._scorer, self._monitors = policy, scorer, tuple(monitors)
+        self._policy, self._scorer = policy, scorer
+        self._mixture = scorer if isinstance(scorer, MixtureScorer) else None
+        self._judges = (*(self._mixture.components if self._mixture else (scorer,)), *monitors)
         self._run_seed, self._trajectories, self._keep = run_seed, trajectories, keep
         self._shared_noise, self._latent_shape = shared_noise, latent_shape
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
@@ -141,11 +144,9 @@ class DiffusionSampler:
 
     def _judge(self, latents: Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, dict[str, FloatArray]]:
         images = self._policy.decode(latents)
-        scores = {scorer.name: scorer.score(images, prompts) for scorer in (self._scorer, *self._monitors)}
-        for name, values in scores.items():
-            if not np.isfinite(values).all():
-                bad = int(np.flatnonzero(~np.isfinite(values))[0])
-                raise ValueError(f"scorer {name} gave {values[bad]} for the prompt {prompts[bad]!r}")
+        scores = {judge.name: _score(judge, images, prompts) for judge in self._judges}
+        if self._mixture is not None:
+            scores = {self._mixture.name: self._mixture.combine(scores), **scores}
         return images, scores
 
     def _make_group(
@@ -178,9 +179,25 @@ class DiffusionSampler:
             index=group.index,
             prompt=group.prompt,
             rewards=tuple(map(float, rewards)),
-            monitors={m.name: tuple(map(float, scores[m.name][rows])) for m in self._monitors},
+            monitors={n: tuple(map(float, values[rows])) for n, values in scores.items() if n != self._scorer.name},
             nbytes=group.nbytes,
             weights_version=group.weights_version,
             weights_checksum=group.weights_checksum,
         )
         return meta, group
+
+
+def _score(judge: Scorer, images: np.ndarray, prompts: Sequence[str]) -> FloatArray:
+    """One finite score an image. Raises: ScoreError: a failing or non-finite score is never a number."""
+    try:
+        values = judge.score(images, prompts)
+    except Exception as error:  # whatever a model or a user's function raises
+        several = "" if len(set(prompts)) == 1 else f" or one of the {len(set(prompts)) - 1} prompts beside it"
+        reason = " ".join(str(error).split())
+        raise ScoreError(
+            f"scorer {judge.name} failed on the prompt {prompts[0]!r}{several}: {type(error).__name__}: {reason}"
+        ) from error
+    if not (finite := np.isfinite(values)).all():
+        bad = int(np.flatnonzero(~finite)[0])
+        raise ScoreError(f"scorer {judge.name} gave {values[bad]} for the prompt {prompts[bad]!r}")
+    return values

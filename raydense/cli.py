@@ -48,9 +48,9 @@ def train(
     config_file: ConfigFile = None,
     preset: Preset = None,
     overrides: Overrides = None,
-    out: Annotated[str | None, typer.Option(help="New run directory (default: runs/NAME-TIME).")] = None,
+    out: Annotated[str | None, typer.Option(help="New run directory or URI (default: runs/NAME-TIME).")] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue this run; the result has the same bytes on the CPU.")
+        str | None, typer.Option(metavar="RUN", help="Continue this run; the result has the same bytes on the CPU.")
     ] = None,
     local: Local = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
@@ -68,7 +68,7 @@ def train(
         if config is not None and dry_run:
             _dry_run(config, tflops, as_json=log_format == "json")
             return
-        _train(config, str(resume) if resume else out, overrides or [], local, log_format)
+        _train(config, resume or out, overrides or [], local, log_format)
 
 
 def _dry_run(config: Config, tflops: float, as_json: bool) -> None:
@@ -90,27 +90,23 @@ def _train(
 ) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
     from raydense.runtime.progress import ProgressDisplay
-    from raydense.runtime.run_dir import default_out, local_out
+    from raydense.runtime.run_dir import default_out, locate
     from raydense.runtime.stopping import StopRequested
     from raydense.runtime.train import resume, train
 
-    if config is None:
-        assert out is not None
-        root = local_out(out)
-        run = partial(resume, root, overrides)
-    else:
-        root = local_out(out) if out is not None else default_out(config)
-        run = partial(train, config, root)
+    root, mirror = locate(out) if out is not None else (default_out(config), None)
+    shown = out if mirror else root
+    run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
     try:
         summary = run(local=local, display=display)
     except (KeyboardInterrupt, StopRequested) as stop:
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
-        _fail(f"stopped; continue with: raydense train --resume {root}", 128 + signal_number)
+        _fail(f"stopped; continue with: raydense train --resume {shown}", 128 + signal_number)
     display.result(summary, _gain_table(summary))
-    display.say(f"LoRA      {root / 'lora' / 'pytorch_lora_weights.safetensors'}")
-    display.say(f"pictures  {root / 'images' / 'before-after.png'}")
-    display.say(f"summary   {root / 'summary.json'}   ({summary['wall_s']:.0f} s)")
+    display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
+    display.say(f"pictures  {shown}/images/before-after.png")
+    display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
 
 
 @app.command(epilog="Example: `raydense status runs/seven`")
@@ -128,6 +124,32 @@ def status(
             typer.echo(json.dumps(found))
         else:
             show_status(found, Console(soft_wrap=True))
+
+
+@app.command(epilog="Example: `raydense doctor --preset tiny`")
+def doctor(
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Where the run would lie; its disk is checked.")] = "runs",
+    tflops: Rate = 100.0,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Checks this machine for a configuration, then tries one work unit and one learner step. Fails if one fails."""
+    with _explained(debug):
+        config = load_config(config_file, preset, overrides)
+
+        from raydense.runtime.doctor import examine
+        from raydense.runtime.run_dir import locate
+
+        failed = 0
+        for check in examine(config, locate(out)[0], tflops):
+            failed += not check.ok
+            line = f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<23} {check.detail}"
+            typer.echo(json.dumps(check.__dict__, ensure_ascii=False) if as_json else line)
+        if failed:
+            _fail(f"{failed} of the checks failed", EXIT_FAILED)
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:

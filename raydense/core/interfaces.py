@@ -36,6 +36,22 @@ class LearnerDied(RuntimeError):
     """The learner's process is gone; the run can continue from its last checkpoint with a new one."""
 
 
+UNIT_RETRIES = 3  # of a work unit that failed, before the run stops
+
+
+class ScoreError(RuntimeError):
+    """A scorer failed, or gave what is no score; the message names it, a prompt and the cause."""
+
+
+class UnitFailed(RuntimeError):
+    """A work unit failed `UNIT_RETRIES` times more after its first try; the message has the last cause."""
+
+    @staticmethod
+    def after(tries: int, cause: BaseException) -> UnitFailed:
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        return UnitFailed(f"{reason} (tried {tries} times)")
+
+
 class NonFiniteStepError(RuntimeError):
     """Several gradient steps in a row had no finite loss or gradient; the message names the last one's batch."""
 

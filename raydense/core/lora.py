@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +18,13 @@ from raydense.core.types import PolicyWeights
 FILE_NAME = "pytorch_lora_weights.safetensors"
 
 
-def save_diffusers_lora(directory: Path, weights: PolicyWeights, lora: LoraConfig) -> Path:
+def save_diffusers_lora(
+    directory: Path, weights: PolicyWeights, lora: LoraConfig, origin: Mapping[str, Any] | None = None
+) -> Path:
     """Writes `pytorch_lora_weights.safetensors` for `StableDiffusionPipeline.load_lora_weights`.
 
     One metadata key only: safetensors writes several in no fixed order, and equal weights must give equal bytes.
+    Args: origin: what the LoRA is of; joins that key's JSON under names that diffusers passes over.
     """
     peft_names = {
         name.replace(".default.weight", ".weight"): torch.from_numpy(np.array(array))
@@ -31,7 +36,8 @@ def save_diffusers_lora(directory: Path, weights: PolicyWeights, lora: LoraConfi
         "lora_alpha": lora.lora_alpha,
         "target_modules": sorted(lora.target_modules or ()),
     }
-    metadata = json.dumps({f"unet.{key}": value for key, value in adapter.items()}, sort_keys=True)
+    described = {**{f"unet.{key}": value for key, value in adapter.items()}, **(origin or {})}
+    metadata = json.dumps(described, sort_keys=True)
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / FILE_NAME, metadata={"lora_adapter_metadata": metadata})
     return directory / FILE_NAME

@@ -33,6 +33,8 @@ class Policy:
         guidance_scale: w; 1 needs no unconditional half.
         lora: how the adapter is added.
         seed: of the adapter's A matrices (B starts at 0, so π_θ = π_I).
+        decode_batch: images a decoder call, which bounds its memory; None: all at once.
+        gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
     """
 
     def __init__(
@@ -45,12 +47,15 @@ class Policy:
         guidance_scale: float,
         lora: LoraConfig,
         seed: int,
+        decode_batch: int | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
         self.device = unet.device
         self.schedule = schedule.to(self.device)
         self.guidance_scale = guidance_scale
         self.version = 0
+        self._decode_batch = decode_batch
         for module in (unet, text_encoder, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
@@ -59,6 +64,10 @@ class Policy:
             unet.add_adapter(lora, ADAPTER)
         self._layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
         self._parameters = {n: p for n, p in unet.named_parameters() if p.requires_grad}
+        for parameter in self._parameters.values():
+            parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
         if not self._parameters:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the U-Net")
         self._null_embeds = self.encode("") if guidance_scale != 1 else None
@@ -162,7 +171,8 @@ class Policy:
         if self.vae is None:
             raise RuntimeError("this policy was loaded without its image decoder")
         scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-        pixels = self.vae.decode(scaled).sample.float()
+        slices = scaled.split(self._decode_batch or len(scaled))
+        pixels = torch.cat([self.vae.decode(part).sample.float() for part in slices])
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         images: NDArray[np.uint8] = bytes_.permute(0, 2, 3, 1).cpu().numpy()
         return images
@@ -180,9 +190,13 @@ def load_policy(
     dtype: torch.dtype,
     device: torch.device,
     with_decoder: bool,
+    decode_batch: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Policy:
     """Loads a Stable Diffusion pipeline (hub id, directory or pkg://…; safetensors only) as a policy.
 
+    Component by component: a safety checker beside them is never read. The text encoder is float32 whatever `dtype`
+    is, so that samplers and learner condition on the same embeddings.
     Raises: FileNotFoundError naming the model where it cannot be had; ValueError from `make_schedule`.
     """
     path = resolve(model)
@@ -197,17 +211,19 @@ def load_policy(
                 "or a hub id on a machine that reaches the hub"
             ) from None
 
-    def network(cls: Any, subfolder: str) -> Any:
+    def network(cls: Any, subfolder: str, dtype: torch.dtype = dtype) -> Any:
         return part(cls, subfolder, torch_dtype=dtype, use_safetensors=True).to(device)
 
     scheduler_config: Mapping[str, Any] = part(DDIMScheduler, "scheduler").config
     return Policy(
         unet=network(UNet2DConditionModel, "unet"),
-        text_encoder=network(CLIPTextModel, "text_encoder"),
+        text_encoder=network(CLIPTextModel, "text_encoder", torch.float32),
         tokenizer=part(CLIPTokenizer, "tokenizer"),
         vae=network(AutoencoderKL, "vae") if with_decoder else None,
         schedule=make_schedule(scheduler_config, num_steps, eta),
         guidance_scale=guidance_scale,
         lora=lora,
         seed=seed,
+        decode_batch=decode_batch,
+        gradient_checkpointing=gradient_checkpointing,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +15,12 @@ from actors.sampler import DiffusionSampler
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
+from raydense.core.lora_files import load_lora
 from raydense.core.policy import Policy, load_policy
 from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
-from raydense.core.types import TrajectoryGroup
+from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.rewards.mixture import MixtureScorer
 from raydense.sections import ScorerConfig
 
 Handle = TypeVar("Handle")
@@ -42,7 +46,25 @@ def lora_config(config: Config) -> LoraConfig:
     )
 
 
-def build_policy(config: Config, *, dtype: str, device: torch.device, with_decoder: bool) -> Policy:
+def lora_origin(config: Config) -> dict[str, Any]:
+    """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
+
+    The checksum leaves out what does not change a run's bytes: its name, the fleet, and what is kept on disk.
+    """
+    lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
+    settings = config.model_dump(mode="json", exclude={"name", "samplers", "replay", "checkpoint"})
+    return {
+        "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
+        "rank": lora.r,
+        "alpha": lora.lora_alpha,
+        "reward": scorer.model_dump(mode="json", exclude={"batch_size", "device"}),
+        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def build_policy(
+    config: Config, *, dtype: str, device: torch.device, with_decoder: bool, gradient_checkpointing: bool = False
+) -> Policy:
     return load_policy(
         config.policy.model,
         revision=config.policy.revision,
@@ -54,11 +76,24 @@ def build_policy(config: Config, *, dtype: str, device: torch.device, with_decod
         dtype=getattr(torch, dtype),
         device=device,
         with_decoder=with_decoder,
+        decode_batch=config.sampler.decode_batch,
+        gradient_checkpointing=gradient_checkpointing,
     )
+
+
+def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> PolicyWeights:
+    """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
+    assert config.policy.init_lora is not None
+    lora = lora_config(config)
+    return load_lora(config.policy.init_lora, shapes, rank=lora.r, alpha=lora.lora_alpha)
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
     """Builds one scorer; its module is imported only here, when it is the chosen one."""
+    if config.kind == "mixture":
+        components = [build_scorer(component.scorer) for component in config.components]
+        weights = {component.scorer.name: component.weight for component in config.components}
+        return MixtureScorer(config.name, components, weights)
     if config.kind == "callable":
         from raydense.rewards.function import FunctionScorer
 
@@ -106,7 +141,15 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
 
 def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]) -> SGDLearner[Handle]:
     with cpu_threads(config.learner.threads):
-        policy = build_policy(config, dtype="float32", device=resolve_device(config.learner.device), with_decoder=False)
+        policy = build_policy(
+            config,
+            dtype="float32",
+            device=resolve_device(config.learner.device),
+            with_decoder=False,
+            gradient_checkpointing=config.learner.gradient_checkpointing,
+        )
+        if config.policy.init_lora is not None:
+            policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
     replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(

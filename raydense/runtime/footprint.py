@@ -68,6 +68,15 @@ def module_names(unet_config: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the policy's LoRA tensors, by name."""
+    unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32)
+    unet.requires_grad_(False)
+    with torch.device("meta"):
+        unet.add_adapter(lora)
+    return {name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
+
+
 def decoder_cost(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Cost:
     """Decoding one latent into an image."""
     vae = _on_meta(lambda: AutoencoderKL.from_config(dict(vae_config)), dtype)

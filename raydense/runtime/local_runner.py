@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from raydense.config import Config
-from raydense.core.interfaces import Fleet, Learner, Sampler
+from raydense.core.interfaces import UNIT_RETRIES, Fleet, Learner, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler, resolve_device
 from raydense.runtime.placement import check_shared_memory
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 
 class LocalFleet:
@@ -21,24 +25,33 @@ class LocalFleet:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self._weights: PolicyWeights | None = None
+        self.retried = 0
 
     @property
     def deaths(self) -> int:
         return 0  # this process is the sampler
-
-    @property
-    def retried(self) -> int:
-        return 0
 
     def broadcast(self, weights: PolicyWeights) -> None:
         self._weights = weights
 
     def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[TrajectoryGroup]]]:
         for unit in units:
-            yield self._sampler.sample(unit, self._current())
+            yield self._try(self._sampler.sample, unit)
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
-        return [self._sampler.render(unit, self._current()) for unit in units]
+        return [self._try(self._sampler.render, unit) for unit in units]
+
+    def _try(self, method: Callable[[Unit, PolicyWeights], Result], unit: Unit) -> Result:
+        """The unit's result, at a later try if need be. Raises: UnitFailed."""
+        weights, tries = self._current(), 0
+        while True:
+            try:
+                return method(unit, weights)
+            except Exception as error:  # a scorer's, above all, which may ask a service that is out for a moment
+                tries += 1
+                if tries > UNIT_RETRIES:
+                    raise UnitFailed.after(tries, error) from error
+                self.retried += 1
 
     def _current(self) -> PolicyWeights:
         if self._weights is None:

@@ -37,7 +37,8 @@ def check_policy(config: Config, fetch: bool = True) -> None:
     Raises: ConfigError.
     """
     from raydense.core.ddim import make_schedule
-    from raydense.runtime.footprint import module_names
+    from raydense.runtime.build import initial_lora, lora_config
+    from raydense.runtime.footprint import lora_shapes, module_names
 
     if (directory := local_directory("policy.model", config.policy.model)) is not None:
         for part in PARTS:
@@ -55,6 +56,8 @@ def check_policy(config: Config, fetch: bool = True) -> None:
         for target in config.policy.lora_targets:
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 raise ConfigError(f"policy.lora_targets: {target!r} matches nothing in the U-Net; remove or correct it")
+        if config.policy.init_lora is not None:
+            initial_lora(config, lora_shapes(unet, lora_config(config)))
 
 
 def check_scorer(scorer: SingleScorerConfig) -> None:
@@ -120,13 +123,13 @@ def needs_hub(prompts: str) -> bool:
 
 
 def _fetch(config: Config) -> None:
-    """The two small files that the checks read, into the hub's cache. Raises: ConfigError if they cannot be had."""
+    """The small files that the checks read, into the hub's cache. Raises: ConfigError if they cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # type: ignore[no-untyped-call]  # its retries are a line each
     policy = config.policy
-    for name in (SCHEDULER_FILE, UNET_FILE):
+    for name in (SCHEDULER_FILE, UNET_FILE, "vae/config.json", "text_encoder/config.json"):
         try:
             hf_hub_download(policy.model, name, revision=policy.revision)
         except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base

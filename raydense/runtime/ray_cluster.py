@@ -89,14 +89,14 @@ def check_resources(config: Config, placement: Placement) -> None:
         needed, available = placement.samplers * each + own, total.get(resource, 0.0)
         if needed > available:
             raise ConfigError(
-                f"samplers.count={placement.samplers} with samplers.{key}={each:g} and learner.{key}={own:g} need {needed:g} "
-                f"{resource}s, but the cluster has {available:g}; lower them or add nodes"
+                f"samplers.count={placement.samplers} with samplers.{key}={each:g} and learner.{key}={own:g} need "
+                f"{needed:g} {resource}s, but the cluster has {available:g}; lower them or add nodes"
             )
         largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
         for role, wanted in (("samplers", each), ("learner", own)):
             if wanted > largest:
                 raise ConfigError(
-                    f"{role}.{key}={wanted:g}: the largest node has {largest:g} {resource}s; lower it or add a larger node"
+                    f"{role}.{key}={wanted:g}: the largest node has {largest:g} {resource}s; lower it or add a node"
                 )
 
 

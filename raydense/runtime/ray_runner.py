@@ -57,9 +57,9 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
 def _free_gpu_bytes(num_gpus: float) -> int | None:
     """What a GPU with room for `num_gpus` has free; None where PyTorch finds no GPU behind Ray's."""
 
-    @ray.remote(num_gpus=num_gpus, num_cpus=0, max_calls=1)  # its process, and the memory it holds, end with it
     def look() -> int | None:
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
-    free: int | None = ray.get(look.remote())
+    once = ray.remote(num_gpus=num_gpus, num_cpus=0, max_calls=1)(look)  # its process, and its memory, end with it
+    free: int | None = ray.get(once.remote())
     return free

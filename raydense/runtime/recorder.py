@@ -17,7 +17,7 @@ from raydense.core.interfaces import Fleet, Learner
 from raydense.core.lora import save_diffusers_lora
 from raydense.core.metrics import JsonLines
 from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport
-from raydense.runtime.build import lora_config
+from raydense.runtime.build import lora_config, lora_origin
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
 from raydense.runtime.judging import Judgement, draw_grid
@@ -149,10 +149,11 @@ class Recorder:
         with self.phase("saving"):
             state = self._learner.state_dict()
             self._checkpoints.save(Checkpoint(state, position, behaviour, self._metrics.size))
+            self._dir.publish()
         self.position = position
 
     def save_lora(self, weights: PolicyWeights) -> None:
-        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config))
+        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), lora_origin(self._config))
 
     def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from raydense.config import Config, ConfigError
 
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
     from raydense.runtime.judging import Judgement
+    from raydense.runtime.mirror import Mirror
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
 
@@ -23,18 +25,20 @@ def default_out(config: Config) -> Path:
     return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def local_out(location: str) -> Path:
-    """The run directory that --out or --resume names: a path, or a file:// URI.
+def locate(location: str) -> tuple[Path, Mirror | None]:
+    """The run directory that --out or --resume names; for a URI, the local copy of it and its mirror.
 
-    Raises: ConfigError for another scheme, or for a relative path under a Ray job.
+    Raises: ConfigError for a URI that cannot be reached, or for a relative path under a Ray job.
     """
-    scheme, separator, rest = location.partition("://")
-    if separator and scheme != "file":
-        raise ConfigError(f"--out={location}: {scheme}:// is not supported yet; give a directory, perhaps a mount")
-    path = Path(rest if separator else location).expanduser()
+    if "://" in location:
+        from raydense.runtime.mirror import Mirror
+
+        mirror = Mirror(location)
+        return mirror.local, mirror
+    path = Path(location).expanduser()
     if not path.is_absolute():
         _refuse_under_a_job(f"--out={location} is relative")
-    return path
+    return path, None
 
 
 def _refuse_under_a_job(problem: str) -> None:
@@ -43,24 +47,41 @@ def _refuse_under_a_job(problem: str) -> None:
 
 
 class RunDirectory:
-    """Paths of one run."""
+    """Paths of one run, and its mirror if it lies at a URI."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
+        self.root, self._mirror = root, mirror
+
+    @property
+    def shown(self) -> str:
+        """Where the user finds it."""
+        return self._mirror.uri if self._mirror else str(self.root)
 
     @classmethod
-    def create(cls, root: Path, config: Config) -> RunDirectory:
+    def create(cls, root: Path, config: Config, mirror: Mirror | None = None) -> RunDirectory:
         """Raises: ConfigError if the directory holds something already, or cannot be written."""
-        run_dir = cls(root)
+        run_dir = cls(root, mirror)
         try:
-            if root.exists() and (not root.is_dir() or any(root.iterdir())):
-                raise ConfigError(f"--out={root} is not empty and is never overwritten; give a new directory")
+            used = not mirror.is_empty if mirror else root.exists() and (not root.is_dir() or any(root.iterdir()))
+            if used:
+                raise ConfigError(f"--out={run_dir.shown} is not empty and is never overwritten; give a new directory")
             for directory in (root, run_dir.images, run_dir.checkpoints, run_dir.lora):
                 directory.mkdir(parents=True, exist_ok=True)
             run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
+            run_dir.discard()
             raise ConfigError(f"--out={root} cannot be written ({error.strerror}); give another directory") from None
         return run_dir
+
+    def discard(self) -> None:
+        """Removes a directory that `create` has just made."""
+        if self.root.is_dir():
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Brings the mirror up to date; nothing to do for a run on this machine."""
+        if self._mirror:
+            self._mirror.push()
 
     @property
     def config_file(self) -> Path:

@@ -13,6 +13,7 @@ from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner, LearnerDied
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
+from raydense.runtime.mirror import Mirror
 from raydense.runtime.plan import PromptSets
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
@@ -26,23 +27,34 @@ MAX_LEARNER_DEATHS = 3
 LearnerFactory = Callable[[], Learner[Any]]
 
 
-def train(config: Config, out: Path, *, local: bool, display: ProgressDisplay) -> Mapping[str, Any]:
+def train(
+    config: Config, out: Path, mirror: Mirror | None = None, *, local: bool, display: ProgressDisplay
+) -> Mapping[str, Any]:
     """Runs `config` into the new directory `out`; returns the summary that it wrote there.
 
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     sets = check_inputs(config)
-    return _Run(config, sets, RunDirectory.create(out, config), local, display).execute()
+    run_dir = RunDirectory.create(out, config, mirror)
+    try:
+        return _Run(config, sets, run_dir, local, display).execute()
+    except ConfigError:  # nothing was started, so nothing is lost
+        run_dir.discard()
+        raise
 
 
-def resume(root: Path, overrides: list[str], *, local: bool, display: ProgressDisplay) -> Mapping[str, Any]:
+def resume(
+    root: Path, overrides: list[str], mirror: Mirror | None = None, *, local: bool, display: ProgressDisplay
+) -> Mapping[str, Any]:
     """Continues the run in `root` from its latest sound checkpoint; on the CPU the result has the same bytes.
 
     Raises: ConfigError if `root` holds no run, or if an override changes what a run may not change.
     """
-    run_dir = RunDirectory(root)
+    run_dir = RunDirectory(root, mirror)
+    if mirror:
+        mirror.pull()
     if not run_dir.config_file.is_file():
-        raise ConfigError(f"--resume={root} holds no config.yaml; give the directory of a run")
+        raise ConfigError(f"--resume={run_dir.shown} holds no config.yaml; give the directory of a run")
     config = changed_config(load_config(run_dir.config_file), overrides)
     run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
     return _Run(config, check_inputs(config), run_dir, local, display).execute()
@@ -61,7 +73,7 @@ class _Run:
 
     def execute(self) -> Mapping[str, Any]:
         with self._display as display:
-            display.say(f"run directory: {self._dir.root}")
+            display.say(f"run directory: {self._dir.shown}")
             for note in self._sets.notes:
                 display.say(note)
             with _components(self._config, self._dir, self._local) as (fleet, make_learner):
@@ -96,6 +108,7 @@ class _Run:
         summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner)
         self._dir.write_scores(score_table(self._config, self._sets, before, after))
         self._dir.write_summary(summary)
+        self._dir.publish()
         return summary
 
     def _stages(

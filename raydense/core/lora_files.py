@@ -1,0 +1,142 @@
+"""Reads a LoRA from the files that others write: diffusers', peft's, and the paper's authors'.
+
+Nothing binds silently: what is read must be the policy's adapter, tensor by tensor, at its rank and alpha.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from raydense.config import ConfigError
+from raydense.core.types import FloatArray, PolicyWeights
+
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+KNOWN_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_model.bin")
+UNSUPPORTED = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")  # of peft: they change what tensors mean
+SHOWN = 4  # names of each kind in an error
+
+_PREFIX = re.compile(r"^(unet\.|base_model\.model\.(unet\.)?)")
+_HALF = {"down": "A", "up": "B", "A": "A", "B": "B"}
+_MODULE_FIRST = re.compile(r"^(?P<module>.+)\.lora(\.|_linear_layer\.|_)(?P<half>down|up|A|B)(\.default)?\.weight$")
+_PROCESSOR = re.compile(r"^(?P<attention>.+)\.processor\.to_(?P<to>q|k|v|out)_lora\.(?P<half>down|up)\.weight$")
+
+
+def load_lora(location: str, expected: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float) -> PolicyWeights:
+    """Reads a LoRA as version 0 of the policy's weights.
+
+    Args:
+        location: a diffusers file (`*.safetensors`), a peft adapter (its file beside `adapter_config.json`), the
+            authors' `*.bin`, or a directory with exactly one of them under its usual name.
+        expected: shapes of the policy's LoRA tensors, by name.
+        rank, alpha: the policy's. A file that does not state alpha means alpha = rank, as diffusers reads it.
+    Raises: ConfigError naming the file and every kind of difference.
+    """
+    path = _find(location)
+    source = f"policy.init_lora={path}"
+    raw, stated_alpha = _read(path, source)
+    named = {_policy_name(name): tensor for name, tensor in raw.items()}
+    if len(named) < len(raw):
+        raise ConfigError(f"{source}: several of its tensors belong to one projection; give a file with one LoRA")
+    _check_names(source, named, expected)
+    ranks = {tensor.shape[0] for name, tensor in named.items() if ".lora_A." in name}
+    if ranks != {rank}:
+        found = ", ".join(map(str, sorted(ranks)))
+        raise ConfigError(f"{source} has rank {found}, but policy.lora_rank={rank}; make them agree")
+    file_alpha = stated_alpha if stated_alpha is not None else rank
+    if file_alpha != alpha:
+        raise ConfigError(
+            f"{source} has alpha {file_alpha:g}, but policy.lora_alpha gives {alpha:g}; set policy.lora_alpha"
+        )
+    _check_shapes(source, named, expected)
+    return PolicyWeights.of(0, {name: _float32(tensor) for name, tensor in named.items()})
+
+
+def _find(location: str) -> Path:
+    path = Path(location).expanduser()
+    if path.is_file():
+        return path
+    found = [path / name for name in KNOWN_FILES if (path / name).is_file()]
+    if len(found) != 1:
+        what = f"holds {len(found)} of" if path.is_dir() else "is not there; give a file, or a directory with one of"
+        raise ConfigError(f"policy.init_lora={location} {what} {', '.join(KNOWN_FILES)}; name the file itself")
+    return found[0]
+
+
+def _read(path: Path, source: str) -> tuple[dict[str, torch.Tensor], float | None]:
+    """The file's tensors by its own names, and the alpha that it or its neighbour states."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        else:
+            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{source}: cannot be read as a file of tensors alone ({reason})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ConfigError(f"{source}: holds no tensors by name; give a file of LoRA tensors")
+    if any(name.startswith("base_model.model.") for name in tensors):
+        return tensors, _alpha(_peft_config(path, source), source)
+    return tensors, _alpha({key.removeprefix("unet."): value for key, value in metadata.items()}, source)
+
+
+def _peft_config(path: Path, source: str) -> Mapping[str, Any]:
+    try:
+        config: Mapping[str, Any] = json.loads((path.parent / PEFT_CONFIG).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source}: {PEFT_CONFIG} beside it cannot be read ({error}); put it there") from None
+    return config
+
+
+def _alpha(config: Mapping[str, Any], source: str) -> float | None:
+    if used := [name for name in UNSUPPORTED if config.get(name)]:
+        raise ConfigError(f"{source}: its {', '.join(used)} cannot be taken over; give a plain LoRA")
+    return None if config.get("lora_alpha") is None else float(config["lora_alpha"])
+
+
+def _policy_name(name: str) -> str:
+    """The policy's name of a tensor; a name of no known form comes back as it is, to be listed as surplus."""
+    bare = _PREFIX.sub("", name)
+    if match := _PROCESSOR.match(bare):
+        to = "to_out.0" if match["to"] == "out" else f"to_{match['to']}"
+        return f"{match['attention']}.{to}.lora_{_HALF[match['half']]}.default.weight"
+    if match := _MODULE_FIRST.match(bare):
+        return f"{match['module']}.lora_{_HALF[match['half']]}.default.weight"
+    return name
+
+
+def _check_names(source: str, named: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> None:
+    missing, surplus = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
+    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in
+                (("missing", missing), ("surplus", surplus)) if names]  # fmt: skip
+    if problems:
+        raise ConfigError(f"{source} is not this policy's LoRA; {'; '.join(problems)}")
+
+
+def _check_shapes(source: str, named: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    misshapen = [
+        f"{name} {list(named[name].shape)}, not {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if tuple(named[name].shape) != tuple(shape)
+    ]
+    if misshapen:
+        raise ConfigError(f"{source} is not this policy's LoRA; {len(misshapen)} misshapen: {_some(misshapen)}")
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+
+
+def _float32(tensor: torch.Tensor) -> FloatArray:
+    array: FloatArray = tensor.detach().to(torch.float32).numpy().astype(np.float32)
+    return array
