@@ -1,4 +1,4 @@
-"""The pool of sampler actors: dispatch with two calls in flight each, and work that goes back when one dies or fails."""
+"""The pool of sampler actors: two calls in flight each, and work that goes back when one dies or fails."""
 
 from __future__ import annotations
 

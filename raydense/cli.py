@@ -94,7 +94,11 @@ def _train(
     from raydense.runtime.stopping import StopRequested
     from raydense.runtime.train import resume, train
 
-    root, mirror = locate(out) if out is not None else (default_out(config), None)
+    if out is not None:
+        root, mirror = locate(out)
+    else:
+        assert config is not None
+        root, mirror = default_out(config), None
     shown = out if mirror else root
     run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)

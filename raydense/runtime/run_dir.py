@@ -74,8 +74,8 @@ class RunDirectory:
         return run_dir
 
     def discard(self) -> None:
-        """Removes a directory that `create` has just made."""
-        if self.root.is_dir():
+        """Removes a directory that `create` made, if no checkpoint was written into it."""
+        if self.root.is_dir() and not any(self.checkpoints.glob("*")):
             shutil.rmtree(self.root, ignore_errors=True)
 
     def publish(self) -> None:

@@ -1,0 +1,92 @@
+"""A cluster that cannot be reached or cannot hold the actors is told in one line, at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import ray
+
+from raydense.config import Config, ConfigError
+from raydense.runtime.placement import place
+from raydense.runtime.ray_cluster import check_resources, ray_session
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: nothing answers there"),
+        ("ray://127.0.0.1:1", "nothing answers there"),
+        ("no-such-host.invalid:6379", "nothing answers there"),
+        ("localhost", "RAY_ADDRESS=localhost is no address; expected HOST:PORT"),
+        ("localhost:port", "RAY_ADDRESS=localhost:port is no address"),
+    ],
+)
+def test_an_address_where_nothing_is(address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught, ray_session():
+        pass
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ray.exceptions.AuthenticationError("Token authentication is on but no token was found. See"),
+            "RAY_AUTH_TOKEN",
+        ),
+        (ConnectionError("Failed to connect\nto it"), "the cluster cannot be joined (Failed to connect to it)"),
+        (RuntimeError("Version mismatch: The cluster was\n started with: Ray 2.9"), "install the cluster's versions"),
+    ],
+)
+def test_a_cluster_that_refuses_us(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("raydense.runtime.ray_cluster._probe", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match=r"^RAY_ADDRESS=10.0.0.1:6379: ") as caught, ray_session():
+        pass
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("raylet died")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RuntimeError, match="raylet died"), ray_session():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("samplers", "said"),
+    [
+        ({"count": 2, "num_gpus": 1.0}, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
+        ({"count": 9, "num_cpus": 1.0}, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
+        ({"count": 1, "num_cpus": 5.0}, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
+    ],
+)
+def test_actors_without_a_place(
+    small_config: Callable[..., Config], samplers: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 4.0}}]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    config = small_config(samplers=samplers, learner={"num_gpus": 0.0})
+    with pytest.raises(ConfigError) as caught:
+        check_resources(config, place(config, 1))
+    assert said in str(caught.value)
