@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from raydense.config import Config, ConfigError
-from raydense.runtime.placement import place
+from raydense.runtime.placement import Placement
 from raydense.runtime.ray_cluster import check_resources, ray_session
 
 pytestmark = pytest.mark.ray
@@ -73,20 +73,23 @@ def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("samplers", "said"),
+    ("placement", "num_cpus", "said"),
     [
-        ({"count": 2, "num_gpus": 1.0}, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
-        ({"count": 9, "num_cpus": 1.0}, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
-        ({"count": 1, "num_cpus": 5.0}, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
+        (Placement(2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
+        (Placement(9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
+        (Placement(1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
     ],
 )
 def test_actors_without_a_place(
-    small_config: Callable[..., Config], samplers: dict[str, float], said: str, monkeypatch: pytest.MonkeyPatch
+    small_config: Callable[..., Config],
+    placement: Placement,
+    num_cpus: float,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 4.0}}]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    config = small_config(samplers=samplers, learner={"num_gpus": 0.0})
     with pytest.raises(ConfigError) as caught:
-        check_resources(config, place(config, 1))
+        check_resources(small_config(samplers={"num_cpus": num_cpus}), placement)
     assert said in str(caught.value)
