@@ -34,6 +34,7 @@ Overrides = Annotated[
 ]
 Local = Annotated[bool, typer.Option("--local", help="In one process, without Ray.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+LogFormat = Literal["auto", "plain", "json"]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Rate = Annotated[float, typer.Option(min=1e-6, help="TFLOP/s that a device sustains, for estimated hours.")]
 
@@ -52,6 +53,9 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Continue this run; the result has the same bytes on the CPU.")
     ] = None,
+    replay_from: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Learn from this run's stored groups, without a sampler.")
+    ] = None,
     local: Local = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
     tflops: Rate = 100.0,
@@ -64,6 +68,11 @@ def train(
     with _explained(debug):
         if resume is not None and (config_file or preset or out or dry_run):
             raise ConfigError(f"--resume={resume} has its own configuration and directory; give only --set beside it")
+        if replay_from is not None:
+            if resume or config_file or preset or dry_run:
+                raise ConfigError(f"--replay-from={replay_from} has its own configuration; give only --set and --out")
+            _train_offline(replay_from, overrides or [], out, log_format)
+            return
         config = None if resume else load_config(config_file, preset, overrides)
         if config is not None and dry_run:
             _dry_run(config, tflops, as_json=log_format == "json")
@@ -86,7 +95,7 @@ def _train(
     out: str | None,
     overrides: list[str],
     local: bool,
-    log_format: Literal["auto", "plain", "json"],
+    log_format: LogFormat,
 ) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
     from raydense.runtime.progress import ProgressDisplay
@@ -154,6 +163,18 @@ def doctor(
             typer.echo(json.dumps(check.__dict__, ensure_ascii=False) if as_json else line)
         if failed:
             _fail(f"{failed} of the checks failed", EXIT_FAILED)
+
+
+def _train_offline(source: Path, overrides: list[str], out: str | None, log_format: LogFormat) -> None:
+    """Learns in `out` from the groups that the run in `source` stored."""
+    from raydense.runtime.offline import offline_config, train_offline
+    from raydense.runtime.progress import ProgressDisplay
+    from raydense.runtime.run_dir import default_out, locate
+
+    root = locate(out)[0] if out else default_out(offline_config(source, overrides))
+    display = ProgressDisplay(Console(soft_wrap=True), log_format)
+    train_offline(source, overrides, root, display=display)
+    display.say(f"LoRA      {root / 'lora' / 'pytorch_lora_weights.safetensors'}")
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -77,8 +78,11 @@ class Config(Section):
 MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "stage.count")
 
 
-def changed_config(config: Config, overrides: list[str]) -> Config:
-    """A run's own configuration with overrides, where a run that continues may have them.
+def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:
+    """A run's own configuration with overrides, where they may be.
+
+    Args:
+        may_change: settings or sections. who: may change only these, for the message.
 
     Raises: ConfigError listing what may not change, before and after.
     """
@@ -87,20 +91,22 @@ def changed_config(config: Config, overrides: list[str]) -> Config:
         _apply_override(values, override)
     changed = _validate(values)
     before, after = _flatten(config.model_dump()), _flatten(changed.model_dump())
-    allowed = list(MAY_CHANGE_ON_RESUME)
-    if config.train.no_reg_warmup_ratio > 0:
-        allowed.remove("stage.count")  # the warm-up is a share of the whole run
     refused = [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == a or key.startswith(f"{a}.") for a in allowed)
+        if before.get(key) != after.get(key) and not any(key == a or key.startswith(f"{a}.") for a in may_change)
     ]
-    if changed.stage.count < config.stage.count:
-        refused.append(f"stage.count: {config.stage.count} -> {changed.stage.count} (it may only grow)")
     if refused:
-        raise ConfigError(
-            "a run that continues may change only " + ", ".join(allowed) + "; refused: " + "; ".join(refused)
-        )
+        raise ConfigError(f"{who} may change only {', '.join(may_change)}; refused: {'; '.join(refused)}")
+    return changed
+
+
+def resumed_config(config: Config, overrides: list[str]) -> Config:
+    """The configuration of a run that continues. Raises: ConfigError listing what may not change, before and after."""
+    allowed = [key for key in MAY_CHANGE_ON_RESUME if key != "stage.count" or config.train.no_reg_warmup_ratio == 0]
+    changed = changed_config(config, overrides, allowed, "a run that continues")
+    if changed.stage.count < config.stage.count:
+        raise ConfigError(f"stage.count: {config.stage.count} -> {changed.stage.count}: it may only grow")
     return changed
 
 

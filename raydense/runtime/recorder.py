@@ -41,6 +41,7 @@ class Recorder:
         checkpoints: CheckpointStore,
         stop: StopFlag,
         metrics_bytes: int,
+        pictures: bool = True,
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir
         self._fleet, self._learner, self._display = fleet, learner, display
@@ -49,6 +50,7 @@ class Recorder:
         self._telemetry = JsonLines(run_dir.root / "telemetry.jsonl")
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
+        self._pictures = pictures
         self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
@@ -136,7 +138,8 @@ class Recorder:
     def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
         self._end_phase("training", stage, pulled_bytes=self._pulled_bytes)
         self._pulled_bytes = 0
-        self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
+        if self._pictures:
+            self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
         self.save_lora(weights)
         self.checkpoint(Position(stage + 1))
         if self._stop.signal_number is not None:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from raydense.config import Config
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.ledger import Ledger
-from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
+from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
 from raydense.runtime.plan import PromptSets, stage_units
 
 Handle = TypeVar("Handle")
@@ -71,7 +71,8 @@ def _collect(
     ledger = Ledger(units)
     arrivals: dict[int, tuple[UnitReport, Sequence[Handle]]] = {}
     for report, handles in fleet.collect(units):
-        _check_stamps(report, weights)
+        if report.sampler != RESTORED:  # whoever restores a unit decides which weights it may be of
+            _check_stamps(report, weights)
         ledger.finish(report)
         arrivals[report.unit.index] = report, handles
         observer.unit_collected(report, len(ledger), len(units))

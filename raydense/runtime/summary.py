@@ -14,16 +14,21 @@ PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "nu
 
 
 def summarise(
-    config: Config, before: Judgement, after: Judgement, seconds: Mapping[str, float], wall_s: float, runner: str
+    config: Config,
+    before: Judgement | None,
+    after: Judgement | None,
+    seconds: Mapping[str, float],
+    wall_s: float,
+    runner: str,
 ) -> dict[str, Any]:
-    """Scores before and after with their paired gain, times, versions and the seed."""
-    scores = compare(before, after)
+    """Scores before and after with their paired gain (where they were judged), times, versions and the seed."""
+    scores = compare(before, after) if before and after else {}
     return {
         "name": config.name,
         "seed": config.seed,
         "runner": runner,
         "scorer": config.reward.scorer.name,
-        "reward": scores.pop(config.reward.scorer.name),
+        "reward": scores.pop(config.reward.scorer.name, {}),
         "monitors": scores,
         "wall_s": round(wall_s, 2),
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},

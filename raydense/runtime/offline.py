@@ -1,0 +1,117 @@
+"""`raydense train --replay-from RUN`: learns from the groups that another run left on disk; nothing is sampled.
+
+One process: a learner, and segments mapped from the disk. Nothing is judged or drawn either, since that takes samplers;
+`raydense train --resume` does not apply, because there is nothing dear to lose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raydense.config import Config, ConfigError, changed_config, load_config
+from raydense.core.segments import read_segment, segment_path
+from raydense.core.types import (
+    RESTORED,
+    PolicyWeights,
+    Position,
+    Rendered,
+    RenderUnit,
+    TrajectoryGroup,
+    UnitReport,
+    WorkUnit,
+)
+from raydense.runtime.build import build_learner
+from raydense.runtime.checkpoints import CheckpointStore
+from raydense.runtime.plan import stage_units
+from raydense.runtime.preflight import check_inputs
+from raydense.runtime.progress import ProgressDisplay
+from raydense.runtime.recorder import Recorder
+from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.stage_loop import run_stages
+from raydense.runtime.stopping import StopFlag
+from raydense.runtime.summary import summarise
+
+MAY_CHANGE = (
+    "name",
+    "learner",
+    "train",
+    "replay",
+    "checkpoint",
+    "stage.count",
+    "stage.steps",
+    "steps.gamma",
+    "steps.draws",
+    "steps.exclude_last",
+)
+
+
+class OfflineFleet:
+    """`Fleet` that only reads: each unit's groups as the run in `root` sampled them, whatever weights that was with."""
+
+    deaths = retried = 0
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def broadcast(self, weights: PolicyWeights) -> None:
+        """Nobody samples with them."""
+
+    def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
+        raise NotImplementedError("an offline run draws nothing")
+
+    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[TrajectoryGroup]]]:
+        for unit in units:
+            report, groups = read_segment(segment_path(self._root, unit.stage, unit.index))
+            yield replace(report, unit=unit, sampler=RESTORED), groups
+
+
+def train_offline(source: Path, overrides: list[str], out: Path, *, display: ProgressDisplay) -> Mapping[str, Any]:
+    """Learns in the new directory `out` from the segments of the run in `source`; returns the summary.
+
+    Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
+    """
+    started = time.perf_counter()
+    config = offline_config(source, overrides)
+    sets = check_inputs(config)
+    segments = RunDirectory(source).segments
+    _check_segments(config, sets.train, segments)
+    run_dir = RunDirectory.create(out, config)
+    fleet = OfflineFleet(segments)
+    learner = build_learner(config, fetch=lambda groups: groups)
+    store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
+    with display:
+        display.say(f"run directory: {run_dir.shown}; learning from {source}")
+        recorder = Recorder(
+            config, sets, run_dir, fleet, learner, display, store, stop, metrics_bytes=0, pictures=False
+        )
+        try:
+            recorder.checkpoint(Position())
+            with stop.listening(display.say):
+                run_stages(config, sets, fleet, learner, recorder)
+        finally:
+            recorder.close()
+    summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline")
+    run_dir.write_summary(summary)
+    return summary
+
+
+def offline_config(source: Path, overrides: list[str]) -> Config:
+    """The configuration of the run in `source` with overrides of how it learns, not of what it sampled."""
+    file = RunDirectory(source).config_file
+    if not file.is_file():
+        raise ConfigError(f"--replay-from={source} holds no config.yaml; give the directory of a run")
+    return changed_config(load_config(file), overrides, MAY_CHANGE, "a run from stored groups")
+
+
+def _check_segments(config: Config, prompts: Sequence[str], root: Path) -> None:
+    for stage in range(config.stage.count):
+        for unit in stage_units(config, prompts, stage, weights_version=0):
+            if not segment_path(root, stage, unit.index).exists():
+                raise ConfigError(
+                    f"{root} lacks unit {unit.index} of stage {stage}; sample with --set replay.segments=true "
+                    "--set replay.keep_segments=true, or lower stage.count"
+                )
