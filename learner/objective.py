@@ -104,6 +104,8 @@ def preference_loss(
             "clipped_fraction": (raw.abs() > clip).float().mean(),
             "log_ratio_abs": raw.abs().mean(),
             "log_ratio_max": raw.abs().max(),
+            # drift from π_old; at a stage's first step, where θ is π_old, the noise of re-scoring
+            "old_log_ratio_abs": (log_probs - batch.old_log_probs).abs().mean(),
             "logit_std": logits.std(),
             "reward_gap": (batch.rewards.amax(-1) - batch.rewards.amin(-1)).mean(),
         }

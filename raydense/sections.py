@@ -267,7 +267,9 @@ class LearnerConfig(Section):
 
 
 class ReplayConfig(Section):
-    """The replay buffer's groups on disk."""
+    """The replay buffer: one stage's groups, in memory and on disk."""
+
+    max_bytes: PositiveInt | None = None  # of a stage's groups; None: what the object store and its disk take
 
     segments: bool | None = None  # None: where a group has at least 1 MiB
     keep_segments: bool = False  # of finished stages

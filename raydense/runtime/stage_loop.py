@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from raydense.config import Config
+from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.ledger import Ledger
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
@@ -50,7 +50,7 @@ def run_stages(
         fleet.broadcast(weights)
 
         units = stage_units(config, prompts.train, stage, weights.version)
-        reports, groups, account = _collect(units, weights, fleet, observer)
+        reports, groups, account = _collect(units, weights, fleet, observer, config.replay.max_bytes)
         observer.stage_collected(stage, reports, account, taken > 0)
 
         learner.begin_stage(stage, groups)
@@ -65,7 +65,11 @@ def run_stages(
 
 
 def _collect(
-    units: Sequence[WorkUnit], weights: PolicyWeights, fleet: Fleet[Handle], observer: Observer
+    units: Sequence[WorkUnit],
+    weights: PolicyWeights,
+    fleet: Fleet[Handle],
+    observer: Observer,
+    max_bytes: int | None,
 ) -> tuple[list[UnitReport], list[Handle], Mapping[str, int]]:
     """All reports, groups and the account of a stage, in the order of the units: that of arrival has no meaning."""
     ledger = Ledger(units)
@@ -73,6 +77,7 @@ def _collect(
     for report, handles in fleet.collect(units):
         if report.sampler != RESTORED:  # whoever restores a unit decides which weights it may be of
             _check_stamps(report, weights)
+        _check_capacity(report, sum(len(unit.prompts) for unit in units), max_bytes)
         ledger.finish(report)
         arrivals[report.unit.index] = report, handles
         observer.unit_collected(report, len(ledger), len(units))
@@ -89,3 +94,13 @@ def _check_stamps(report: UnitReport, weights: PolicyWeights) -> None:
                 f"group {group.index} of stage {group.stage} was sampled with weights version {group.weights_version} "
                 f"({group.weights_checksum}), not {weights.version} ({weights.checksum})"
             )
+
+
+def _check_capacity(report: UnitReport, groups: int, max_bytes: int | None) -> None:
+    """The first unit tells what a stage will take; better then than when the store is full."""
+    expected = groups * max(group.nbytes for group in report.groups)
+    if max_bytes is not None and expected > max_bytes:
+        raise ConfigError(
+            f"replay.max_bytes={max_bytes} is less than the {expected} bytes of a stage's {groups} groups; raise it "
+            "or lower stage.groups or sampler.keep"
+        )

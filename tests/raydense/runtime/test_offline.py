@@ -63,3 +63,10 @@ def test_a_missing_unit_is_named_before_any_work(source: Path, tmp_path: Path) -
     assert refused.exit_code == 2
     assert "lacks unit 2 of stage 1" in refused.output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_larger_than_the_buffer_is_refused_by_its_first_unit(source: Path, tmp_path: Path) -> None:
+    refused = train("--replay-from", source, "--out", tmp_path / "run", "--set", "replay.max_bytes=30000")
+    assert refused.exit_code == 2
+    assert "replay.max_bytes=30000 is less than the" in refused.output
+    assert "of a stage's 5 groups" in refused.output
