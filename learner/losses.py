@@ -48,8 +48,8 @@ def plackett_luce_loss(logits: Tensor, rewards: Tensor, tie_noise: Tensor) -> Te
 
 
 def pair_accuracy(logits: Tensor, rewards: Tensor) -> Tensor:
-    """Share of the pairs of unequal reward whose logits agree with it; 0.5 for equal logits. Scalar."""
+    """Share of the pairs of unequal reward whose logits agree with it; 0.5 for equal logits or no such pair. Scalar."""
     better = (rewards[:, :, None] > rewards[:, None, :]).float()
     gap = logits[:, :, None] - logits[:, None, :]
     agree = (gap > 0).float() + 0.5 * (gap == 0).float()
-    return (agree * better).sum() / better.sum().clamp(min=1)
+    return (agree * better).sum() / better.sum() if better.any() else torch.tensor(0.5, device=logits.device)

@@ -190,7 +190,7 @@ def _gain_table(summary: Mapping[str, Any]) -> Table:
                 prompts,
                 f"{row['before']['mean']:.4f}",
                 f"{row['after']['mean']:.4f}",
-                f"{gain['mean']:+.4f} ± {gain['se']:.4f}",
+                f"{gain['mean']:+.4f}" + (f" ± {gain['se']:.4f}" if gain["se"] is not None else ""),
             )
     return table
 

@@ -49,15 +49,19 @@ def _text_config(vocab: int) -> dict[str, int]:
     }
 
 
-def write_pipeline(directory: Path, prediction_type: str = "epsilon") -> Path:
-    """A StableDiffusionPipeline directory with SD1.5's classes and schedule, random weights, 8 x 8 latents."""
+def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2: bool = False) -> Path:
+    """A StableDiffusionPipeline directory with SD1.5's classes and schedule, random weights, 8 x 8 latents.
+
+    like_2: with what Stable Diffusion 2 changed: another text activation, linear projections, heads by block.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = _write_tokenizer(directory / "tokenizer")
-        CLIPTextModel(CLIPTextConfig(**_text_config(len(tokenizer)))).save_pretrained(directory / "text_encoder")
+        text: dict[str, Any] = {**_text_config(len(tokenizer)), **({"hidden_act": "gelu"} if like_2 else {})}
+        CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(directory / "text_encoder")
         UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(8, 16),
@@ -65,7 +69,8 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon") -> Path:
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=16,
-            attention_head_dim=4,
+            attention_head_dim=(2, 4) if like_2 else 4,
+            use_linear_projection=like_2,
             norm_num_groups=4,
         ).save_pretrained(directory / "unet")
         AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
@@ -103,6 +108,12 @@ def write_scorer(directory: Path) -> Path:
 @pytest.fixture(scope="session")
 def pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> Callable[..., Path]:
+    """`write_pipeline`, for tests that need another pipeline."""
+    return write_pipeline
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +167,9 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
         rank: int = 2,
         alpha: float | None = None,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
         with_decoder: bool = False,
+        **options: Any,
     ) -> Policy:
         return load_policy(
             str(model),
@@ -170,9 +183,10 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
                 target_modules=["to_q", "to_k", "to_v", "to_out.0"],
             ),
             seed=seed,
-            dtype=torch.float32,
+            dtype=dtype,
             device=torch.device("cpu"),
             with_decoder=with_decoder,
+            **options,
         )
 
     return load

@@ -68,8 +68,11 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in partial.iterdir():
         _sync(path)
-    shutil.rmtree(directory, ignore_errors=True)  # of the same position, written before a cut
+    replaced = directory.with_name(directory.name + ".replaced.partial")
+    if directory.exists():  # of the same position, written before a cut
+        directory.rename(replaced)
     partial.rename(directory)
+    shutil.rmtree(replaced, ignore_errors=True)
     _sync(directory.parent)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+PROBE_S = 5.0
 
 
 def hub_file(
@@ -22,10 +24,28 @@ def hub_file(
 
     Raises: FileNotFoundError, in one line, whatever the hub's client raised.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     try:
+        probe_hub()
         return Path(hf_hub_download(repository, filename, repo_type=kind))
     except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
+        if isinstance(cached := try_to_load_from_cache(repository, filename, repo_type=kind), str):
+            return Path(cached)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(f"{filename} cannot be had from {repository} ({reason}); {instead}") from None
+
+
+def probe_hub() -> None:
+    """Returns if the hub answers at all; the client alone would retry for half a minute a file.
+
+    Raises: ConnectionError in one line, within `PROBE_S`.
+    """
+    from huggingface_hub import constants, get_session
+
+    session: Any = get_session()  # knows the proxies of the environment
+    try:
+        session.head(constants.ENDPOINT, timeout=PROBE_S)
+    except Exception as error:  # as above
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(f"tried {constants.ENDPOINT}: {reason}; nor is it in {constants.HF_HUB_CACHE}") from None

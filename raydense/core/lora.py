@@ -39,5 +39,7 @@ def save_diffusers_lora(
     described = {**{f"unet.{key}": value for key, value in adapter.items()}, **(origin or {})}
     metadata = json.dumps(described, sort_keys=True)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / FILE_NAME, metadata={"lora_adapter_metadata": metadata})
+    partial = directory / f"{FILE_NAME}.partial"
+    save_file(tensors, partial, metadata={"lora_adapter_metadata": metadata})
+    partial.replace(directory / FILE_NAME)  # whoever reads meanwhile sees the old file or the new one
     return directory / FILE_NAME

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError
+from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.runtime.plan import PromptSets, read_prompt_sets
 from raydense.sections import SingleScorerConfig
@@ -130,7 +131,10 @@ def _fetch(config: Config) -> None:
     set_verbosity_error()  # type: ignore[no-untyped-call]  # its retries are a line each
     policy = config.policy
     for name in (SCHEDULER_FILE, UNET_FILE, "vae/config.json", "text_encoder/config.json"):
+        if _cached(policy.model, policy.revision, name) is not None:
+            continue
         try:
+            probe_hub()
             hf_hub_download(policy.model, name, revision=policy.revision)
         except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
             reason = " ".join(str(error).split()) or type(error).__name__

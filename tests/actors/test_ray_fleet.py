@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from actors.ray_fleet import RayFleet
+from raydense.core.interfaces import UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 
 pytestmark = pytest.mark.ray
@@ -20,13 +21,18 @@ Factory = Callable[[str], Any]
 
 
 def sampler_factory(
-    *, kill_at: int | None = None, fail_at: int | None = None, marker: Path | None = None, restart_s: float = 0.0
+    *,
+    kill_at: int | None = None,
+    fail_at: int | None = None,
+    fail_on: tuple[str, ...] | None = None,
+    marker: Path | None = None,
+    restart_s: float = 0.0,
 ) -> Factory:
     """A `Sampler` without a model. It is made inside this function so that workers get it by value.
 
     Args:
         kill_at: the unit index at which it kills its own process, once where `marker` is given, else always.
-        fail_at: the unit index at which it raises.
+        fail_at: the unit index at which it raises; on the samplers of `fail_on` alone where that is given.
         restart_s: how long a construction after the marker was set takes, as loading a model does.
     """
 
@@ -61,7 +67,7 @@ def sampler_factory(
             return Rendered(np.full((1, 1, 1, 3), unit.seeds[0], np.uint8), {"version": np.array([weights.version])})
 
         def _misbehave(self, index: int) -> None:
-            if index == fail_at:
+            if index == fail_at and (fail_on is None or self._name in fail_on):
                 raise ValueError(f"unit {index} is no good")
             if index == kill_at and not (marker is not None and marker.exists()):
                 if marker is not None:
@@ -154,11 +160,28 @@ def test_a_unit_that_kills_every_sampler_ends_the_run_with_a_word(make_fleet: Ca
         list(make_fleet(sampler_factory(kill_at=2)).collect(units(6)))
 
 
-def test_an_error_of_a_sampler_is_the_drivers_error(make_fleet: Callable[..., RayFleet]) -> None:
-    fleet = make_fleet(sampler_factory(fail_at=2))
-    with pytest.raises(ValueError, match="unit 2 is no good"):
-        list(fleet.collect(units(6)))
-    assert fleet.deaths == 0
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_unit_that_always_fails_ends_the_run_with_its_cause(make_fleet: Callable[..., RayFleet], count: int) -> None:
+    fleet = make_fleet(sampler_factory(fail_at=2), count)
+    delivered: list[int] = []
+    with pytest.raises(UnitFailed, match=r"^unit 2 is no good \(tried 4 times\)$") as caught:
+        delivered.extend(report.unit.index for report, _ in fleet.collect(units(6)))
+    assert {0, 1} <= set(delivered) <= {0, 1, 3, 4, 5}
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert (fleet.deaths, fleet.retried) == (0, 3)
+
+
+@pytest.mark.parametrize("work", ["sample", "render"])
+def test_a_unit_that_failed_is_tried_on_another_sampler(make_fleet: Callable[..., RayFleet], work: str) -> None:
+    fleet = make_fleet(sampler_factory(fail_at=2, fail_on=("sampler-0",)))
+    if work == "sample":
+        arrivals = {report.unit.index: report.sampler for report, _ in fleet.collect(units(6))}
+        assert sorted(arrivals) == list(range(6))
+        assert arrivals[2] == "sampler-1"
+    else:
+        rendered = fleet.render([RenderUnit(("a cat",), (seed,), 0) for seed in range(6)])
+        assert [int(r.images[0, 0, 0, 0]) for r in rendered] == list(range(6))
+    assert (fleet.deaths, fleet.retried <= 1) == (0, True)
 
 
 def test_a_sampler_that_cannot_be_built_says_why(make_fleet: Callable[..., RayFleet]) -> None:

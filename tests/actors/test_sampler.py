@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from actors.sampler import DiffusionSampler
+from raydense.core.interfaces import ScoreError
 from raydense.core.policy import Policy
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
@@ -175,7 +176,7 @@ def test_a_score_that_is_not_finite_is_an_error_and_no_zero(
 ) -> None:
     broken = Brightness("broken", broken_prompt="a dog")
     sampler = make_sampler(scorer=broken) if role == "scorer" else make_sampler(monitors=(broken,))
-    with pytest.raises(ValueError, match="scorer broken gave nan for the prompt 'a dog'"):
+    with pytest.raises(ScoreError, match="scorer broken gave nan for the prompt 'a dog'"):
         sampler.sample(UNIT, initial)
 
 

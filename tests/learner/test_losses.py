@@ -161,4 +161,4 @@ def test_pair_accuracy_counts_agreement_and_ignores_ties() -> None:
     rewards = torch.tensor([[3.0, 2.0, 1.0]])
     assert float(pair_accuracy(torch.tensor([[5.0, 1.0, 2.0]]), rewards)) == pytest.approx(2 / 3)
     assert float(pair_accuracy(torch.zeros(1, 3), rewards)) == 0.5
-    assert float(pair_accuracy(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 1.0]]))) == 0.0
+    assert float(pair_accuracy(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 1.0]]))) == 0.5

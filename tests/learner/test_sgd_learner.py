@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner.sgd_learner import SGDLearner
+from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
 from raydense.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from raydense.core.policy import Policy
 from raydense.core.types import Position, TrajectoryGroup
@@ -161,16 +161,50 @@ def test_groups_of_another_stage_are_refused(begin: Callable[..., tuple[Policy, 
         learner.train(1)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_changes_nothing(
+def without_log_probs(groups: Groups, stage: int) -> Groups:
+    """The groups with a NaN for every stored log-prob: the loss against π_old is NaN."""
+    return [replace(g, stage=stage, log_probs=np.full_like(g.log_probs, np.nan)) for g in groups]
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     begin: Callable[..., tuple[Policy, Learner]], groups: Groups
 ) -> None:
     # torch's clamp passes no gradient for NaN, so a check of the gradient's norm alone would see a finite 0
+    _, learner = begin(reg_to_pi_init=False, reg_to_pi_old=True, weight_decay=0.1)
+    learner.train(1)
+    before = learner.state_dict()
+    learner.begin_stage(1, without_log_probs(groups, stage=1))
+    (row,) = learner.train(1)
+    after = learner.state_dict()
+    assert (row.step, row.values) == (2, {"skipped": 1.0})
+    assert (after["step"], after["skipped"]) == (2, 1)
+    assert after["weights"].checksum == before["weights"].checksum
+    assert float(after["optimizer"]["state"][0]["step"]) == 1.0  # AdamW took one step, not two
+
+
+def test_several_such_steps_in_a_row_end_the_run_with_what_they_saw(
+    begin: Callable[..., tuple[Policy, Learner]], groups: Groups
+) -> None:
     _, learner = begin(reg_to_pi_init=False, reg_to_pi_old=True)
-    before = learner.weights().checksum
-    learner.begin_stage(0, [replace(g, log_probs=np.full_like(g.log_probs, np.nan)) for g in groups])
-    with pytest.raises((RuntimeError, ValueError), match="finite"):
+    learner.begin_stage(1, without_log_probs(groups, stage=1))
+    learner.train(MAX_SKIPPED - 1)
+    with pytest.raises(NonFiniteStepError, match=rf"{MAX_SKIPPED} gradient steps in a row .* of stage 1: groups \["):
         learner.train(1)
-    assert learner.weights().checksum == before
+
+
+def test_a_good_step_ends_the_count_also_across_a_checkpoint(
+    begin: Callable[..., tuple[Policy, Learner]], groups: Groups, tmp_path: Path
+) -> None:
+    _, learner = begin(reg_to_pi_init=False, reg_to_pi_old=True)
+    learner.begin_stage(1, without_log_probs(groups, stage=1))
+    learner.train(MAX_SKIPPED - 1)
+    save_checkpoint(tmp_path / "checkpoint", Checkpoint(learner.state_dict(), Position(1, 2), learner.weights(), 0))
+
+    _, restored = begin(reg_to_pi_init=False, reg_to_pi_old=True)
+    restored.load_state_dict(load_checkpoint(tmp_path / "checkpoint").learner)
+    assert restored.state_dict()["skipped"] == MAX_SKIPPED - 1
+    assert restored.train(1)[0].values["skipped"] == 0.0
+    assert restored.state_dict()["skipped"] == 0
 
 
 def test_the_run_seed_decides_the_batches(

@@ -178,7 +178,7 @@ def test_a_pipeline(config: Path, pipeline_dir: Path, tmp_path: Path, spoil: Cal
         ("{tmp}/small.yaml", "is not empty and is never overwritten"),
         ("{tmp}/small.yaml/run", "cannot be written (Not a directory); give another directory"),
         ("/proc/run", "cannot be written (No such file or directory); give another directory"),
-        ("s3://bucket/run", "s3:// is not supported yet"),
+        ("nonsense://bucket/run", "--out=nonsense://bucket/run cannot be reached"),
     ],
 )
 def test_an_output_directory(config: Path, tmp_path: Path, location: str, said: str) -> None:

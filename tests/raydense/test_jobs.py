@@ -141,15 +141,18 @@ def test_a_relative_output_is_refused_with_its_exit_code(head: Head, project: Ca
 
 def test_a_stopped_job_leaves_a_run_that_continues(head: Head, project: Callable[..., Path], tmp_path: Path) -> None:
     out, directory = tmp_path / "run", project(False, stage={"count": 2, "groups": 5, "steps": 3000})
-    options = ["--submission-id", "long", "--no-wait", "--working-dir", directory]
+    patience = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})  # Ray's own 3 s may be too short to save
+    options = ["--submission-id", "long", "--no-wait", "--working-dir", directory, "--runtime-env-json", patience]
     head.job("submit", *options, "--", "raydense", "train", "config.yaml", "--out", out)
     deadline = time.monotonic() + 600
     while not (out / "metrics.jsonl").exists() or '"step"' not in (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.5)
     head.job("stop", "long")
+    logs = head.job("logs", "long").stdout
+    assert "stopping after this step or unit" in logs
+    assert "continue with: raydense train --resume" in logs
     status = read_status(out)
     assert (status["state"], status["progress"]["phase"]) == ("unfinished", "training")
     assert status["checkpoints"][-1]["complete"]
     assert "-step-" in status["checkpoints"][-1]["name"]  # written when the signal came
-    assert "continue with: raydense train --resume" in head.job("logs", "long").stdout

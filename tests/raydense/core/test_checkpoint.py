@@ -24,7 +24,7 @@ def trained(steps: int = 3) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
         sum((p**3).sum() for p in parameters).backward()
         optimizer.step()
     weights = PolicyWeights.of(steps, {f"p{i}": p.detach().numpy().copy() for i, p in enumerate(parameters)})
-    return optimizer, {"step": steps, "weights": weights, "optimizer": optimizer.state_dict()}
+    return optimizer, {"step": steps, "skipped": 1, "weights": weights, "optimizer": optimizer.state_dict()}
 
 
 def checkpoint(state: dict[str, Any], behaviour: PolicyWeights | None = None) -> Checkpoint:
@@ -37,7 +37,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     whole = load_checkpoint(tmp_path / "stage-0001")
     assert (whole.position, whole.behaviour, whole.metrics_bytes) == (Position(1, 0), None, 123)
     loaded = whole.learner
-    assert loaded["step"] == 3
+    assert (loaded["step"], loaded["skipped"]) == (3, 1)
     assert (loaded["weights"].version, loaded["weights"].checksum) == (3, state["weights"].checksum)
     for name, array in state["weights"].tensors.items():
         assert np.array_equal(loaded["weights"].tensors[name], array)

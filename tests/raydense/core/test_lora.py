@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
+from safetensors import safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from raydense.core.lora import save_diffusers_lora
 from raydense.core.policy import Policy
 from raydense.core.types import PolicyWeights
+
+ORIGIN = {"base_model": "owner/name@1", "rank": 2, "alpha": 2.0, "reward": {"kind": "clip"}, "config_sha256": "0f"}
 
 
 def lora(rank: int, alpha: float) -> LoraConfig:
@@ -46,7 +50,7 @@ def test_a_plain_pipeline_with_the_file_predicts_what_the_policy_predicts(
 ) -> None:
     policy = make_policy(rank=rank, alpha=alpha, guidance_scale=1.0)
     policy.bind(perturbed(policy))
-    file = save_diffusers_lora(tmp_path, policy.weights(), lora(rank, alpha))
+    file = save_diffusers_lora(tmp_path, policy.weights(), lora(rank, alpha), ORIGIN)
 
     pipeline = plain_pipeline(pipeline_dir)
     x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -59,6 +63,8 @@ def test_a_plain_pipeline_with_the_file_predicts_what_the_policy_predicts(
 
     torch.testing.assert_close(tuned, policy.predict(x, t, embeds), rtol=1e-5, atol=1e-5)
     assert float((tuned - base).abs().max()) > 1e-2
+    config = pipeline.unet.peft_config["default_0"]
+    assert (config.r, config.lora_alpha) == (rank, alpha)  # and nothing of ORIGIN came along
 
 
 def test_equal_weights_give_equal_bytes(
@@ -72,6 +78,22 @@ def test_equal_weights_give_equal_bytes(
     assert len({file.read_bytes() for file in files}) == 1
     other = save_diffusers_lora(tmp_path / "other", perturbed(make_policy(), seed=1), lora(2, 2.0))
     assert other.read_bytes() != files[0].read_bytes()
+
+
+def test_the_file_says_what_it_is_of(
+    make_policy: Callable[..., Policy], perturbed: Callable[..., Any], tmp_path: Path
+) -> None:
+    weights = perturbed(make_policy())
+    files = [
+        save_diffusers_lora(tmp_path / str(i), weights, lora(2, 2.0), dict(items))
+        for i, items in enumerate((ORIGIN.items(), reversed(ORIGIN.items())))
+    ]
+    with safe_open(files[0], framework="pt") as file:
+        metadata = file.metadata()
+    assert list(metadata) == ["lora_adapter_metadata"]  # several have no fixed order in the file
+    described = json.loads(metadata["lora_adapter_metadata"])
+    assert {key: described[key] for key in ORIGIN} == ORIGIN
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_saving_again_replaces_the_file(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
@@ -98,12 +99,13 @@ def test_what_was_read_is_what_then_predicts(
         assert float((started.predict(x, t, embeds) - trained.predict(x, t, embeds)).abs().max()) > 1e-2
 
 
-def test_an_adapter_that_peft_itself_saved(make_policy: Callable[..., Policy], tmp_path: Path) -> None:
-    policy = make_policy(rank=2)
-    expected = shapes(policy.weights())
-    policy.unet.delete_adapters(["default"])
+def test_an_adapter_that_peft_itself_saved(
+    make_policy: Callable[..., Policy], pipeline_dir: Path, tmp_path: Path
+) -> None:
+    expected = shapes(make_policy(rank=2).weights())
+    unet = UNet2DConditionModel.from_pretrained(pipeline_dir, subfolder="unet")
     config = LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS, init_lora_weights=False)
-    get_peft_model(policy.unet, config).save_pretrained(tmp_path)
+    get_peft_model(unet, config).save_pretrained(tmp_path)
     found = load_lora(str(tmp_path), expected, rank=2, alpha=2)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert len(saved) == len(found.tensors) == 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from raydense.runtime.checkpoints import CheckpointStore
 
 def checkpoint(stages: int, steps: int = 0) -> Checkpoint:
     weights = PolicyWeights.of(stages, {"a": np.full(2, stages, np.float32)})
-    learner = {"step": 10 * stages + steps, "weights": weights, "optimizer": {"state": {}, "param_groups": []}}
+    optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
+    learner = {"step": 10 * stages + steps, "skipped": 0, "weights": weights, "optimizer": optimizer}
     return Checkpoint(learner, Position(stages, steps), weights if steps else None, 0)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from raydense.config import Config
-from raydense.core.types import RenderUnit, TrajectoryGroup
+from raydense.core.interfaces import UNIT_RETRIES, UnitFailed
+from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup
 from raydense.runtime.build import build_learner, build_sampler
 from raydense.runtime.local_runner import LocalFleet
 from raydense.runtime.plan import stage_units
@@ -39,3 +41,34 @@ def test_sampler_and_learner_start_from_the_same_weights(small_config: Callable[
     # an untrained LoRA is the initial policy, on trajectories of the initial policy
     assert row.values["log_ratio_abs"] == 0.0
     assert row.values["loss"] == pytest.approx(np.log(2), rel=1e-6)
+
+
+class FailingSampler:
+    """Fails the first times; then answers with nothing of interest."""
+
+    def __init__(self, failures: int) -> None:
+        self.calls, self._failures = 0, failures
+
+    def sample(self, unit: Any, weights: Any) -> Any:
+        self.calls += 1
+        if self.calls <= self._failures:
+            raise OSError("the judge is out")
+        return unit, []
+
+    render = sample
+
+
+@pytest.mark.parametrize("failures", [0, 1, UNIT_RETRIES])
+def test_a_unit_that_failed_is_tried_again(failures: int) -> None:
+    sampler = FailingSampler(failures)
+    fleet = LocalFleet(sampler)
+    fleet.broadcast(PolicyWeights.of(0, {}))
+    assert [unit for unit, _ in fleet.collect(["a", "b"])] == ["a", "b"]
+    assert (fleet.retried, sampler.calls) == (failures, failures + 2)
+
+
+def test_a_unit_that_always_fails_ends_the_run_with_its_cause() -> None:
+    fleet = LocalFleet(FailingSampler(UNIT_RETRIES + 1))
+    fleet.broadcast(PolicyWeights.of(0, {}))
+    with pytest.raises(UnitFailed, match=r"^the judge is out \(tried 4 times\)$"):
+        fleet.render(["a"])

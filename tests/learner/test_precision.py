@@ -1,0 +1,106 @@
+"""16-bit networks under a float32 learner: what stays float32, and how the noise of re-scoring compares with δ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from learner.sgd_learner import SGDLearner
+from raydense.core.policy import Policy
+from raydense.core.types import PolicyWeights, TrajectoryGroup
+
+Make = Callable[..., Any]
+AUTOCAST = [None, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def trained(make_policy: Callable[..., Policy], perturbed: Callable[..., PolicyWeights]) -> PolicyWeights:
+    return perturbed(make_policy(), scale=0.1)
+
+
+@pytest.fixture(scope="module")
+def sampled(
+    make_policy: Callable[..., Policy], make_groups: Make, trained: PolicyWeights
+) -> dict[torch.dtype, list[TrajectoryGroup]]:
+    """Groups of one policy, sampled in each dtype."""
+    groups = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = make_policy(dtype=dtype)
+        policy.bind(trained)
+        groups[dtype] = make_groups(policy)
+    return groups
+
+
+def first_step(
+    make_policy: Callable[..., Policy],
+    make_learner: Make,
+    trained: PolicyWeights,
+    groups: list[TrajectoryGroup],
+    autocast: torch.dtype | None,
+) -> tuple[SGDLearner[TrajectoryGroup], Policy, dict[str, float]]:
+    policy = make_policy()
+    policy.bind(trained)
+    learner = make_learner(policy, autocast=autocast, lr=1e-6)
+    learner.begin_stage(0, groups)
+    (row,) = learner.train(1)
+    return learner, policy, dict(row.values)
+
+
+@pytest.mark.parametrize("autocast", AUTOCAST, ids=str)
+def test_lora_gradient_and_adams_state_are_float32(
+    make_policy: Callable[..., Policy], make_learner: Make, trained: PolicyWeights, sampled: Any, autocast: Any
+) -> None:
+    learner, policy, _ = first_step(make_policy, make_learner, trained, sampled[torch.bfloat16], autocast)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert {p.grad.dtype for p in policy.parameters() if p.grad is not None} == {torch.float32}
+    moments = [v for entry in learner.state_dict()["optimizer"]["state"].values() for v in entry.values()]
+    assert len(moments) == 3 * 64
+    assert {m.dtype for m in moments} == {torch.float32}
+
+
+@pytest.mark.parametrize("autocast", AUTOCAST, ids=str)
+def test_log_probs_under_autocast_are_float32(make_policy: Callable[..., Policy], autocast: Any, sampled: Any) -> None:
+    policy, group = make_policy(), sampled[torch.float32][0]
+    x = torch.from_numpy(group.latents[:, 0].copy()), torch.from_numpy(group.latents[:, 1].copy())
+    embeds = torch.from_numpy(group.prompt_embeds.copy()).expand(3, -1, -1)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast is not None):
+        assert policy.log_prob(*x, torch.zeros(3, dtype=torch.int64), embeds).dtype == torch.float32
+
+
+@pytest.mark.parametrize("autocast", AUTOCAST, ids=str)
+def test_an_untrained_lora_has_log_ratio_exactly_zero_in_any_precision(
+    make_policy: Callable[..., Policy], make_learner: Make, sampled: Any, autocast: Any
+) -> None:
+    base = make_policy().weights()
+    _, _, row = first_step(make_policy, make_learner, base, sampled[torch.bfloat16], autocast)
+    assert (row["log_ratio_abs"], row["log_ratio_max"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "autocast", "low", "high"),
+    [
+        (torch.float32, None, 0.0, 1e-6),  # the same arithmetic
+        (torch.float32, torch.bfloat16, 1e-6, 5e-2),
+        (torch.bfloat16, None, 1e-6, 5e-2),
+        (torch.bfloat16, torch.bfloat16, 1e-6, 5e-2),
+    ],
+    ids=str,
+)
+def test_the_noise_of_rescoring_is_reported_and_bounded(
+    make_policy: Callable[..., Policy],
+    make_learner: Make,
+    trained: PolicyWeights,
+    sampled: Any,
+    sampler: torch.dtype,
+    autocast: Any,
+    low: float,
+    high: float,
+) -> None:
+    """At a stage's first step θ is π_old, so `old_log_ratio_abs` is noise alone: compare it with δ (METHOD §3)."""
+    _, _, row = first_step(make_policy, make_learner, trained, sampled[sampler], autocast)
+    print(f"sampler {sampler}, learner autocast {autocast}: re-scoring noise {row['old_log_ratio_abs']:.2e}")
+    assert low <= row["old_log_ratio_abs"] <= high
+    assert row["log_ratio_abs"] > 1e-4  # the LoRA does something

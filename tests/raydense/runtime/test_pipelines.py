@@ -1,0 +1,215 @@
+"""`raydense train --local` on every kind of pipeline, from every kind of start, and with judges that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import Result
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from raydense.cli import app
+
+LORA = "lora/pytorch_lora_weights.safetensors"
+RESTORED = "segment"
+CALLS = {"count": 0, "fail_from": 10**9}
+
+
+def sometimes_out(images: np.ndarray, prompts: Sequence[str]) -> Any:
+    """A judge that stops answering, as a service may."""
+    CALLS["count"] += 1
+    if CALLS["count"] >= CALLS["fail_from"]:
+        raise TimeoutError("the judge's service\nis out")
+    return images.mean(axis=(1, 2, 3))
+
+
+def not_a_number(images: np.ndarray, prompts: Sequence[str]) -> Any:
+    return np.where(np.array(prompts) == "a dog", np.nan, images.mean(axis=(1, 2, 3)))
+
+
+@pytest.fixture
+def train(small_values: dict[str, Any], tmp_path: Path) -> Callable[..., Result]:
+    """Runs the small configuration with changed sections: train(policy={…}); the run is in tmp_path / "run"."""
+
+    def run(*arguments: str, **sections: Any) -> Result:
+        values = dict(small_values)
+        for key, section in sections.items():
+            values[key] = {**values[key], **section} if key in values else section
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+        command = arguments or (str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run"))
+        return CliRunner().invoke(app, ["train", "--local", *command])
+
+    return run
+
+
+def rows(run: Path, kind: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [row for row in map(json.loads, (run / file).read_text("utf-8").splitlines()) if row["kind"] == kind]
+
+
+# -- pipelines ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("like_2", [False, True], ids=["1.x", "2.x"])
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample", "epsilon"])
+def test_every_prediction_type_trains_end_to_end(
+    train: Callable[..., Result],
+    make_pipeline: Callable[..., Path],
+    tmp_path: Path,
+    prediction_type: str,
+    like_2: bool,
+) -> None:
+    model = make_pipeline(tmp_path / "model", prediction_type, like_2=like_2)
+    result = train(policy={"model": str(model)})
+    assert result.exit_code == 0, result.output
+    steps = rows(tmp_path / "run", "step")
+    assert steps[0]["log_ratio_max"] == 0.0
+    assert steps[-1]["log_ratio_abs"] > 0
+    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
+    assert steps[0]["old_log_ratio_abs"] < 1e-5  # one kernel samples and re-scores
+
+
+def test_sixteen_bit_sampling_and_autocast_learning_train_end_to_end(
+    train: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = train(
+        sampler={"dtype": "bfloat16", "decode_batch": 3},
+        learner={"dtype": "bfloat16", "gradient_checkpointing": True},
+    )
+    assert result.exit_code == 0, result.output
+    steps = rows(tmp_path / "run", "step")
+    assert steps[0]["log_ratio_max"] == 0.0
+    assert 0 < steps[0]["old_log_ratio_abs"] < 5e-2
+
+
+# -- policy.init_lora -----------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_a_lora_and_its_reference_stays_the_base(
+    train: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert train().exit_code == 0
+    start = tmp_path / "first"
+    (tmp_path / "run").rename(start)
+    result = train(policy={"init_lora": str(start / "lora")}, train={"lr": 1e-12})
+    assert result.exit_code == 0, result.output
+    first, second = load_file(start / LORA), load_file(tmp_path / "run" / LORA)
+    assert first.keys() == second.keys()
+    assert max(float(np.abs(first[name] - second[name]).max()) for name in first) < 1e-9
+    (step, *_) = rows(tmp_path / "run", "step")
+    assert step["log_ratio_abs"] > 0  # against the base, from which the start differs
+    assert step["old_log_ratio_abs"] < 1e-5  # the samplers started from the same LoRA
+
+
+def test_a_start_that_does_not_fit_is_bad_input(train: Callable[..., Result], tmp_path: Path) -> None:
+    assert train(stage={"count": 1, "groups": 5, "steps": 1}).exit_code == 0
+    (tmp_path / "run").rename(tmp_path / "first")
+    result = train(policy={"init_lora": str(tmp_path / "first" / "lora"), "lora_rank": 4})
+    assert result.exit_code == 2
+    assert "has rank 2, but policy.lora_rank=4; make them agree" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# -- no hub ---------------------------------------------------------------------------------------------------
+
+
+def test_an_unreachable_hub_is_one_line_within_seconds(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    code = "import sys, time; from raydense.cli import main; t = time.time()\ntry: main(sys.argv[1:])\n"
+    code += "finally: print(time.process_time(), time.time() - t)"
+    command = [sys.executable, "-c", code, "train", "--local", "--set", "policy.model=owner/model"]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    for said in ("policy.model=owner/model", "tried http://127.0.0.1:9", "give a pipeline directory"):
+        assert said in line
+    processor, wall = map(float, done.stdout.split())
+    assert wall - processor < 20 + (time.monotonic() - started) / 2  # the client's retries alone would wait 23 s a file
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "cache"])
+
+
+# -- judges that fail -----------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_stays_out_ends_the_run_and_what_was_collected_is_used_again(
+    train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = {"kind": "callable", "name": "service", "target": f"{__name__}:sometimes_out"}
+    whole = {"reward": {"scorer": scorer}, "replay": {"segments": True}}
+    assert train(**whole).exit_code == 0
+    expected = (tmp_path / "run" / LORA).read_bytes()
+    shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setitem(CALLS, "count", 0)
+    monkeypatch.setitem(CALLS, "fail_from", 4)  # after judging the base twice over and one unit
+    result = train(**whole)
+    assert result.exit_code == 1
+    assert "scorer service failed on the prompt 'a " in result.stderr
+    assert "TimeoutError: the judge's service is out (tried 4 times)" in result.stderr
+    assert len(list((tmp_path / "run" / "segments").rglob("*.*"))) >= 1
+
+    monkeypatch.setitem(CALLS, "fail_from", 10**9)
+    assert train("--resume", str(tmp_path / "run")).exit_code == 0
+    units = rows(tmp_path / "run", "unit", "telemetry.jsonl")
+    assert RESTORED in {row["sampler"] for row in units}
+    assert (tmp_path / "run" / LORA).read_bytes() == expected
+
+
+def test_a_judge_that_is_out_for_a_moment_changes_nothing(
+    train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = {"kind": "callable", "name": "service", "target": f"{__name__}:stumbling"}
+    assert train(reward={"scorer": scorer}).exit_code == 0
+    lora = (tmp_path / "run" / LORA).read_bytes()
+    shutil.rmtree(tmp_path / "run")
+    monkeypatch.setattr(sys.modules[__name__], "STUMBLES", {3, 6, 7})
+    monkeypatch.setitem(CALLS, "count", 0)
+    assert train(reward={"scorer": scorer}).exit_code == 0
+    assert (tmp_path / "run" / LORA).read_bytes() == lora
+    assert rows(tmp_path / "run", "ledger", "telemetry.jsonl")[-1]["retried"] == 3
+
+
+STUMBLES: set[int] = set()
+
+
+def stumbling(images: np.ndarray, prompts: Sequence[str]) -> Any:
+    CALLS["count"] += 1
+    if CALLS["count"] in STUMBLES:
+        raise ConnectionError("try again")
+    return images.mean(axis=(1, 2, 3))
+
+
+def test_a_score_that_is_no_number_is_never_used(train: Callable[..., Result], tmp_path: Path) -> None:
+    scorer = {"kind": "callable", "name": "broken", "target": f"{__name__}:not_a_number"}
+    result = train(reward={"scorer": scorer})
+    assert result.exit_code == 1
+    assert "scorer broken gave nan for the prompt 'a dog' (tried 4 times)" in result.stderr
+
+
+# -- mixtures -------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_trains_and_each_component_is_in_the_metrics_and_the_summary(
+    train: Callable[..., Result], tmp_path: Path, scorer_dir: Path
+) -> None:
+    parts = [
+        {"weight": 1.0, "scorer": {"kind": "clip", "name": "clip", "model": str(scorer_dir)}},
+        {"weight": 0.01, "scorer": {"kind": "callable", "name": "bright", "target": f"{__name__}:stumbling"}},
+    ]
+    result = train(reward={"scorer": {"kind": "mixture", "name": "both", "components": parts}})
+    assert result.exit_code == 0, result.output
+    for row in rows(tmp_path / "run", "stage"):
+        assert row["reward"] == pytest.approx(row["monitor/clip"] + 0.01 * row["monitor/bright"], rel=1e-5)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["scorer"], sorted(summary["monitors"])) == ("both", ["bright", "clip"])
