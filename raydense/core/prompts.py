@@ -96,6 +96,15 @@ def report_truncated(prompts: Sequence[str], tokenizer: Any) -> list[tuple[int, 
     return report
 
 
+def truncation_notes(prompts: Sequence[str], tokenizer: Any) -> list[str]:
+    """One line on each of the first prompts that are too long for the model, then how many more there are."""
+    room = tokenizer.model_max_length - 2
+    long = [prompt for prompt in prompts if len(prompt.encode()) > room]  # a token is a byte or more
+    report = report_truncated(long, tokenizer)
+    notes = [f"the model reads {room} tokens of {prompt!r}; cut off: {cut!r}" for _, prompt, cut in report[:SHOWN]]
+    return notes + ([f"{len(report) - SHOWN} more prompts are cut off"] if len(report) > SHOWN else [])
+
+
 def _split(location: str) -> tuple[str, dict[str, str]]:
     """Location without and with its selections; a `#` that none follows belongs to the path."""
     source, _, fragment = location.rpartition("#")

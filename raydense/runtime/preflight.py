@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError
 from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
+from raydense.core.prompts import truncation_notes
 from raydense.runtime.plan import PromptSets, read_prompt_sets
 from raydense.sections import SingleScorerConfig
 
@@ -28,7 +30,21 @@ def check_inputs(config: Config) -> PromptSets:
     check_policy(config)
     for scorer in config.reward.judges:
         check_scorer(scorer)
-    return sets
+    return replace(sets, notes=(*sets.notes, *_cut_off(config, sets)))
+
+
+def _cut_off(config: Config, sets: PromptSets) -> list[str]:
+    """Notes on prompts that are too long, where the tokenizer is at hand."""
+    from transformers import CLIPTokenizer
+
+    policy = config.policy
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            resolve(policy.model), subfolder="tokenizer", revision=policy.revision
+        )
+    except OSError:
+        return []  # the samplers need it too, and say so
+    return truncation_notes((*sets.train, *sets.unseen), tokenizer)
 
 
 def check_policy(config: Config, fetch: bool = True) -> None:

@@ -75,7 +75,8 @@ def test_every_prediction_type_trains_end_to_end(
     steps = rows(tmp_path / "run", "step")
     assert steps[0]["log_ratio_max"] == 0.0
     assert steps[-1]["log_ratio_abs"] > 0
-    assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
+    assert all(np.isfinite(row["loss"]) for row in steps)
+    assert steps[0]["grad_norm"] > 0
     assert steps[0]["old_log_ratio_abs"] < 1e-5  # one kernel samples and re-scores
 
 
@@ -152,7 +153,7 @@ def test_a_judge_that_stays_out_ends_the_run_and_what_was_collected_is_used_agai
     shutil.rmtree(tmp_path / "run")
 
     monkeypatch.setitem(CALLS, "count", 0)
-    monkeypatch.setitem(CALLS, "fail_from", 4)  # after judging the base twice over and one unit
+    monkeypatch.setitem(CALLS, "fail_from", 5)  # after the base's grid, its judging, and one unit
     result = train(**whole)
     assert result.exit_code == 1
     assert "scorer service failed on the prompt 'a " in result.stderr
@@ -213,3 +214,16 @@ def test_a_mixture_trains_and_each_component_is_in_the_metrics_and_the_summary(
         assert row["reward"] == pytest.approx(row["monitor/clip"] + 0.01 * row["monitor/bright"], rel=1e-5)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["scorer"], sorted(summary["monitors"])) == ("both", ["bright", "clip"])
+
+
+# -- prompts --------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_the_model_reads_in_part_is_said_at_the_start(
+    train: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("a cat\na red fox on a hill\na cat\n")
+    result = train(prompts={"train": str(tmp_path / "long.txt")}, stage={"count": 1, "groups": 5, "steps": 1})
+    assert result.exit_code == 0, result.output
+    assert "reads 10 tokens of 'a red fox on a hill'; cut off: " in " ".join(result.output.split())
+    assert "1 duplicate dropped: line 3" in " ".join(result.output.split())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -133,9 +133,11 @@ def train(values: dict[str, Any], root: Path) -> tuple[Path, str]:
     (root / "config.yaml").write_text(yaml.safe_dump(values))
     started, out = time.perf_counter(), root / "run"
     command = [sys.executable, "-m", "raydense.cli", "train", root / "config.yaml", "--local", "--out", out]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    with (root / "output").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)  # of this child alone, unlike getrusage
+    assert status == 0, (root / "output").read_text()
+    peak = usage.ru_maxrss * 1024 / 1e9
     phases = json.loads((out / "summary.json").read_text())["phases_s"]
     return out, f"{time.perf_counter() - started:.0f} s in all, peak memory {peak:.1f} GB; seconds by phase: {phases}"
 
