@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -143,12 +143,18 @@ class Policy:
             prompt_embeds.to(self.unet.dtype),
         )
         if self._null_embeds is None:
-            output: Tensor = self.unet(x, timesteps, embeds).sample
-            return output.float()
+            return self._run_unet(x, timesteps, embeds)
         null = self._null_embeds.to(embeds).expand_as(embeds)
-        output = self.unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, embeds])).sample
-        unconditional, conditional = output.float().chunk(2)
+        output = self._run_unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, embeds]))
+        unconditional, conditional = output.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
+        """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
+        dtype = self.unet.dtype
+        with torch.autocast(self.device.type, dtype) if dtype != torch.float32 else nullcontext():
+            output: Tensor = self.unet(x, timesteps, embeds).sample
+        return output.float()
 
     # -- text and pictures --------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ def settings(model: Path, scorer: Path, rank: int) -> dict[str, Any]:
                     "threads": 2},
         "stage": {"count": 1, "groups": 1, "steps": 1},
         "train": {"batch_groups": 1, "lr": 1e-4},
-        "learner": {"gradient_checkpointing": True, "threads": 2},
+        "learner": {"dtype": "bfloat16", "gradient_checkpointing": True, "threads": 2},
         "evaluate": {"prompts": 1, "images_per_prompt": 1, "grid_prompts": 1, "grid_images": 1},
     }  # fmt: skip
 
@@ -159,7 +159,7 @@ def check(run: Path, tensors: int, values: int) -> None:
     with safe_open(run / "lora" / "pytorch_lora_weights.safetensors", framework="np") as file:
         described = json.loads(file.metadata()["lora_adapter_metadata"])
     assert described["reward"]["kind"] == "clip"
-    print(f"\nre-scoring noise of the bfloat16 sampler under the float32 learner: {step['old_log_ratio_abs']:.1e}")
+    print(f"\nre-scoring noise of the bfloat16 sampler under the bfloat16 learner: {step['old_log_ratio_abs']:.1e}")
 
 
 @pytest.mark.slow
