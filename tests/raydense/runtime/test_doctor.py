@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,10 +73,16 @@ def test_the_command_fails_where_a_check_fails(small_values: dict[str, Any], tmp
 
 
 @pytest.mark.ray
-def test_it_looks_at_the_cluster_that_a_run_would_use(
-    small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    found = findings(small_config(), tmp_path)
-    assert not found["Ray"].ok
-    assert "nothing answers there" in found["Ray"].detail
+def test_it_looks_at_the_cluster_that_a_run_would_use(small_values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small_values))
+    done = subprocess.run(  # a process of its own: this one may have joined the session's cluster
+        [sys.executable, "-m", "raydense.cli", "doctor", tmp_path / "c.yaml", "--json"],
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (found,) = [check for check in map(json.loads, done.stdout.splitlines()) if check["name"] == "Ray"]
+    assert not found["ok"]
+    assert "nothing answers there" in found["detail"]
