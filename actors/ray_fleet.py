@@ -58,7 +58,7 @@ class RayFleet:
         self._restarting: dict[Any, int] = {}  # ref of its `ready` call → sampler
         self._weights: Any = None
         self._stamp = (-1, "")
-        self.deaths = self.retried = 0
+        self.deaths = self.lost = self.retried = 0
 
     def wait_ready(self) -> None:
         """Returns when every sampler has loaded its models. Raises what its construction raised."""
@@ -104,6 +104,7 @@ class RayFleet:
                 if isinstance(error, RayTaskError):
                     self._count_failure(call, error)
                 else:
+                    self.lost += 1
                     self._begin_restart(call.sampler, error)
                     slots = deque(sampler for sampler in slots if sampler != call.sampler)
                 pending.appendleft(call.job)

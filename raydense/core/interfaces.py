@@ -87,6 +87,11 @@ class Fleet(Protocol[GivenHandle]):
         ...
 
     @property
+    def lost(self) -> int:
+        """Units whose sampler died at work, this process; each was issued again."""
+        ...
+
+    @property
     def retried(self) -> int:
         """Units that were issued again, this process."""
         ...

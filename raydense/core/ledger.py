@@ -48,6 +48,7 @@ class Ledger:
         return {
             "issued": len(self._issued),
             "finished": len(self._finished),
+            "consumed": len(self._finished),  # all of their groups are in the buffer, or this would have raised
             "restored": sum(who == RESTORED for who in self._finished.values()),
             "groups": groups,
         }

@@ -46,6 +46,10 @@ class ArchivingFleet(Generic[Handle]):
         return self._inner.deaths
 
     @property
+    def lost(self) -> int:
+        return self._inner.lost
+
+    @property
     def retried(self) -> int:
         return self._inner.retried
 

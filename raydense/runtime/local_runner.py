@@ -25,7 +25,7 @@ class LocalFleet:
     def __init__(self, sampler: Sampler) -> None:
         self._sampler = sampler
         self._weights: PolicyWeights | None = None
-        self.retried = 0
+        self.retried = self.lost = 0
 
     @property
     def deaths(self) -> int:

@@ -52,7 +52,7 @@ MAY_CHANGE = (
 class OfflineFleet:
     """`Fleet` that only reads: each unit's groups as the run in `root` sampled them, whatever weights that was with."""
 
-    deaths = retried = 0
+    deaths = lost = retried = 0
 
     def __init__(self, root: Path) -> None:
         self._root = root

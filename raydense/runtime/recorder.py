@@ -101,7 +101,7 @@ class Recorder:
         self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None:
         self._end_phase("sampling", stage)
-        fleet = {"retried": self._fleet.retried, "sampler_deaths": self._fleet.deaths}
+        fleet = {"retried": self._fleet.retried, "lost": self._fleet.lost, "sampler_deaths": self._fleet.deaths}
         self._telemetry.write({"kind": "ledger", "stage": stage, **account, **fleet})
         if again:
             return  # the metrics hold this stage's row from before the cut

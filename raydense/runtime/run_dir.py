@@ -110,6 +110,10 @@ class RunDirectory:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write_json("summary.json", summary)
 
+    def write_failure(self, what: str) -> None:
+        """Which batch stopped the run; with the seed and the step in it, the batch can be drawn again."""
+        self._write_json("failure.json", {"what": what})
+
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Every single score behind the summary's means."""
         self._write_json("scores.json", scores)

@@ -10,7 +10,7 @@ from typing import Any
 
 from raydense.config import Config, ConfigError, load_config, resumed_config
 from raydense.core.checkpoint import Checkpoint
-from raydense.core.interfaces import Fleet, Learner, LearnerDied
+from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.mirror import Mirror
@@ -102,6 +102,10 @@ class _Run:
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
             before, after = self._stages(fleet, learner, recorder, checkpoint)
+        except NonFiniteStepError as error:
+            self._dir.write_failure(str(error))
+            self._dir.publish()
+            raise
         finally:
             recorder.close()
         wall_s, runner = time.perf_counter() - self._started, "local" if self._local else "ray"
