@@ -99,9 +99,10 @@ def report_truncated(prompts: Sequence[str], tokenizer: Any) -> list[tuple[int, 
 def truncation_notes(prompts: Sequence[str], tokenizer: Any) -> list[str]:
     """One line on each of the first prompts that are too long for the model, then how many more there are."""
     room = tokenizer.model_max_length - 2
-    long = [prompt for prompt in prompts if len(prompt.encode()) > room]  # a token is a byte or more
-    report = report_truncated(long, tokenizer)
-    notes = [f"the model reads {room} tokens of {prompt!r}; cut off: {cut!r}" for _, prompt, cut in report[:SHOWN]]
+    numbers = [n for n, prompt in enumerate(prompts, 1) if len(prompt.encode()) > room]  # a token is a byte or more
+    cut_off = report_truncated([prompts[n - 1] for n in numbers], tokenizer)
+    report = [(numbers[i], prompt, cut) for i, prompt, cut in cut_off]
+    notes = [f"prompt {n}: the model reads {room} tokens of {p!r}; cut off: {cut!r}" for n, p, cut in report[:SHOWN]]
     return notes + ([f"{len(report) - SHOWN} more prompts are cut off"] if len(report) > SHOWN else [])
 
 

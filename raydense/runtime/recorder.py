@@ -140,7 +140,6 @@ class Recorder:
         self._pulled_bytes = 0
         if self._pictures:
             self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
-        self.save_lora(weights)
         self.checkpoint(Position(stage + 1))
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
@@ -151,6 +150,7 @@ class Recorder:
         """Writes a checkpoint from which the rest of the run gives the same bytes."""
         with self.phase("saving"):
             state = self._learner.state_dict()
+            self.save_lora(state["weights"])
             self._checkpoints.save(Checkpoint(state, position, behaviour, self._metrics.size))
             self._dir.publish()
         self.position = position

@@ -227,7 +227,7 @@ def test_truncated_prompts_are_reported_with_what_is_cut(pipeline_dir: Path) -> 
     exact, long = "a b c d e f g h i j", "a b c d e f g h i j k l"
     assert len(tokenizer(exact).input_ids) == 12
     assert report_truncated(["a cat", exact, long], tokenizer) == [(2, long, "k l")]
-    cut = "the model reads 10 tokens of 'a b c d e f g h i j k l'; cut off: 'k l'"
+    cut = "prompt 3: the model reads 10 tokens of 'a b c d e f g h i j k l'; cut off: 'k l'"
     assert truncation_notes(["a cat", exact, long], tokenizer) == [cut]
     many = truncation_notes([f"{long} {letter}" for letter in "abcdefgh"], tokenizer)
     assert (len(many), many[-1]) == (6, "3 more prompts are cut off")
