@@ -171,10 +171,10 @@ def _train_offline(source: Path, overrides: list[str], out: str | None, log_form
     from raydense.runtime.progress import ProgressDisplay
     from raydense.runtime.run_dir import default_out, locate
 
-    root = locate(out)[0] if out else default_out(offline_config(source, overrides))
+    root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
-    train_offline(source, overrides, root, display=display)
-    display.say(f"LoRA      {root / 'lora' / 'pytorch_lora_weights.safetensors'}")
+    train_offline(source, overrides, root, mirror, display=display)
+    display.say(f"LoRA      {out if mirror else root}/lora/pytorch_lora_weights.safetensors")
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:

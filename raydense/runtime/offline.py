@@ -26,6 +26,7 @@ from raydense.core.types import (
 )
 from raydense.runtime.build import build_learner
 from raydense.runtime.checkpoints import CheckpointStore
+from raydense.runtime.mirror import Mirror
 from raydense.runtime.plan import stage_units
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
@@ -69,7 +70,9 @@ class OfflineFleet:
             yield replace(report, unit=unit, sampler=RESTORED), groups
 
 
-def train_offline(source: Path, overrides: list[str], out: Path, *, display: ProgressDisplay) -> Mapping[str, Any]:
+def train_offline(
+    source: Path, overrides: list[str], out: Path, mirror: Mirror | None = None, *, display: ProgressDisplay
+) -> Mapping[str, Any]:
     """Learns in the new directory `out` from the segments of the run in `source`; returns the summary.
 
     Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
@@ -79,7 +82,7 @@ def train_offline(source: Path, overrides: list[str], out: Path, *, display: Pro
     sets = check_inputs(config)
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
-    run_dir = RunDirectory.create(out, config)
+    run_dir = RunDirectory.create(out, config, mirror)
     fleet = OfflineFleet(segments)
     learner = build_learner(config, fetch=lambda groups: groups)
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
@@ -96,6 +99,7 @@ def train_offline(source: Path, overrides: list[str], out: Path, *, display: Pro
             recorder.close()
     summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline")
     run_dir.write_summary(summary)
+    run_dir.publish()
     return summary
 
 

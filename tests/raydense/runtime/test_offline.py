@@ -42,6 +42,12 @@ def test_the_same_settings_give_the_same_bytes(source: Path, tmp_path: Path) -> 
     assert step_rows(tmp_path / "run") == step_rows(source)
 
 
+def test_it_may_lie_at_a_uri(source: Path, tmp_path: Path) -> None:
+    assert train("--replay-from", source, "--out", f"file://{tmp_path / 'there'}").exit_code == 0
+    assert (tmp_path / "there" / LORA).read_bytes() == (source / LORA).read_bytes()
+    assert (tmp_path / "there" / "summary.json").exists()
+
+
 def test_what_is_learned_may_change(source: Path, tmp_path: Path) -> None:
     assert train("--replay-from", source, "--out", tmp_path / "run", "--set", "train.c=3").exit_code == 0
     assert (tmp_path / "run" / LORA).read_bytes() != (source / LORA).read_bytes()
