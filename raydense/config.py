@@ -15,21 +15,20 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from raydense.sections import (
+from raydense.sections.base import Section, Unsigned
+from raydense.sections.rewards import RewardConfig
+from raydense.sections.run import (
     CheckpointConfig,
     EvaluateConfig,
     LearnerConfig,
     PolicyConfig,
     PromptsConfig,
     ReplayConfig,
-    RewardConfig,
     SamplerConfig,
     SamplersConfig,
-    Section,
     StageConfig,
     StepsConfig,
     TrainConfig,
-    Unsigned,
 )
 
 DEFAULT_PRESET = "tiny"

@@ -21,7 +21,7 @@ from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.rewards.mixture import MixtureScorer
-from raydense.sections import ScorerConfig
+from raydense.sections.rewards import ScorerConfig
 
 Handle = TypeVar("Handle")
 

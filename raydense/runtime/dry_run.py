@@ -16,7 +16,7 @@ from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
 from raydense.runtime.plan import PromptSets, judged_prompts, read_prompt_sets
 from raydense.runtime.preflight import check_policy, check_scorer, model_file, needs_hub
-from raydense.sections import SingleScorerConfig
+from raydense.sections.rewards import SingleScorerConfig
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_FILES: Mapping[str, Mapping[str, Any]] = {  # what differs from the classes' defaults, for planning offline

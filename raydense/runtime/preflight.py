@@ -13,7 +13,7 @@ from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.prompts import truncation_notes
 from raydense.runtime.plan import PromptSets, read_prompt_sets
-from raydense.sections import SingleScorerConfig
+from raydense.sections.rewards import SingleScorerConfig
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
 SCHEDULER_FILE, UNET_FILE = "scheduler/scheduler_config.json", "unet/config.json"

@@ -1,0 +1,136 @@
+"""`raydense train`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from raydense.commands.common import (
+    EXIT_CODES,
+    ConfigFile,
+    Debug,
+    Local,
+    LogFormat,
+    LogFormatOption,
+    Overrides,
+    Preset,
+    Rate,
+    explained,
+    fail,
+)
+from raydense.config import Config, ConfigError, load_config
+
+EXAMPLE = f"Example: `raydense train --set seed=7 --out runs/seven`\n\n{EXIT_CODES}"
+
+
+def train(
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    out: Annotated[str | None, typer.Option(help="New run directory or URI (default: runs/NAME-TIME).")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Continue this run; the result has the same bytes on the CPU.")
+    ] = None,
+    replay_from: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Learn from this run's stored groups, without a sampler.")
+    ] = None,
+    local: Local = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
+    tflops: Rate = 100.0,
+    log_format: LogFormatOption = "auto",
+    debug: Debug = False,
+) -> None:
+    """Trains: rolls out, scores, learns, stage by stage; ends with a LoRA, pictures and a summary."""
+    with explained(debug):
+        if resume is not None and (config_file or preset or out or dry_run):
+            raise ConfigError(f"--resume={resume} has its own configuration and directory; give only --set beside it")
+        if replay_from is not None:
+            if resume or config_file or preset or dry_run:
+                raise ConfigError(f"--replay-from={replay_from} has its own configuration; give only --set and --out")
+            _train_offline(replay_from, overrides or [], out, log_format)
+            return
+        config = None if resume else load_config(config_file, preset, overrides)
+        if config is not None and dry_run:
+            _dry_run(config, tflops, as_json=log_format == "json")
+            return
+        _train(config, resume or out, overrides or [], local, log_format)
+
+
+def _dry_run(config: Config, tflops: float, as_json: bool) -> None:
+    from raydense.runtime.dry_run import check_and_plan, show_plan
+
+    plan = check_and_plan(config, tflops)
+    if as_json:
+        typer.echo(json.dumps(plan.as_dict()))
+    else:
+        show_plan(config, plan, Console(soft_wrap=True))
+
+
+def _train(
+    config: Config | None,
+    out: str | None,
+    overrides: list[str],
+    local: bool,
+    log_format: LogFormat,
+) -> None:
+    """Starts `config` in `out`; without a config, continues the run that lies there."""
+    from raydense.runtime.progress import ProgressDisplay
+    from raydense.runtime.run_dir import default_out, locate
+    from raydense.runtime.stopping import StopRequested
+    from raydense.runtime.train import resume, train
+
+    if out is not None:
+        root, mirror = locate(out)
+    else:
+        assert config is not None
+        root, mirror = default_out(config), None
+    shown = out if mirror else root
+    run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
+    display = ProgressDisplay(Console(soft_wrap=True), log_format)
+    try:
+        summary = run(local=local, display=display)
+    except (KeyboardInterrupt, StopRequested) as stop:
+        signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
+        fail(f"stopped; continue with: raydense train --resume {shown}", 128 + signal_number)
+    display.result(summary, _gain_table(summary))
+    display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
+    display.say(f"pictures  {shown}/images/before-after.png")
+    display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
+
+
+def _train_offline(source: Path, overrides: list[str], out: str | None, log_format: LogFormat) -> None:
+    """Learns in `out` from the groups that the run in `source` stored."""
+    from raydense.runtime.offline import offline_config, train_offline
+    from raydense.runtime.progress import ProgressDisplay
+    from raydense.runtime.run_dir import default_out, locate
+
+    root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
+    display = ProgressDisplay(Console(soft_wrap=True), log_format)
+    train_offline(source, overrides, root, mirror, display=display)
+    display.say(f"LoRA      {out if mirror else root}/lora/pytorch_lora_weights.safetensors")
+
+
+def _gain_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{summary['name']}, seed {summary['seed']}: mean score, before and after")
+    for column in ("judge", "prompts", "before", "after", "gain ± standard error"):
+        table.add_column(column, justify="left" if column in ("judge", "prompts") else "right")
+    judges = {f"{summary['scorer']} (trained on)": summary["reward"], **summary["monitors"]}
+    for judge, by_set in judges.items():
+        for prompts, row in by_set.items():
+            gain = row["gain"]
+            table.add_row(
+                judge,
+                prompts,
+                f"{row['before']['mean']:.4f}",
+                f"{row['after']['mean']:.4f}",
+                f"{gain['mean']:+.4f}" + (f" ± {gain['se']:.4f}" if gain["se"] is not None else ""),
+            )
+    return table

@@ -1,0 +1,36 @@
+"""What every section of a configuration shares: its base class and the kinds of numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Unsigned = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NetworkDtype = Literal["float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+class Section(BaseModel):
+    """Frozen, no unknown key, no infinite number, and no `true` where a number belongs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
+                raise ValueError(
+                    f"{key}={str(value).lower()} should be a {_plain(field.annotation)}, not true or false"
+                )
+        return values
+
+
+def _plain(annotation: Any) -> str:
+    return "number" if annotation in (int, float) or "int" in str(annotation) or "float" in str(annotation) else "text"
