@@ -24,6 +24,7 @@ from raydense.runtime.judging import Judgement, draw_grid
 from raydense.runtime.plan import PromptSets, grid_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.stage_loop import StageState
 from raydense.runtime.stopping import StopFlag, StopRequested
 
 
@@ -55,6 +56,8 @@ class Recorder:
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
         self._pulled_bytes = 0
+        self._account: dict[str, int] = {}  # of the last stage collected
+        self._sampling = False  # whether the run waits for units
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -73,6 +76,7 @@ class Recorder:
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
         self._rewards = []
+        self._sampling = True
         self._phase_started = time.perf_counter()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
@@ -93,16 +97,18 @@ class Recorder:
         )
         self._rewards += rewards
         facts = {"images/s": speed, "reward": float(np.mean(self._rewards))}
-        self._display.update(f"{self._title(stage)} sampling", done, total, facts)
-        if self._stop.signal_number is not None:
+        if self._sampling:  # else this stage's steps are on display, and units come from beside them
+            self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+        if self._sampling and self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
     def stage_collected(
-        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
+        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], staleness: int, again: bool
     ) -> None:
         self._end_phase("sampling", stage)
-        fleet = {"retried": self._fleet.retried, "lost": self._fleet.lost, "sampler_deaths": self._fleet.deaths}
-        self._telemetry.write({"kind": "ledger", "stage": stage, **account, **fleet})
+        self._account = dict(account)
+        self._telemetry.write({"kind": "ledger", "stage": stage, **account, **self._fleet.faults})
+        self._sampling = False
         if again:
             return  # the metrics hold this stage's row from before the cut
         groups = [group for report in reports for group in report.groups]
@@ -114,6 +120,7 @@ class Recorder:
             "replay_bytes": sum(g.nbytes for g in groups),
             "weights_version": groups[0].weights_version,
             "weights_checksum": groups[0].weights_checksum,
+            "policy/staleness": staleness,
             "reward": float(rewards.mean()),
             "reward_std_within": float(rewards.std(axis=1).mean()),
         }
@@ -122,7 +129,7 @@ class Recorder:
         self._metrics.write(row)
         self._checkpoints.note_reward(Position(stage).name, float(rewards.mean()))
 
-    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
             self._metrics.write({"kind": "step", "stage": position.stages, "step": row.step, **row.values})
@@ -131,27 +138,37 @@ class Recorder:
         self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
-            self.checkpoint(position, behaviour)
+            self.checkpoint(position, state)
         if position.steps < per_stage and stop is not None:
             raise StopRequested(stop)
 
-    def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
+    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None:
         self._end_phase("training", stage, pulled_bytes=self._pulled_bytes)
         self._pulled_bytes = 0
         if self._pictures:
             self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
-        self.checkpoint(Position(stage + 1))
+        self.checkpoint(Position(stage + 1), following)
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
     # -- files --------------------------------------------------------------------------------------------
 
-    def checkpoint(self, position: Position, behaviour: PolicyWeights | None = None) -> None:
+    def checkpoint(self, position: Position, state: StageState = StageState()) -> None:  # noqa: B008 (immutable)
         """Writes a checkpoint from which the rest of the run gives the same bytes."""
         with self.phase("saving"):
-            state = self._learner.state_dict()
-            self.save_lora(state["weights"])
-            self._checkpoints.save(Checkpoint(state, position, behaviour, self._metrics.size))
+            learner = self._learner.state_dict()
+            self.save_lora(learner["weights"])
+            self._checkpoints.save(
+                Checkpoint(
+                    learner,
+                    position,
+                    state.behaviour,
+                    self._metrics.size,
+                    began=state.began,
+                    record=self._record(state),
+                    config=self._config.to_yaml(),
+                )
+            )
             self._dir.publish()
         self.position = position
 
@@ -172,6 +189,18 @@ class Recorder:
     def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
         means = {name: {s: float(v.mean()) for s, v in by.items()} for name, by in judgement.scores.items()}
         self._metrics.write({"kind": "judgement", "weights_version": weights_version, "scores": means})
+
+    def _record(self, state: StageState) -> dict[str, Any]:
+        """What else is true at a checkpoint: the last account, the fleet's faults, units under way, segments."""
+        segments = sorted(p.relative_to(self._dir.segments).as_posix() for p in self._dir.segments.rglob("*.arrow"))
+        return {
+            "ledger": {**self._account, **self._fleet.faults},
+            "outstanding": {
+                "units": list(state.outstanding),
+                "weights_version": state.began.version if state.began else None,
+            },
+            "segments": segments,
+        }
 
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)

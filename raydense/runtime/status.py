@@ -16,6 +16,7 @@ from raydense.config import Config, ConfigError, load_config
 from raydense.runtime.run_dir import RunDirectory
 
 RUNS = Path("runs")
+FAULTS = ("deaths", "hangs", "lost", "retried", "resampled")
 
 
 def latest_run() -> Path:
@@ -71,7 +72,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if step:
         yield "last step", ", ".join(f"{key} {step[key]:.4g}" for key in ("loss", "clipped_fraction", "pair_accuracy"))
     samplers = ", ".join(f"{name} ({units} units)" for name, units in fleet["units_by_sampler"].items())
-    yield "fleet", f"{samplers or 'nothing sampled yet'}; {fleet['deaths']} deaths, {fleet['retried']} units retried"
+    faults = f"{fleet['deaths']} deaths, {fleet['hangs']} hangs, {fleet['retried']} units retried"
+    yield "fleet", f"{samplers or 'nothing sampled yet'}; {faults}, {fleet['resampled']} sampled again"
     if fleet["images_per_s"]:
         yield "speed", f"{fleet['images_per_s']:.3g} images/s a sampler"
     for account in status["ledger"][-1:]:
@@ -112,8 +114,7 @@ def _fleet(telemetry: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "units_by_sampler": dict(sorted(Counter(row["sampler"] for row in latest).items())),
         "images_per_s": sum(row["images"] for row in latest) / busy if busy else None,
-        "deaths": ledger[-1]["sampler_deaths"] if ledger else 0,
-        "retried": ledger[-1]["retried"] if ledger else 0,
+        **{fault: ledger[-1].get(fault, 0) if ledger else 0 for fault in FAULTS},
     }
 
 

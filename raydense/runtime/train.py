@@ -19,7 +19,7 @@ from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
-from raydense.runtime.stage_loop import run_stages
+from raydense.runtime.stage_loop import StageState, run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
 
@@ -132,8 +132,8 @@ class _Run:
             learner.load_state_dict(checkpoint.learner)
             recorder.position = checkpoint.position
         with self._stop.listening(self._display.say):
-            behaviour = checkpoint.behaviour if checkpoint else None
-            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour)
+            known = StageState(checkpoint.behaviour, checkpoint.began) if checkpoint else StageState()
+            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, known)
         self._display.update("judging the tuned model", 0, 1)
         fleet.broadcast(final)
         return before, self._judge(fleet, recorder, final.version)
