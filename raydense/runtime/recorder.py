@@ -41,8 +41,8 @@ class Recorder:
         display: ProgressDisplay,
         checkpoints: CheckpointStore,
         stop: StopFlag,
+        sinks: Sequence[MetricSink],
         metrics_bytes: int,
-        sinks: Sequence[MetricSink] = (),
         pictures: bool = True,
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir

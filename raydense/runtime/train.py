@@ -19,6 +19,7 @@ from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.sinks import open_sinks
 from raydense.runtime.stage_loop import run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
@@ -97,6 +98,7 @@ class _Run:
             self._display,
             self._store,
             self._stop,
+            open_sinks(self._config, self._dir, _next_step(checkpoint), self._display.say),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
         )
         recorder.seconds["starting"] = time.perf_counter() - self._started
@@ -143,6 +145,11 @@ class _Run:
             judgement = judge(self._config, self._sets, fleet, version)
         recorder.record_judgement(judgement, version)
         return judgement
+
+
+def _next_step(checkpoint: Checkpoint | None) -> int:
+    """The first gradient step that is still to come; 0 before a run's first checkpoint."""
+    return checkpoint.learner["step"] + 1 if checkpoint else 0
 
 
 @contextmanager
