@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,15 @@ from raydense.core.interfaces import Fleet
 from raydense.core.statistics import estimate
 from raydense.core.types import FloatArray
 from raydense.runtime.plan import PromptSets, grid_prompts, judged_prompts, render_units
+from raydense.runtime.thumbnails import encode
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores float32 [P, m] by scorer name, by prompt set."""
+    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first."""
 
     scores: Mapping[str, Mapping[str, FloatArray]]
+    pictures: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
     def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
         return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
@@ -39,11 +42,16 @@ def judge(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: 
         units += chunk
         owners += [name] * len(chunk)
     scores: dict[str, dict[str, list[FloatArray]]] = {}
+    pictures: dict[str, list[bytes]] = {name: [] for name in owners}
+    seen: Counter[str] = Counter()
     for name, rendered in zip(owners, fleet.render(units), strict=True):
         for scorer, values in rendered.scores.items():
             scores.setdefault(name, {}).setdefault(scorer, []).append(values)
+        pictures[name] += [encode(image) for image in rendered.images[-seen[name] % per_prompt :: per_prompt]]
+        seen[name] += len(rendered.images)
     return Judgement(
-        {name: {s: np.concatenate(v).reshape(-1, per_prompt) for s, v in by.items()} for name, by in scores.items()}
+        {name: {s: np.concatenate(v).reshape(-1, per_prompt) for s, v in by.items()} for name, by in scores.items()},
+        pictures,
     )
 
 

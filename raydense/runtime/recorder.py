@@ -24,8 +24,10 @@ from raydense.runtime.judging import Judgement, draw_grid
 from raydense.runtime.plan import PromptSets, grid_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.stage_metrics import stage_values
 from raydense.runtime.stopping import StopFlag, StopRequested
 from raydense.runtime.telemetry import RunLog
+from raydense.runtime.thumbnails import save_thumbnails
 
 
 class Recorder:
@@ -109,20 +111,9 @@ class Recorder:
         if again:
             return  # the metrics hold this stage's row from before the cut
         groups = [group for report in reports for group in report.groups]
-        rewards = np.array([g.rewards for g in groups])
-        version = groups[0].weights_version
-        values = {
-            "replay/groups": len(groups),
-            "replay/bytes": sum(g.nbytes for g in groups),
-            "policy/version": version,
-            "policy/staleness": stage - version // self._config.stage.steps,
-            "reward/mean": float(rewards.mean()),
-            "reward/std_within": float(rewards.std(axis=1).mean()),
-        }
-        for name in groups[0].monitors:
-            values[f"reward/monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
+        values = stage_values(stage, groups, self._config.stage.steps)
         self._log.metrics("stage", stage, step, values, weights_checksum=groups[0].weights_checksum)
-        self._checkpoints.note_reward(Position(stage).name, float(rewards.mean()))
+        self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
         self._steps += len(metrics)
@@ -182,6 +173,8 @@ class Recorder:
             for scorer, scores in by_scorer.items()
         }
         self._log.metrics("evaluation", self.position.stages, weights_version, values)
+        if judgement.pictures:
+            save_thumbnails(self._dir.images / f"judged-{weights_version:06d}.zip", judgement.pictures)
 
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)
