@@ -65,7 +65,7 @@ def test_a_tie_is_half_a_win() -> None:
 
 
 def test_the_interval_of_wins_is_the_exact_one_where_pairs_are_independent() -> None:
-    # 7 of 10 prompts won, one picture each: Clopper and Pearson's 0.348 to 0.933, a little wider for the unknown variance
+    # 7 of 10 prompts won, one picture each: Clopper and Pearson's 0.348 to 0.933, or a little wider
     found = win_rate([[1.0]] * 7 + [[-1.0]] * 3, [[0.0]] * 10)
     assert found.mean == 0.7
     assert 0.30 < found.low <= 0.348
