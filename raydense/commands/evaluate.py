@@ -64,13 +64,13 @@ def evaluate(
         check_policy(config)
         for judge in config.reward.judges:
             check_scorer(judge)
-        columns, more = read_columns(config, prompts or [], limit)
+        columns = read_columns(config, prompts or [], limit)
         out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
         if (out / "evaluation.json").exists():
             raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
         display = ProgressDisplay(Console(soft_wrap=True), log_format)
         with display:
-            for note in (*notes, *more):
+            for note in (*notes, *columns.notes):
                 display.say(note)
             found = judge_models(
                 config, sources, columns, images or config.evaluate.images_per_prompt, local=local, display=display

@@ -16,13 +16,24 @@ from raydense.core.interfaces import Fleet
 from raydense.core.prompts import evenly_spaced, load_by_label
 from raydense.runtime.judging import Judgement, judge_prompts
 from raydense.runtime.models import Model, Source, fit_models
-from raydense.runtime.plan import judged_prompts
-from raydense.runtime.preflight import check_inputs
+from raydense.runtime.plan import judged_prompts, read_prompt_sets
 from raydense.runtime.progress import ProgressDisplay
 from raydense.sections.rewards import RewardConfig, ScorerConfig
 
 STYLES = {"anime": "animation", "paintings": "painting"}  # the benchmark's keys as the paper's tables have them
-MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Of the table: prompts by column, whether they are styles of one set, which have a mean, and notes on reading."""
+
+    prompts: Mapping[str, tuple[str, ...]]
+    are_styles: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total(self) -> int:
+        return sum(map(len, self.prompts.values()))
 
 
 @dataclass(frozen=True)
@@ -30,15 +41,13 @@ class Evaluation:
     """What was judged: scores float32 [P, m] by model, and in each by column (style or prompt set) and scorer."""
 
     config: Config
-    columns: Mapping[str, tuple[str, ...]]
+    columns: Columns
     judgements: Mapping[str, Judgement]
     images_per_prompt: int
 
 
-def read_columns(
-    config: Config, locations: Sequence[str], limit: int | None
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The columns of the table, with the prompts of each, and notes.
+def read_columns(config: Config, locations: Sequence[str], limit: int | None) -> Columns:
+    """The table's columns.
 
     A source with styles or categories has a column each; another is one, named by `NAME=LOCATION` or by where it comes
     from. Without a location: the configuration's own `train` and `unseen` prompts, as a run judges them.
@@ -46,12 +55,11 @@ def read_columns(
     Raises: ConfigError.
     """
     if not locations:
-        config = config.model_copy(
-            update={"evaluate": config.evaluate.model_copy(update={"prompts": limit} if limit else {})}
-        )
-        return judged_prompts(config, check_inputs(config)), []
+        judged = config.evaluate.model_copy(update={"prompts": limit} if limit else {})
+        return Columns(judged_prompts(config.model_copy(update={"evaluate": judged}), read_prompt_sets(config)))
     columns: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
+    styles = 0
     for given in locations:
         named, equals, rest = given.partition("=")
         name, location = (named, rest) if equals and named.isidentifier() else ("", given)
@@ -62,18 +70,16 @@ def read_columns(
         for label, found in sets.items():
             title = STYLES.get(label, label) or name or _title(location)
             if title in columns:
-                raise ConfigError(
-                    f"--prompts={given}: there is a column {title!r} already; name it: --prompts name={given}"
-                )
+                raise ConfigError(f"--prompts={given}: {title!r} is a column already; give another name, NAME=PROMPTS")
             columns[title] = evenly_spaced(found.prompts, limit or len(found.prompts))
             notes += found.notes
-    return columns, notes
+            styles += bool(label)
+    return Columns(columns, are_styles=styles == len(columns) > 1, notes=tuple(notes))
 
 
 def _title(location: str) -> str:
-    return (
-        Path(location.partition("?")[0].removeprefix("set://")).name.partition("#")[0].rpartition(".txt")[0] or location
-    )
+    """`unseen` of `/path/unseen.txt`, `paper-unseen` of `set://paper-unseen#index=0`."""
+    return Path(location.removeprefix("set://").partition("?")[0].partition("#")[0]).stem
 
 
 def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
@@ -105,7 +111,7 @@ def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
 def evaluate(
     config: Config,
     sources: Sequence[Source],
-    columns: Mapping[str, tuple[str, ...]],
+    columns: Columns,
     images_per_prompt: int,
     *,
     local: bool,
@@ -113,23 +119,21 @@ def evaluate(
 ) -> Evaluation:
     """Draws and judges every model. Raises: ConfigError before anything starts if a LoRA or a scorer does not fit."""
     joint, models = fit_models(config, sources, "LoRA")
-    total = sum(map(len, columns.values())) * images_per_prompt
     judgements = {}
     with sampling_fleet(joint, local) as fleet:
         for model in models:
-            judgements[model.name] = _judge(model, columns, images_per_prompt, fleet, total, display)
+            judgements[model.name] = _judge(model, columns, images_per_prompt, fleet, display)
     return Evaluation(joint, columns, judgements, images_per_prompt)
 
 
 def _judge(
     model: Model,
-    columns: Mapping[str, tuple[str, ...]],
+    columns: Columns,
     images_per_prompt: int,
     fleet: Fleet[Any],
-    total: int,
     display: ProgressDisplay,
 ) -> Judgement:
-    drawn = 0
+    drawn, total = 0, columns.total * images_per_prompt
 
     def progress(pictures: int) -> None:
         nonlocal drawn
@@ -138,7 +142,7 @@ def _judge(
 
     display.update(f"judging {model.name}", 0, total)
     fleet.broadcast(model.weights)
-    return judge_prompts(columns, images_per_prompt, fleet, model.weights.version, progress)
+    return judge_prompts(columns.prompts, images_per_prompt, fleet, model.weights.version, progress)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,14 @@ import numpy as np
 
 from raydense.core.statistics import Interval, clustered_interval, win_rate
 from raydense.core.types import FloatArray
-from raydense.runtime.evaluate import MEAN, Evaluation
+from raydense.runtime.evaluate import Evaluation
+from raydense.runtime.judging import Judgement
 from raydense.runtime.models import BASE
 from raydense.runtime.tables import Sheet, shown, write_csv, write_json
 from raydense.sections.rewards import RewardConfig
+
+
+MEAN = "mean"  # of all prompts of the styles
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,24 @@ class Cell:
 
 
 def cells(evaluation: Evaluation) -> list[Cell]:
-    """Of every model, scorer and column; with several columns, also of all their prompts together."""
+    """Of every model, scorer and column; of styles, also of all their prompts together."""
     found = []
-    base = evaluation.judgements[BASE].scores
+    scorers = list(next(iter(evaluation.judgements[BASE].scores.values())))
     for model, judgement in evaluation.judgements.items():
-        for scorer in next(iter(base.values())):
-            ours = _with_mean({column: by[scorer] for column, by in judgement.scores.items()})
-            theirs = _with_mean({column: by[scorer] for column, by in base.items()})
+        for scorer in scorers:
+            ours = _columns(evaluation, judgement, scorer)
+            theirs = _columns(evaluation, evaluation.judgements[BASE], scorer)
             for column, scores in ours.items():
                 paired = None if model == BASE else (scores, theirs[column])
                 found.append(_cell(model, scorer, column, scores, paired))
     return found
 
 
-def _with_mean(by_column: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    if len(by_column) == 1:
-        return dict(by_column)
-    return {**by_column, MEAN: np.concatenate(list(by_column.values()))}
+def _columns(evaluation: Evaluation, judgement: Judgement, scorer: str) -> dict[str, FloatArray]:
+    by_column = {column: by[scorer] for column, by in judgement.scores.items()}
+    if evaluation.columns.are_styles:
+        by_column[MEAN] = np.concatenate(list(by_column.values()))
+    return by_column
 
 
 def _cell(
@@ -67,9 +71,9 @@ def sheets(evaluation: Evaluation) -> list[Sheet]:
     columns = tuple(dict.fromkeys(cell.column for cell in found))
     for scorer in dict.fromkeys(cell.scorer for cell in found):
         own = [cell for cell in found if cell.scorer == scorer]
-        title = scorer_title(evaluation.config.reward, scorer)
+        title, scale = _title(evaluation.config.reward, scorer)
         models = tuple(dict.fromkeys(cell.model for cell in own))
-        means = {(c.model, c.column): shown(c.mean) for c in own}
+        means = {(c.model, c.column): shown(_scaled(c.mean, scale)) for c in own}
         wins = {(c.model, c.column): _per_cent(c.wins) for c in own if c.wins}
         rows = tuple((model, *(means[model, column] for column in columns)) for model in models)
         result.append(Sheet(f"{title}: mean score [95 %]", ("model", *columns), rows))
@@ -79,14 +83,18 @@ def sheets(evaluation: Evaluation) -> list[Sheet]:
     return result
 
 
-def scorer_title(reward: RewardConfig, name: str) -> str:
-    """The scorer's name, with its version where scales differ between versions."""
+def _title(reward: RewardConfig, name: str) -> tuple[str, float]:
+    """The scorer's name and the scale of its table: HPSv2's versions differ, and papers show 100 times its cosine."""
     versions = {judge.name: judge.version for judge in reward.judges if judge.kind == "hpsv2"}
-    return f"{name} {versions[name]}" if name in versions else name
+    return (f"{name} {versions[name]} (x 100)", 100.0) if name in versions else (name, 1.0)
 
 
 def _per_cent(interval: Interval) -> str:
-    return shown(Interval(*(100 * x for x in (interval.mean, interval.low, interval.high))), digits=1)
+    return shown(_scaled(interval, 100.0), digits=1)
+
+
+def _scaled(interval: Interval, scale: float) -> Interval:
+    return Interval(scale * interval.mean, scale * interval.low, scale * interval.high)
 
 
 def write_evaluation(out: Path, evaluation: Evaluation) -> None:
@@ -105,7 +113,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "images_per_prompt": evaluation.images_per_prompt,
             "scorers": config.reward.model_dump(mode="json"),
             "results": [_as_dict(cell) for cell in found],
-            "prompts": {column: list(prompts) for column, prompts in evaluation.columns.items()},
+            "prompts": {column: list(prompts) for column, prompts in evaluation.columns.prompts.items()},
             "scores": {model: judgement.as_lists() for model, judgement in evaluation.judgements.items()},
         },
     )
