@@ -16,7 +16,6 @@ from raydense.runtime.models import BASE
 from raydense.runtime.tables import Sheet, shown, write_csv, write_json
 from raydense.sections.rewards import RewardConfig
 
-
 MEAN = "mean"  # of all prompts of the styles
 
 

@@ -16,12 +16,13 @@ from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.lora import save_diffusers_lora
 from raydense.core.metrics import MetricSink
+from raydense.core.statistics import clustered_interval
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.runtime.build import lora_config, lora_origin
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
-from raydense.runtime.judging import Judgement, draw_grid
-from raydense.runtime.plan import PromptSets, grid_prompts
+from raydense.runtime.judging import Judgement, draw_grid, judge_prompts
+from raydense.runtime.plan import PromptSets, evaluation_due, grid_prompts, held_out_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.stopping import StopFlag, StopRequested
@@ -130,6 +131,7 @@ class Recorder:
             self._pulled_bytes += row.pulled_bytes
             self._log.metrics("step", position.stages, row.step, row.values)
         last, per_stage = metrics[-1], self._config.stage.steps
+        self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
         facts = {name: last.values.get(name, math.nan) for name in ("loss", "log_ratio/clip_fraction")}
         self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
@@ -176,12 +178,36 @@ class Recorder:
             self._log.image(weights.version, "images", sheet)
 
     def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
-        values = {
-            f"evaluate/{name}/{scorer}": float(scores.mean())
+        """Of the base and the tuned model; what was judged during training has its row already."""
+        judged_before = held_out_prompts(self._config, self._sets) if self._is_due(weights_version) else ()
+        scores = {name: by for name, by in judgement.scores.items() if name not in judged_before}
+        self._write_judgement(Judgement(scores), weights_version)
+
+    def _is_due(self, step: int) -> bool:
+        return self._pictures and evaluation_due(self._config, step)
+
+    def _evaluate_if_due(self, step: int) -> None:
+        """Judges the held-out prompts with the learner's weights; nothing of it comes back into the run."""
+        if not self._is_due(step):
+            return
+        started, sets = time.perf_counter(), held_out_prompts(self._config, self._sets)
+        with self.phase("evaluating"):
+            weights = self._learner.weights()
+            self._fleet.broadcast(weights)
+            judgement = judge_prompts(sets, self._config.evaluate.images_per_prompt, self._fleet, weights.version)
+        self._write_judgement(judgement, weights.version)
+        self._phase_started += time.perf_counter() - started  # this was not training
+
+    def _write_judgement(self, judgement: Judgement, step: int) -> None:
+        intervals = {
+            f"evaluate/{name}/{scorer}": clustered_interval(scores)
             for name, by_scorer in judgement.scores.items()
             for scorer, scores in by_scorer.items()
         }
-        self._log.metrics("evaluation", self.position.stages, weights_version, values)
+        if intervals:
+            values = {name: interval.mean for name, interval in intervals.items()}
+            ends = {name: [i["low"], i["high"]] for name, i in ((n, i.as_dict()) for n, i in intervals.items())}
+            self._log.metrics("evaluation", self.position.stages, step, values, intervals=ends)
 
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)
