@@ -91,15 +91,22 @@ def changed_config(config: Config, overrides: list[str], may_change: Sequence[st
     for override in overrides:
         _apply_override(values, override)
     changed = _validate(values)
-    before, after = _flatten(config.model_dump()), _flatten(changed.model_dump())
-    refused = [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == a or key.startswith(f"{a}.") for a in may_change)
-    ]
-    if refused:
+    if refused := changed_settings(config, changed, may_change):
         raise ConfigError(f"{who} may change only {', '.join(may_change)}; refused: {'; '.join(refused)}")
     return changed
+
+
+def changed_settings(before: Config, after: Config, leave_out: Sequence[str] = ()) -> list[str]:
+    """`key: old -> new` of every setting that differs, in the order of their names.
+
+    Args: leave_out: settings or sections that may differ.
+    """
+    old, new = _flatten(before.model_dump()), _flatten(after.model_dump())
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == a or key.startswith(f"{a}.") for a in leave_out)
+    ]
 
 
 def resumed_config(config: Config, overrides: list[str]) -> Config:

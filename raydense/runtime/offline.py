@@ -94,6 +94,7 @@ def train_offline(
         recorder = Recorder(
             config, sets, run_dir, fleet, learner, display, store, stop, sinks, metrics_bytes=0, pictures=False
         )
+        recorder.process_started("offline", resumed=False)
         try:
             recorder.checkpoint(Position())
             with stop.listening(display.say):

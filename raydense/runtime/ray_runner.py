@@ -54,6 +54,25 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
             learner.shutdown()
 
 
+@contextmanager
+def sampling_fleet_on_ray(config: Config) -> Iterator[Fleet[Any]]:
+    """Samplers alone, to draw and judge; stops them at the end."""
+    with ray_session():
+        placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
+        check_resources(config, placement)
+        fleet = RayFleet(
+            partial(build_sampler, config),
+            count=placement.samplers,
+            num_cpus=config.samplers.num_cpus,
+            num_gpus=placement.sampler_gpus,
+        )
+        try:
+            fleet.wait_ready()
+            yield fleet
+        finally:
+            fleet.shutdown()
+
+
 def _free_gpu_bytes(num_gpus: float) -> int | None:
     """What a GPU with room for `num_gpus` has free; None where PyTorch finds no GPU behind Ray's."""
 

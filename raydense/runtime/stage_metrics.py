@@ -1,39 +1,49 @@
-"""What a collected stage says in numbers."""
+"""What a collected stage and a judgement say in numbers, each mean with its 95 % confidence interval."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from raydense.core.statistics import estimate
-from raydense.core.types import GroupMeta
+from raydense.core.statistics import Interval, clustered_interval
+from raydense.core.types import FloatArray, GroupMeta
+
+Ends = dict[str, list[float | None]]  # by metric: low and high; None where there is one cluster alone
 
 
-def stage_values(stage: int, groups: Sequence[GroupMeta], steps_a_stage: int) -> dict[str, float]:
-    """Metrics of the groups that the replay buffer gets, over all R trajectories of each.
+def stage_values(stage: int, groups: Sequence[GroupMeta], steps_a_stage: int) -> tuple[dict[str, float], Ends]:
+    """Metrics of the groups that the replay buffer gets, over all R trajectories of each, and intervals over groups.
 
     `policy/staleness` is counted in stages: 0 where they were sampled with the weights that the stage begins with.
-    Standard errors are clustered by group; a single group has none.
     """
-    version = groups[0].weights_version
+    rewards, version = np.array([g.rewards for g in groups]), groups[0].weights_version
+    intervals = {"reward/mean": clustered_interval(rewards)}
+    for name in groups[0].monitors:
+        intervals[f"reward/monitor/{name}"] = clustered_interval([g.monitors[name] for g in groups])
+    means, ends = means_and_ends(intervals)
     values: dict[str, float] = {
         "replay/groups": len(groups),
         "replay/bytes": sum(g.nbytes for g in groups),
         "policy/version": version,
         "policy/staleness": stage - version // steps_a_stage,
-        **_judged("reward/mean", "reward/se", [g.rewards for g in groups]),
-        "reward/std_within": float(np.array([g.rewards for g in groups]).std(axis=1).mean()),
+        "reward/std_within": float(rewards.std(axis=1).mean()),
     }
-    for name in groups[0].monitors:
-        scores = [g.monitors[name] for g in groups]
-        values |= _judged(f"reward/monitor/{name}", f"reward/monitor_se/{name}", scores)
-    return values
+    return {**means, **values}, ends
 
 
-def _judged(mean: str, error: str, scores: ArrayLike) -> dict[str, float]:
-    """Mean and clustered standard error of scores [G, R]."""
-    found = estimate(scores)
-    return {mean: found.mean} | ({} if math.isnan(found.se_by_prompt) else {error: found.se_by_prompt})
+def judgement_values(scores: Mapping[str, Mapping[str, FloatArray]]) -> tuple[dict[str, float], Ends]:
+    """`evaluate/<set>/<scorer>` of scores float32 [P, m] by prompt set and scorer, and intervals over prompts."""
+    return means_and_ends(
+        {
+            f"evaluate/{name}/{scorer}": clustered_interval(values)
+            for name, by_scorer in scores.items()
+            for scorer, values in by_scorer.items()
+        }
+    )
+
+
+def means_and_ends(intervals: Mapping[str, Interval]) -> tuple[dict[str, float], Ends]:
+    plain = {name: interval.as_dict() for name, interval in intervals.items()}
+    means = {name: interval.mean for name, interval in intervals.items()}
+    return means, {name: [ends["low"], ends["high"]] for name, ends in plain.items()}

@@ -101,6 +101,9 @@ class _Run:
             open_sinks(self._config, self._dir, _next_step(checkpoint), self._display.say),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
         )
+        runner = "local" if self._local else "ray"
+        recorder.position = checkpoint.position if checkpoint else recorder.position
+        recorder.process_started(runner, resumed=checkpoint is not None)
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
             before, after = self._stages(fleet, learner, recorder, checkpoint)
@@ -110,7 +113,7 @@ class _Run:
             raise
         finally:
             recorder.close()
-        wall_s, runner = time.perf_counter() - self._started, "local" if self._local else "ray"
+        wall_s = time.perf_counter() - self._started
         summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner)
         self._dir.write_scores(score_table(self._config, self._sets, before, after))
         self._dir.write_summary(summary)
@@ -132,7 +135,6 @@ class _Run:
             self._display.say(f"continuing from {checkpoint.position.name}")
             before = self._dir.read_base_judgement()
             learner.load_state_dict(checkpoint.learner)
-            recorder.position = checkpoint.position
         with self._stop.listening(self._display.say):
             behaviour = checkpoint.behaviour if checkpoint else None
             final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour)
