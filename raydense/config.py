@@ -30,6 +30,7 @@ from raydense.sections.run import (
     StepsConfig,
     TrainConfig,
 )
+from raydense.sections.telemetry import TelemetryConfig
 
 DEFAULT_PRESET = "tiny"
 
@@ -55,6 +56,7 @@ class Config(Section):
     replay: ReplayConfig = ReplayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -74,7 +76,7 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "stage.count")
+MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "telemetry", "stage.count")
 
 
 def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:
@@ -89,15 +91,22 @@ def changed_config(config: Config, overrides: list[str], may_change: Sequence[st
     for override in overrides:
         _apply_override(values, override)
     changed = _validate(values)
-    before, after = _flatten(config.model_dump()), _flatten(changed.model_dump())
-    refused = [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == a or key.startswith(f"{a}.") for a in may_change)
-    ]
-    if refused:
+    if refused := changed_settings(config, changed, may_change):
         raise ConfigError(f"{who} may change only {', '.join(may_change)}; refused: {'; '.join(refused)}")
     return changed
+
+
+def changed_settings(before: Config, after: Config, leave_out: Sequence[str] = ()) -> list[str]:
+    """`key: old -> new` of every setting that differs, in the order of their names.
+
+    Args: leave_out: settings or sections that may differ.
+    """
+    old, new = _flatten(before.model_dump()), _flatten(after.model_dump())
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == a or key.startswith(f"{a}.") for a in leave_out)
+    ]
 
 
 def resumed_config(config: Config, overrides: list[str]) -> Config:

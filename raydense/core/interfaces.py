@@ -40,6 +40,7 @@ class GroupsLost(RuntimeError):
     """Groups of the replay buffer can no longer be read: the node that held them is gone."""
 
 
+FAULTS = ("deaths", "hangs", "lost", "retried", "resampled")  # what a fleet counts; see `Fleet.faults`
 MAX_UNIT_FAILURES = 3  # exceptions of one work unit, on different samplers where there are several
 
 
@@ -109,7 +110,10 @@ class Fleet(Protocol[GivenHandle]):
 
     @property
     def faults(self) -> Mapping[str, int]:
-        """What went wrong so far, this process: `deaths` and `hangs` of samplers, units `lost` by them, `retried`."""
+        """What went wrong so far, this process, by name (0 where absent).
+
+        `deaths` and `hangs` of samplers; units `lost` by them; units `retried`; units `resampled` whose groups went.
+        """
         ...
 
     @property

@@ -14,7 +14,7 @@ from rich.table import Table
 from raydense.config import Config, ConfigError
 from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
-from raydense.runtime.plan import PromptSets, judged_prompts, read_prompt_sets
+from raydense.runtime.plan import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.runtime.preflight import check_policy, check_scorer, model_file, needs_hub
 from raydense.sections.rewards import SingleScorerConfig
 
@@ -146,13 +146,16 @@ def count_images(config: Config) -> int:
 
 
 def count_judged(config: Config, sets: PromptSets | None) -> int:
-    """Images drawn for judging (base and tuned) and for the grids."""
+    """Images drawn for judging (base and tuned, and held-out prompts in between) and for the grids."""
+    judge, total_steps = config.evaluate, config.stage.count * config.stage.steps
     if sets is None:
-        prompts = config.evaluate.prompts * (2 if config.prompts.unseen else 1)
+        prompts, held_out = judge.prompts * (2 if config.prompts.unseen else 1), judge.prompts
     else:
-        prompts = sum(len(chosen) for chosen in judged_prompts(config, sets).values())
-    grid = config.evaluate.grid_prompts * config.evaluate.grid_images
-    return 2 * prompts * config.evaluate.images_per_prompt + (config.stage.count + 1) * grid
+        prompts = sum(map(len, judged_prompts(config, sets).values()))
+        held_out = sum(map(len, held_out_prompts(config, sets).values()))
+    between = total_steps // judge.every_steps if judge.every_steps else 0
+    grids = (config.stage.count + 1) * judge.grid_prompts * judge.grid_images
+    return (2 * prompts + between * held_out) * judge.images_per_prompt + grids
 
 
 def count_transitions(config: Config) -> int:

@@ -34,6 +34,7 @@ from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.sinks import open_sinks
 from raydense.runtime.stage_loop import run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
@@ -44,6 +45,7 @@ MAY_CHANGE = (
     "train",
     "replay",
     "checkpoint",
+    "telemetry",
     "stage.count",
     "stage.steps",
     "steps.gamma",
@@ -96,9 +98,11 @@ def train_offline(
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
+        sinks = open_sinks(config, run_dir, 0, display.say)
         recorder = Recorder(
-            config, sets, run_dir, fleet, learner, display, store, stop, metrics_bytes=0, pictures=False
+            config, sets, run_dir, fleet, learner, display, store, stop, sinks, metrics_bytes=0, pictures=False
         )
+        recorder.process_started("offline", resumed=False)
         try:
             recorder.checkpoint(Position())
             with stop.listening(display.say):

@@ -54,6 +54,20 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
             learner.shutdown()
 
 
+@contextmanager
+def sampling_fleet_on_ray(config: Config) -> Iterator[Fleet[Any]]:
+    """Samplers alone, to draw and judge; stops them at the end."""
+    with ray_session():
+        placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
+        check_resources(config, placement)
+        fleet = _fleet(config, placement)
+        try:
+            fleet.wait_ready()
+            yield fleet
+        finally:
+            fleet.shutdown()
+
+
 def _fleet(config: Config, placement: Placement) -> RayFleet:
     settings = config.samplers
     return RayFleet(

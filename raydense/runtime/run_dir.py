@@ -92,6 +92,14 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

@@ -37,7 +37,7 @@ class Observer(Protocol):
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None: ...
 
     def stage_collected(
-        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], staleness: int, again: bool
+        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None: ...
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None: ...
@@ -75,8 +75,7 @@ def run_stages(
             current, ahead = ahead or collect(stage, behaviour), None
             current.finish()
             taken = start.steps if stage == start.stages else 0
-            staleness = int(behaviour.version != began.version)
-            observer.stage_collected(stage, current.reports, current.account, staleness, taken > 0)
+            observer.stage_collected(stage, current.reports, current.account, taken > 0)
             if overlapped and stage + 1 < config.stage.count:
                 ahead = collect(stage + 1, began)
 

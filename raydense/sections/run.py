@@ -167,7 +167,9 @@ class CheckpointConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Fixed-seed judging of the base and the tuned model."""
+    """Fixed-seed judging: of the base and the tuned model, and of the held-out prompts during training."""
+
+    every_steps: PositiveInt | None = None  # gradient steps of the whole run; None: at its ends only
 
     prompts: PositiveInt = 32  # of each prompt set, evenly spaced through it
     images_per_prompt: PositiveInt = 4

@@ -90,9 +90,11 @@ class LoggingObserver:
         self._log.append(("unit", report.unit.index, done, total))
 
     def stage_collected(
-        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], staleness: int, again: bool
+        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None:
-        self._log.append(("again" if again else "collected", stage, [r.unit.index for r in reports], staleness))
+        self._log.append(
+            ("again" if again else "collected", stage, [r.unit.index for r in reports], reports[0].unit.weights_version)
+        )
         self.account = account
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
@@ -130,7 +132,7 @@ def test_a_whole_run_in_order(config: Config) -> None:
         ("collect", 1, [0, 1], 2),
         ("unit", 1, 1, 2),
         ("unit", 0, 2, 2),
-        ("collected", 1, [0, 1], 0),
+        ("collected", 1, [0, 1], 2),
         ("begin", 1, ["s1g0", "s1g1", "s1g2"]),
         ("train", 1),
         ("step", 1, 1, 3, (2, 2), []),
@@ -159,13 +161,13 @@ def test_overlapped_collects_the_next_stage_with_the_weights_that_this_one_began
         ("step", 0, 1, 1, (0, 0), [0, 1]),
         ("step", 0, 2, 2, (0, 0), [0, 1]),
         ("finished", 0, 2, 0),
-        ("collected", 1, [0, 1], 1),  # one stage old
+        ("collected", 1, [0, 1], 0),  # one stage old
         ("collect", 2, [0, 1], 2),
         ("begin", 1, ["s1g0", "s1g1", "s1g2"]),
         ("step", 1, 1, 3, (0, 2), [0, 1]),
         ("step", 1, 2, 4, (0, 2), [0, 1]),
         ("finished", 1, 4, 2),
-        ("collected", 2, [0, 1], 1),
+        ("collected", 2, [0, 1], 2),
         ("begin", 2, ["s2g0", "s2g1", "s2g2"]),  # and nothing is collected during the last stage
         ("step", 2, 1, 5, (2, 4), []),
         ("step", 2, 2, 6, (2, 4), []),
@@ -206,7 +208,7 @@ def test_a_run_continues_inside_a_stage_with_the_weights_that_stage_was_sampled_
     final = run_stages(config, SETS, BackwardsFleet(log), learner, LoggingObserver(log), Position(1, 1), known)
     assert [entry for entry in log if entry[0] not in ("started", "unit", "begin", "collect")] == [
         ("broadcast", 2),
-        ("again", 1, [0, 1], 0),  # not a second row in the metrics
+        ("again", 1, [0, 1], 2),  # not a second row in the metrics
         ("train", 1),
         ("step", 1, 2, 4, (2, 2), []),
         ("broadcast", 4),
