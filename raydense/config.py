@@ -15,7 +15,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from raydense.sections.base import Section, Unsigned
+from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.run import (
     CheckpointConfig,
@@ -41,7 +41,7 @@ class ConfigError(ValueError):
 class Config(Section):
     """A whole run."""
 
-    name: str = "run"
+    name: Name = "run"
     seed: Unsigned = 42
     policy: PolicyConfig
     prompts: PromptsConfig

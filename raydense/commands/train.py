@@ -92,7 +92,7 @@ def _train(
     else:
         assert config is not None
         root, mirror = default_out(config), None
-    shown = out if mirror else root
+    shown = mirror.uri if mirror else root
     run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
     try:
@@ -115,7 +115,7 @@ def _train_offline(source: Path, overrides: list[str], out: str | None, log_form
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
     train_offline(source, overrides, root, mirror, display=display)
-    display.say(f"LoRA      {out if mirror else root}/lora/pytorch_lora_weights.safetensors")
+    display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:

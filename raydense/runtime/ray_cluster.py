@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 
 from raydense.config import Config, ConfigError
@@ -22,8 +27,10 @@ TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or put the cluster's
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Joins the cluster of a job or of RAY_ADDRESS, else starts a private one on loopback; leaves it at the end.
+    """Joins the cluster that RAY_ADDRESS names (a job has it), else starts a private one; leaves it at the end.
 
+    Nothing else is looked for: a file under /tmp that names a cluster does not make us join it. The private one
+    listens on loopback only. Joining one without token authentication is warned of.
     Raises: ConfigError if the cluster cannot be reached, refuses us, or is of another version.
     """
     started = not ray.is_initialized()
@@ -40,8 +47,13 @@ def _connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     _probe(address)
     where = f"RAY_ADDRESS={address}" if address else "Ray"
+    options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        ray.init(namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        if address in ("", "local"):
+            with _loopback_only():
+                ray.init(address="local", **options)
+        else:
+            _warn_if_open(address, ray.init(address=address, **options).dashboard_url)
     except AuthenticationError as error:
         raise ConfigError(f"{where}: {str(error).split('.')[0]}; {TOKEN_ADVICE}") from None
     except ConnectionError as error:
@@ -55,6 +67,37 @@ def _connect() -> None:
         if "Version mismatch" not in str(error):
             raise
         raise ConfigError(f"{where}: {_one_line(error)}; install the cluster's versions of Python and Ray") from None
+
+
+@contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Ray takes a loopback address only where it has no cluster support, as on macOS; its ports then bind to it."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _warn_if_open(address: str, dashboard: str | None) -> None:
+    """Says on stderr that everybody who reaches the cluster can run code on it, if that is so."""
+    if _authentication_mode(dashboard) == "disabled":
+        print(
+            f"raydense: WARNING: the Ray cluster at {address} has no token authentication: everybody who reaches its "
+            "ports can run code on every node. Start it with RAY_AUTH_MODE=token (see deploy/SECURITY.md)",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _authentication_mode(dashboard: str | None) -> str:
+    """`token` or `disabled`, as the cluster's dashboard says without a token; else as this process is set."""
+    try:
+        with urlopen(f"http://{dashboard}/api/authentication_mode", timeout=PROBE_S) as answer:
+            return str(json.load(answer)["authentication_mode"])
+    except (OSError, ValueError, KeyError):
+        return "token" if os.environ.get("RAY_AUTH_MODE") == "token" else "disabled"
 
 
 def _probe(address: str) -> None:

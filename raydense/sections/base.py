@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Unsigned = Annotated[int, Field(ge=0)]
@@ -13,6 +14,17 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 NetworkDtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+def _no_path(name: str) -> str:
+    if not re.fullmatch(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}", name):
+        raise ValueError(
+            f"{name!r} becomes part of a file's name; give 1 to 100 characters without / or \\ or a leading dot"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_no_path)]
 
 
 class Section(BaseModel):
