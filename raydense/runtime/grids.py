@@ -13,12 +13,15 @@ CELL = 128  # smallest edge of a picture in a grid, pixels; smaller pictures are
 GAP, LABEL = 4, 22
 
 
-def save_grid(path: Path, images: NDArray[np.uint8], prompts: Sequence[str], titles: Sequence[str]) -> None:
+def save_grid(
+    path: Path, images: NDArray[np.uint8], prompts: Sequence[str], titles: Sequence[str]
+) -> NDArray[np.uint8]:
     """Draws rows of pictures, each row under its prompt, and blocks of columns under their titles.
 
     Args:
         images: uint8 [rows, columns, h, w, 3]; the columns are split evenly over the titles.
         prompts: one a row. titles: one a block of columns.
+    Returns: the sheet, uint8 [height, width, 3].
     """
     rows, columns, height, width, _ = images.shape
     scale = max(1, -(-CELL // min(height, width)))
@@ -42,3 +45,4 @@ def save_grid(path: Path, images: NDArray[np.uint8], prompts: Sequence[str], tit
             left = GAP + column * cell_w + (column // per_block) * block_gap
             sheet.paste(picture, (left, top + LABEL))
     sheet.save(path)
+    return np.asarray(sheet)

@@ -15,8 +15,8 @@ from raydense.config import Config
 from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.lora import save_diffusers_lora
-from raydense.core.metrics import JsonLines
-from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport
+from raydense.core.metrics import MetricSink
+from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.runtime.build import lora_config, lora_origin
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
@@ -25,6 +25,7 @@ from raydense.runtime.plan import PromptSets, grid_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.stopping import StopFlag, StopRequested
+from raydense.runtime.telemetry import RunLog
 
 
 class Recorder:
@@ -41,20 +42,20 @@ class Recorder:
         checkpoints: CheckpointStore,
         stop: StopFlag,
         metrics_bytes: int,
+        sinks: Sequence[MetricSink] = (),
         pictures: bool = True,
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir
         self._fleet, self._learner, self._display = fleet, learner, display
         self._checkpoints, self._stop = checkpoints, stop
-        self._metrics = JsonLines(run_dir.metrics, keep_bytes=metrics_bytes)
-        self._telemetry = JsonLines(run_dir.root / "telemetry.jsonl")
+        self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
         self._pictures = pictures
         self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
-        self._pulled_bytes = 0
+        self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -63,16 +64,16 @@ class Recorder:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - started
+            self._end_phase(name, self.position, time.perf_counter() - started)
 
     def close(self) -> None:
-        self._metrics.close()
-        self._telemetry.close()
+        self._log.close()
 
     # -- stage_loop.Observer ------------------------------------------------------------------------------
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
         self._rewards = []
+        self._pulled_bytes = self._steps = 0
         self._phase_started = time.perf_counter()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
@@ -80,19 +81,19 @@ class Recorder:
         rewards = [r for group in report.groups for r in group.rewards]
         speed = done * len(rewards) / elapsed
         stage = report.unit.stage
-        self._telemetry.write(
-            {
-                "kind": "unit",
-                "stage": stage,
-                "unit": report.unit.index,
-                "sampler": report.sampler,
-                "seconds": dict(report.seconds),
-                "images": len(rewards),
-                "weights_version": report.unit.weights_version,
-            }
+        self._log.telemetry(
+            "unit",
+            stage,
+            self._first_step(stage),
+            {},
+            unit=report.unit.index,
+            sampler=report.sampler,
+            seconds=dict(report.seconds),
+            images=len(rewards),
+            weights_version=report.unit.weights_version,
         )
         self._rewards += rewards
-        facts = {"images/s": speed, "reward": float(np.mean(self._rewards))}
+        facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
         self._display.update(f"{self._title(stage)} sampling", done, total, facts)
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
@@ -100,34 +101,36 @@ class Recorder:
     def stage_collected(
         self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None:
-        self._end_phase("sampling", stage)
-        fleet = {"retried": self._fleet.retried, "lost": self._fleet.lost, "sampler_deaths": self._fleet.deaths}
-        self._telemetry.write({"kind": "ledger", "stage": stage, **account, **fleet})
+        step, elapsed = self._first_step(stage), time.perf_counter() - self._phase_started
+        images = sum(len(g.rewards) for r in reports if r.sampler != RESTORED for g in r.groups)
+        self._end_phase("sampling", Position(stage), elapsed, **{"throughput/images_per_s": images / elapsed})
+        self._phase_started = time.perf_counter()
+        self._log.telemetry("ledger", stage, step, self._fleet_counts(), **account)
         if again:
             return  # the metrics hold this stage's row from before the cut
         groups = [group for report in reports for group in report.groups]
         rewards = np.array([g.rewards for g in groups])
-        row = {
-            "kind": "stage",
-            "stage": stage,
-            "groups": len(groups),
-            "replay_bytes": sum(g.nbytes for g in groups),
-            "weights_version": groups[0].weights_version,
-            "weights_checksum": groups[0].weights_checksum,
-            "reward": float(rewards.mean()),
-            "reward_std_within": float(rewards.std(axis=1).mean()),
+        version = groups[0].weights_version
+        values = {
+            "replay/groups": len(groups),
+            "replay/bytes": sum(g.nbytes for g in groups),
+            "policy/version": version,
+            "policy/staleness": stage - version // self._config.stage.steps,
+            "reward/mean": float(rewards.mean()),
+            "reward/std_within": float(rewards.std(axis=1).mean()),
         }
         for name in groups[0].monitors:
-            row[f"monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
-        self._metrics.write(row)
+            values[f"reward/monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
+        self._log.metrics("stage", stage, step, values, weights_checksum=groups[0].weights_checksum)
         self._checkpoints.note_reward(Position(stage).name, float(rewards.mean()))
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
+        self._steps += len(metrics)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
-            self._metrics.write({"kind": "step", "stage": position.stages, "step": row.step, **row.values})
+            self._log.metrics("step", position.stages, row.step, row.values)
         last, per_stage = metrics[-1], self._config.stage.steps
-        facts = {name: last.values.get(name, math.nan) for name in ("loss", "clipped_fraction")}
+        facts = {name: last.values.get(name, math.nan) for name in ("loss", "log_ratio/clip_fraction")}
         self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
@@ -136,8 +139,10 @@ class Recorder:
             raise StopRequested(stop)
 
     def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
-        self._end_phase("training", stage, pulled_bytes=self._pulled_bytes)
-        self._pulled_bytes = 0
+        elapsed = time.perf_counter() - self._phase_started
+        facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
+        self._end_phase("training", Position(stage, self._config.stage.steps), elapsed, **facts)
+        self.position = Position(stage + 1)
         if self._pictures:
             self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
         self.checkpoint(Position(stage + 1))
@@ -151,7 +156,7 @@ class Recorder:
         with self.phase("saving"):
             state = self._learner.state_dict()
             self.save_lora(state["weights"])
-            self._checkpoints.save(Checkpoint(state, position, behaviour, self._metrics.size))
+            self._checkpoints.save(Checkpoint(state, position, behaviour, self._log.metrics_bytes))
             self._dir.publish()
         self.position = position
 
@@ -162,16 +167,21 @@ class Recorder:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""
         with self.phase("rendering"):
             images, prompts = draw_grid(self._config, self._sets, self._fleet, weights.version), self._rows()
-            save_grid(self._dir.images / f"{name}.png", images, prompts, [title])
+            sheet = save_grid(self._dir.images / f"{name}.png", images, prompts, [title])
             if self._base_grid is None:
                 self._base_grid = images
             else:
                 both = np.concatenate([self._base_grid, images], axis=1)
-                save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
+                sheet = save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
+            self._log.image(weights.version, "images", sheet)
 
     def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
-        means = {name: {s: float(v.mean()) for s, v in by.items()} for name, by in judgement.scores.items()}
-        self._metrics.write({"kind": "judgement", "weights_version": weights_version, "scores": means})
+        values = {
+            f"evaluate/{name}/{scorer}": float(scores.mean())
+            for name, by_scorer in judgement.scores.items()
+            for scorer, scores in by_scorer.items()
+        }
+        self._log.metrics("evaluation", self.position.stages, weights_version, values)
 
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)
@@ -179,8 +189,15 @@ class Recorder:
     def _title(self, stage: int) -> str:
         return f"stage {stage + 1}/{self._config.stage.count}"
 
-    def _end_phase(self, name: str, stage: int, **facts: float) -> None:
-        now = time.perf_counter()
-        self.seconds[name] += now - self._phase_started
-        self._telemetry.write({"kind": name, "stage": stage, "seconds": now - self._phase_started, **facts})
-        self._phase_started = now
+    def _first_step(self, stage: int) -> int:
+        return stage * self._config.stage.steps
+
+    def _fleet_counts(self) -> dict[str, float]:
+        fleet = self._fleet
+        return {"fleet/deaths": fleet.deaths, "fleet/retried": fleet.retried, "fleet/lost": fleet.lost}
+
+    def _end_phase(self, name: str, position: Position, elapsed: float, **facts: float) -> None:
+        """Adds wall time to a phase, and tells of it."""
+        self.seconds[name] += elapsed
+        step = self._first_step(position.stages) + position.steps
+        self._log.telemetry("phase", position.stages, step, {f"phase/{name}_s": elapsed, **facts})

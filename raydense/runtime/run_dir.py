@@ -102,6 +102,10 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry.jsonl"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

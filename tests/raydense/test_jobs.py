@@ -145,7 +145,7 @@ def test_a_stopped_job_leaves_a_run_that_continues(head: Head, project: Callable
     options = ["--submission-id", "long", "--no-wait", "--working-dir", directory, "--runtime-env-json", patience]
     head.job("submit", *options, "--", "raydense", "train", "config.yaml", "--out", out)
     deadline = time.monotonic() + 600
-    while not (out / "metrics.jsonl").exists() or '"step"' not in (out / "metrics.jsonl").read_text():
+    while not (out / "metrics.jsonl").exists() or '"kind": "step"' not in (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.5)
     head.job("stop", "long")

@@ -39,7 +39,7 @@ def test_sampler_and_learner_start_from_the_same_weights(small_config: Callable[
     learner.begin_stage(0, groups)
     (row,) = learner.train(1)
     # an untrained LoRA is the initial policy, on trajectories of the initial policy
-    assert row.values["log_ratio_abs"] == 0.0
+    assert row.values["log_ratio/abs_mean"] == 0.0
     assert row.values["loss"] == pytest.approx(np.log(2), rel=1e-6)
 
 
