@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.ray_sampler import RaySampler
+from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import UNIT_RETRIES, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, UnitReport, WorkUnit
 
@@ -43,17 +44,27 @@ class RayFleet:
     Args:
         factory: makes a sampler from its name, in the actor's process.
         count: of actors. num_cpus, num_gpus: that each reserves.
+        labels: that a node must have, as Ray's label selectors. run: the actors are named after it.
     """
 
-    def __init__(self, factory: Callable[[str], Sampler], *, count: int, num_cpus: float, num_gpus: float) -> None:
-        options = RaySampler.options(  # type: ignore[attr-defined]
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            max_restarts=-1,
-            max_task_retries=0,
-            scheduling_strategy="SPREAD",
-        )
-        self._samplers = [options.remote(factory, f"sampler-{i}") for i in range(count)]
+    def __init__(
+        self,
+        factory: Callable[[str], Sampler],
+        *,
+        count: int,
+        num_cpus: float,
+        num_gpus: float,
+        labels: Mapping[str, str] = {},  # never changed
+        run: str = "run",
+    ) -> None:
+        resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
+        names = [f"sampler-{i}" for i in range(count)]
+        self._samplers = [
+            RaySampler.options(  # type: ignore[attr-defined]
+                max_restarts=-1, max_task_retries=0, **resources, **actor_options(run, name, labels)
+            ).remote(factory, name, run)
+            for name in names
+        ]
         self._alive = list(range(count))
         self._restarting: dict[Any, int] = {}  # ref of its `ready` call → sampler
         self._weights: Any = None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
@@ -49,13 +49,20 @@ class RayLearner:
     Args:
         factory: makes the learner from its fetch function, in the actor's process.
         num_cpus, num_gpus: that the actor reserves.
+        labels: that its node must have, as Ray's label selectors. run: it is named after it.
     """
 
     def __init__(
-        self, factory: Callable[[Callable[..., Any]], Learner[Any]], *, num_cpus: float, num_gpus: float
+        self,
+        factory: Callable[[Callable[..., Any]], Learner[Any]],
+        *,
+        num_cpus: float,
+        num_gpus: float,
+        labels: Mapping[str, str] = {},  # never changed
+        run: str = "run",
     ) -> None:
-        options = _LearnerActor.options(num_cpus=num_cpus, num_gpus=num_gpus)  # type: ignore[attr-defined]
-        self._start = partial(options.remote, factory)
+        self._factory, self._labels, self._run = factory, labels, run
+        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self._actor = self._start()
 
     def started(self) -> RayLearner:
@@ -87,6 +94,10 @@ class RayLearner:
 
     def shutdown(self) -> None:
         ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        options = {**self._resources, **actor_options(self._run, "learner", self._labels)}
+        return _LearnerActor.options(**options).remote(self._factory)  # type: ignore[attr-defined]
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:

@@ -68,13 +68,18 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
+        if self.samplers.autoscale and None in (self.samplers.count, self.samplers.num_gpus, self.learner.num_gpus):
+            raise ValueError(
+                "samplers.autoscale=true asks for nodes that are not there yet, so that nothing can be counted from "
+                "them; set samplers.count, samplers.num_gpus and learner.num_gpus too"
+            )
         return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "stage.count")
+MAY_CHANGE_ON_RESUME = ("name", "samplers", "learner.labels", "replay", "checkpoint", "stage.count")
 
 
 def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:

@@ -52,7 +52,8 @@ def lora_origin(config: Config) -> dict[str, Any]:
     The checksum leaves out what does not change a run's bytes: its name, the fleet, and what is kept on disk.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    settings = config.model_dump(mode="json", exclude={"name", "samplers", "replay", "checkpoint"})
+    unread: Any = {"name": True, "samplers": True, "learner": {"labels"}, "replay": True, "checkpoint": True}
+    settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         "rank": lora.r,

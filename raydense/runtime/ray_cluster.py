@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,10 +121,15 @@ def _probe(address: str) -> None:
 
 
 def check_resources(config: Config, placement: Placement) -> None:
-    """Raises: ConfigError if the cluster as it is now cannot place every actor, each on one node."""
+    """Raises: ConfigError if the cluster as it is now cannot place every actor, each on one node.
+
+    With `samplers.autoscale`, what does not fit waits for nodes, and nothing is checked.
+    """
     fleet, learner = config.samplers, config.learner
+    if fleet.autoscale:
+        return
     total = ray.cluster_resources()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     for resource, key, each, own in (
         ("CPU", "num_cpus", fleet.num_cpus, learner.num_cpus),
         ("GPU", "num_gpus", placement.sampler_gpus, placement.learner_gpus),
@@ -133,14 +138,27 @@ def check_resources(config: Config, placement: Placement) -> None:
         if needed > available:
             raise ConfigError(
                 f"samplers.count={placement.samplers} with samplers.{key}={each:g} and learner.{key}={own:g} need "
-                f"{needed:g} {resource}s, but the cluster has {available:g}; lower them or add nodes"
+                f"{needed:g} {resource}s, but the cluster has {available:g}; lower them or add nodes, or set "
+                "samplers.autoscale=true if it grows"
             )
-        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
-        for role, wanted in (("samplers", each), ("learner", own)):
+        for role, wanted, labels in (("samplers", each, fleet.labels), ("learner", own, learner.labels)):
+            matching = [node for node in nodes if _matches(node.get("Labels", {}), labels)]
+            if not matching:
+                raise ConfigError(f"{role}.labels={labels} match no node; correct them or add a node with such labels")
+            largest = max(node["Resources"].get(resource, 0.0) for node in matching)
             if wanted > largest:
                 raise ConfigError(
                     f"{role}.{key}={wanted:g}: the largest node has {largest:g} {resource}s; lower it or add a node"
                 )
+
+
+def _matches(labels: Mapping[str, str], selectors: Mapping[str, str]) -> bool:
+    """Whether a node with these labels is one that Ray would take for the selectors."""
+    for key, selector in selectors.items():
+        values = selector.removeprefix("!").removeprefix("in(").removesuffix(")").replace(" ", "").split(",")
+        if (labels.get(key) in values) == selector.startswith("!"):
+            return False
+    return True
 
 
 def _one_line(error: Exception) -> str:

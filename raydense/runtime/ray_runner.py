@@ -30,13 +30,19 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
         if placement.shares_a_gpu() and (free := _free_gpu_bytes(placement.learner_gpus)) is not None:
             check_shared_memory(config, free)
         learner = RayLearner(
-            partial(build_learner, config), num_cpus=config.learner.num_cpus, num_gpus=placement.learner_gpus
+            partial(build_learner, config),
+            num_cpus=config.learner.num_cpus,
+            num_gpus=placement.learner_gpus,
+            labels=config.learner.labels,
+            run=config.name,
         )
         fleet = RayFleet(
             partial(build_sampler, config),
             count=placement.samplers,
             num_cpus=config.samplers.num_cpus,
             num_gpus=placement.sampler_gpus,
+            labels=config.samplers.labels,
+            run=config.name,
         )
         try:
             fleet.wait_ready()

@@ -11,6 +11,7 @@ from typing import Any
 from raydense.config import Config, ConfigError, load_config, resumed_config
 from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
+from raydense.core.metrics import MetricSink
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.mirror import Mirror
@@ -98,6 +99,7 @@ class _Run:
             self._store,
             self._stop,
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
+            sinks=self._sinks(),
         )
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
@@ -114,6 +116,13 @@ class _Run:
         self._dir.write_summary(summary)
         self._dir.publish()
         return summary
+
+    def _sinks(self) -> list[MetricSink]:
+        if self._local:
+            return []
+        from raydense.runtime.ray_metrics import RayMetricsSink
+
+        return [RayMetricsSink(self._config.name)]
 
     def _stages(
         self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None

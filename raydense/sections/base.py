@@ -25,6 +25,21 @@ def _no_path(name: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_no_path)]
+_LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
+
+
+def _label_selectors(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        named = re.fullmatch(rf"([a-z0-9.-]{{1,253}}/)?{_LABEL}", key)
+        if not named or not re.fullmatch(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))", value):
+            raise ValueError(
+                f"{{{key!r}: {value!r}}} selects no node; expected a label and value, !value, in(a,b) or !in(a,b), "
+                "such as {ray.io/market-type: spot}"
+            )
+    return labels
+
+
+Labels = Annotated[dict[str, str], AfterValidator(_label_selectors)]  # that Ray's nodes must have
 
 
 class Section(BaseModel):

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from raydense.sections.base import (
     Device,
+    Labels,
     NetworkDtype,
     NonNegativeFloat,
     PositiveFloat,
@@ -85,6 +86,8 @@ class SamplersConfig(Section):
     count: PositiveInt | None = None  # None: one a GPU beside the learner's; one where there are fewer than two
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: what the learner leaves, shared evenly; 0 without a GPU
+    labels: Labels = Field(default_factory=dict)  # that a sampler's node must have
+    autoscale: bool = False  # actors that fit no node yet wait: they are what the cluster grows by
 
 
 class StageConfig(Section):
@@ -130,6 +133,7 @@ class LearnerConfig(Section):
     threads: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: one of several, half of a single one, 0 without
+    labels: Labels = Field(default_factory=lambda: {"ray.io/market-type": "!spot"})  # an unlabelled node will do
 
 
 class ReplayConfig(Section):
