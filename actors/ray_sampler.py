@@ -30,15 +30,18 @@ class RaySampler:
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:
         """The small report first, then one object a group (`num_returns = 1 + len(unit.prompts)`)."""
         report, groups = self._sampler.sample(unit, weights)
-        self._units.inc()
-        self._images.inc(sum(len(group.rewards) for group in report.groups))
+        self._count(sum(len(group.rewards) for group in report.groups))
         return report, *groups
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         rendered = self._sampler.render(unit, weights)
-        self._units.inc()
-        self._images.inc(len(rendered.images))
+        self._count(len(rendered.images))
         return rendered
+
+    def _count(self, images: int) -> None:
+        self._units.inc()
+        if images:  # a counter refuses 0
+            self._images.inc(images)
 
 
 def _counter(what: str, **tags: str) -> Counter:

@@ -1,4 +1,4 @@
-"""Where samplers and learner land in a cluster of several nodes, what waits is demand, and how the dashboard lists them."""
+"""Where actors land in a cluster of several nodes, what waits is demand, and how the dashboard lists them."""
 
 from __future__ import annotations
 

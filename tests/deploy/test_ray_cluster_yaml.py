@@ -56,7 +56,9 @@ def test_tokens_are_on_and_the_dashboard_is_on_loopback(cluster: dict[str, Any])
     assert "--dashboard-host=127.0.0.1" in head
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert "security_group" not in cluster["provider"]  # no port beyond Ray's default of SSH and the cluster's own
-    assert not any(option.startswith(("-p", "--privileged", "--publish")) for option in cluster["docker"]["run_options"])
+    assert not any(
+        option.startswith(("-p", "--privileged", "--publish")) for option in cluster["docker"]["run_options"]
+    )
 
 
 def test_no_secret_is_in_it() -> None:
