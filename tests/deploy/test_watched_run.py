@@ -57,7 +57,7 @@ def _start_prometheus(directory: Path, ray_directory: Path) -> tuple[subprocess.
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (discovery,) = config["scrape_configs"][0]["file_sd_configs"]
-    discovery["files"] = [f.replace("/tmp/ray/", f"{ray_directory}/") for f in discovery["files"]]
+    discovery["files"] = [f.replace("/tmp/ray/", f"{ray_directory}/ray/") for f in discovery["files"]]
     discovery["refresh_interval"] = "1s"
     shutil.copy(DEPLOY / "prometheus" / "alerts.yml", directory)
     (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -84,7 +84,7 @@ def watched(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("watched")
     ray_directory = Path("/tmp") / f"rdw{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     ray_directory.mkdir()
-    values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 150}}
+    values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 60}}
     values["reward"] = {**values["reward"], "monitors": [{**values["reward"]["scorer"], "name": "clip-2"}]}
     (directory / "config.yaml").write_text(yaml.safe_dump(values))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -153,7 +153,7 @@ def test_prometheus_finds_ray_by_its_discovery_file_and_sees_the_run(watched: Wa
     told = [row["reward/mean"] for row in rows if row["kind"] == "stage"]
     assert _last(rewards) == pytest.approx(told[-1])
     (steps,) = _query(watched, "ray_raydense_step")
-    assert 0 < _last(steps) <= 300
+    assert 0 < _last(steps) <= 120
 
 
 @needs_prometheus
