@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,6 @@ import json, time
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
-from ray.util.state import list_actors
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner
 
@@ -37,7 +39,7 @@ deadline = time.monotonic() + 60
 while not (demand := get_cluster_status(cluster.address).resource_demands.ray_task_actor_demand):
     assert time.monotonic() < deadline
     time.sleep(0.5)
-bundles = [[b.bundle, b.count] for d in demand for b in d.bundles_by_count]
+bundles = [[dict(b.bundle), b.count] for d in demand for b in d.bundles_by_count]
 spot.append(cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id)
 fleet.wait_ready()
 handles = fleet._samplers
@@ -46,12 +48,19 @@ print(json.dumps({
     "sampler_nodes": ray.get([handle.ready.remote() for handle in handles]),
     "names": sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)),
 }))
+ray.shutdown()
+cluster.shutdown()
 """
 
 
 @pytest.fixture(scope="module")
 def placed() -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", CLUSTER], capture_output=True, text=True, timeout=300)
+    directory = Path("/tmp") / f"rdn{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
+    directory.mkdir()
+    environment = {**os.environ, "RAY_TMPDIR": str(directory)}
+    command = [sys.executable, "-c", CLUSTER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    shutil.rmtree(directory, ignore_errors=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
