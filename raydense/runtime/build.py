@@ -53,7 +53,9 @@ def lora_origin(config: Config) -> dict[str, Any]:
     where metrics go.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    settings = config.model_dump(mode="json", exclude={"name", "samplers", "replay", "checkpoint", "telemetry"})
+    whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry"), True)
+    unread: Any = {**whole, "learner": {"labels"}}
+    settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         "rank": lora.r,

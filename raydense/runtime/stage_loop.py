@@ -90,6 +90,8 @@ def run_stages(
 
             final = learner.weights()
             fleet.broadcast(final)
+            learner.begin_stage(stage + 1, ())  # frees this stage's groups before more are collected
+            del current
             known = StageState(behaviour=began if overlapped else None)
             observer.stage_finished(stage, final, known)
     finally:

@@ -126,6 +126,7 @@ def test_a_whole_run_in_order(config: Config) -> None:
         ("train", 1),
         ("step", 0, 2, 2, (0, 0), []),
         ("broadcast", 2),
+        ("begin", 1, []),
         ("finished", 0, 2, None),
         ("started", 1, 2),
         ("broadcast", 2),
@@ -139,6 +140,7 @@ def test_a_whole_run_in_order(config: Config) -> None:
         ("train", 1),
         ("step", 1, 2, 4, (2, 2), []),
         ("broadcast", 4),
+        ("begin", 2, []),
         ("finished", 1, 4, None),
     ]
     assert final.version == 4
@@ -160,17 +162,20 @@ def test_overlapped_collects_the_next_stage_with_the_weights_that_this_one_began
         ("begin", 0, ["s0g0", "s0g1", "s0g2"]),
         ("step", 0, 1, 1, (0, 0), [0, 1]),
         ("step", 0, 2, 2, (0, 0), [0, 1]),
+        ("begin", 1, []),
         ("finished", 0, 2, 0),
         ("collected", 1, [0, 1], 0),  # one stage old
         ("collect", 2, [0, 1], 2),
         ("begin", 1, ["s1g0", "s1g1", "s1g2"]),
         ("step", 1, 1, 3, (0, 2), [0, 1]),
         ("step", 1, 2, 4, (0, 2), [0, 1]),
+        ("begin", 2, []),
         ("finished", 1, 4, 2),
         ("collected", 2, [0, 1], 2),
         ("begin", 2, ["s2g0", "s2g1", "s2g2"]),  # and nothing is collected during the last stage
         ("step", 2, 1, 5, (2, 4), []),
         ("step", 2, 2, 6, (2, 4), []),
+        ("begin", 3, []),
         ("finished", 2, 6, 4),
     ]
 
@@ -252,4 +257,5 @@ def test_groups_that_went_with_their_node_are_collected_again_and_the_step_is_ta
         ("collect", 0, [0, 1], 0),  # both units had a group there
         ("begin", 0, ["s0g0", "s0g1", "s0g2"]),
         ("train", 1),
+        ("begin", 1, []),
     ]
