@@ -31,6 +31,7 @@ from raydense.sections.run import (
     StepsConfig,
     TrainConfig,
 )
+from raydense.sections.telemetry import TelemetryConfig
 
 DEFAULT_PRESET = "tiny"
 
@@ -56,6 +57,7 @@ class Config(Section):
     replay: ReplayConfig = ReplayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -75,7 +77,7 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "stage.count")
+MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "telemetry", "stage.count")
 
 
 def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:

@@ -49,10 +49,12 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk.
+    The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
+    and where metrics go.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    settings = config.model_dump(mode="json", exclude={"name", "samplers", "replay", "checkpoint", "evaluate"})
+    left_out = {"name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"}
+    settings = config.model_dump(mode="json", exclude=left_out)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         "rank": lora.r,

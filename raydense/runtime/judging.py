@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,17 @@ from raydense.core.interfaces import Fleet
 from raydense.core.statistics import estimate
 from raydense.core.types import FloatArray, RenderUnit
 from raydense.runtime.plan import RENDER_BATCH, PromptSets, grid_prompts, judged_prompts, render_units
+from raydense.runtime.thumbnails import encode
 
 PICTURES_AT_ONCE = 1024  # that judging holds in memory: 0.8 GB at 512 x 512
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores float32 [P, m] by scorer name, by prompt set."""
+    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first."""
 
     scores: Mapping[str, Mapping[str, FloatArray]]
+    pictures: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
     def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
         return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
@@ -49,15 +51,19 @@ def judge_prompts(
     Args: progress: hears how many pictures were drawn since it last did. No more than `PICTURES_AT_ONCE` are held.
     """
     scores: dict[str, dict[str, FloatArray]] = {}
+    pictures: dict[str, list[bytes]] = {}
     for name, prompts in sets.items():
         parts: dict[str, list[FloatArray]] = {}
+        drawn, pictures[name] = 0, []
         for units in _batches(render_units(prompts, per_prompt, weights_version)):
             for rendered in fleet.render(units):
                 for scorer, values in rendered.scores.items():
                     parts.setdefault(scorer, []).append(values)
+                pictures[name] += [encode(image) for image in rendered.images[-drawn % per_prompt :: per_prompt]]
+                drawn += len(rendered.images)
                 progress(len(rendered.images))
         scores[name] = {scorer: np.concatenate(values).reshape(-1, per_prompt) for scorer, values in parts.items()}
-    return Judgement(scores)
+    return Judgement(scores, pictures)
 
 
 def _batches(units: Sequence[RenderUnit]) -> Iterator[Sequence[RenderUnit]]:

@@ -41,5 +41,10 @@ def summarise(
         "monitors": scores,
         "wall_s": round(wall_s, 2),
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that make a run's numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -80,11 +80,27 @@ class SamplerConfig(Section):
 
 
 class SamplersConfig(Section):
-    """The fleet: how many sampler actors, and what each reserves of the cluster."""
+    """The fleet: how many sampler actors, what each reserves of the cluster, and how long it is waited for."""
 
     count: PositiveInt | None = None  # None: one a GPU beside the learner's; one where there are fewer than two
+    min: Unsigned | None = None  # ready before work begins; None: all; 0: begin while an autoscaler brings the first
+    max: PositiveInt | None = None  # asked for; those without a place join when it appears; None: `count`
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: what the learner leaves, shared evenly; 0 without a GPU
+    memory_gb: NonNegativeFloat = 0.0  # of main memory that each reserves, so that a node is not overfilled
+    patience_s: PositiveFloat = 1800.0  # without a live sampler, or for the learner's place, before the run stops
+    hang_s: PositiveFloat = 3600.0  # a unit may take, until one was measured
+    hang_factor: Annotated[float, Field(gt=1)] = 10.0  # times the slowest unit so far: a sampler hangs and is replaced
+    hang_floor_s: PositiveFloat = 60.0  # never sooner
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> SamplersConfig:
+        if self.count is not None and self.max is not None:
+            raise ValueError(f"count={self.count} and max={self.max}: give count for a fixed fleet, or min and max")
+        largest = self.max if self.max is not None else self.count
+        if self.min is not None and largest is not None and self.min > largest:
+            raise ValueError(f"min={self.min} exceeds {'max' if self.max else 'count'}={largest}; lower min")
+        return self
 
 
 class StageConfig(Section):
@@ -93,6 +109,7 @@ class StageConfig(Section):
     count: PositiveInt
     groups: PositiveInt  # trajectory groups collected a stage
     steps: PositiveInt  # gradient steps a stage (M)
+    schedule: Literal["synchronous", "overlapped"] = "synchronous"  # overlapped: collect the next stage while training
 
 
 class TrainConfig(Section):
@@ -130,6 +147,7 @@ class LearnerConfig(Section):
     threads: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: one of several, half of a single one, 0 without
+    memory_gb: NonNegativeFloat = 0.0  # of main memory that it reserves
 
 
 class ReplayConfig(Section):

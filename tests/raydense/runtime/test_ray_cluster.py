@@ -75,9 +75,9 @@ def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("placement", "num_cpus", "said"),
     [
-        (Placement(2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
-        (Placement(9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
-        (Placement(1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
+        (Placement(2, 2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
+        (Placement(9, 9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
+        (Placement(1, 1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
     ],
 )
 def test_actors_without_a_place(
