@@ -6,6 +6,7 @@ Its sections are in `raydense.sections`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Sequence
 from importlib import resources
@@ -93,10 +94,7 @@ def changed_config(config: Config, overrides: list[str], may_change: Sequence[st
 
     Raises: ConfigError listing what may not change, before and after.
     """
-    values = config.model_dump(mode="json")
-    for override in overrides:
-        _apply_override(values, override)
-    changed = _validate(values)
+    changed = validated_config(config.model_dump(mode="json"), overrides)
     if refused := changed_settings(config, changed, may_change):
         raise ConfigError(f"{who} may change only {', '.join(may_change)}; refused: {'; '.join(refused)}")
     return changed
@@ -107,7 +105,7 @@ def changed_settings(before: Config, after: Config, leave_out: Sequence[str] = (
 
     Args: leave_out: settings or sections that may differ.
     """
-    old, new = _flatten(before.model_dump()), _flatten(after.model_dump())
+    old, new = flat_settings(before), flat_settings(after)
     return [
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -122,6 +120,11 @@ def resumed_config(config: Config, overrides: list[str]) -> Config:
     if changed.stage.count < config.stage.count:
         raise ConfigError(f"stage.count: {config.stage.count} -> {changed.stage.count}: it may only grow")
     return changed
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Every setting under its whole name, such as `train.lr`."""
+    return _flatten(config.model_dump())
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -143,12 +146,14 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     if path is not None and preset is not None:
         raise ConfigError("give a configuration file or --preset, not both")
     values = _read_file(path) if path is not None else _read_preset(preset or DEFAULT_PRESET)
-    for override in overrides or []:
+    return validated_config(values, overrides or [])
+
+
+def validated_config(values: dict[str, Any], overrides: list[str]) -> Config:
+    """Plain values as a configuration, after `key=value` overrides. Raises: ConfigError with one line a problem."""
+    values = copy.deepcopy(values)
+    for override in overrides:
         _apply_override(values, override)
-    return _validate(values)
-
-
-def _validate(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -49,11 +49,11 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    The checksum leaves out what does not change a run's bytes: its name, the fleet, what is kept on disk, and
-    where metrics go.
+    The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
+    and where metrics go.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry"), True)
+    whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
     unread: Any = {**whole, "learner": {"labels"}}
     settings = config.model_dump(mode="json", exclude=unread)
     return {
