@@ -153,6 +153,13 @@ def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[T
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
+    return make_learner(config, policy, fetch)
+
+
+def make_learner(
+    config: Config, policy: Policy, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
+) -> SGDLearner[Handle]:
+    """The learner of `config` on a policy that is there already."""
     replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(
