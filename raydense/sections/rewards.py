@@ -47,11 +47,12 @@ class AestheticScorerConfig(Section):
 
 
 class ImageRewardScorerConfig(Section):
-    """ImageReward, the paper's single-prompt preference model; planned, and refused when a run starts."""
+    """ImageReward, the paper's single-prompt preference model."""
 
     kind: Literal["imagereward"]
     name: str = "imagereward"
-    checkpoint: str | None = None  # a local file; None: from the hub
+    checkpoint: str | None = None  # a local ImageReward.pt; None: from the hub
+    tokenizer: str | None = None  # a local directory with the vocab.txt of bert-base-uncased; None: from the hub
     batch_size: PositiveInt = 16
     device: Device = "auto"
 
