@@ -98,6 +98,10 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         from raydense.rewards.function import FunctionScorer
 
         return FunctionScorer(config.name, config.target)
+    if config.kind == "http":
+        from raydense.rewards.http import HttpScorer
+
+        return HttpScorer(**config.model_dump(exclude={"kind"}))
     options: dict[str, Any] = config.model_dump(exclude={"kind", "device"})
     options["device"] = resolve_device(config.device)
     if config.kind == "clip":

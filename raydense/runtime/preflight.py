@@ -95,6 +95,14 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                 FunctionScorer(scorer.name, scorer.target)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+        case "http":
+            from raydense.rewards.http import read_token
+
+            if scorer.token_env is not None:
+                try:
+                    read_token(scorer.name, scorer.token_env)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from None
         case "clip":
             local_directory(f"scorer {scorer.name}: model", scorer.model)
         case "aesthetic":
