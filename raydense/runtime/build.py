@@ -101,8 +101,10 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         from raydense.rewards.function import FunctionScorer
 
         return FunctionScorer(config.name, config.target)
-    if config.kind == "imagereward":
-        raise NotImplementedError(f"scorer {config.name}: kind 'imagereward' is not available yet")
+    if config.kind == "http":
+        from raydense.rewards.http import HttpScorer
+
+        return HttpScorer(**config.model_dump(exclude={"kind"}))
     options: dict[str, Any] = config.model_dump(exclude={"kind", "device"})
     options["device"] = resolve_device(config.device)
     if config.kind == "clip":
@@ -113,6 +115,10 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         from raydense.rewards.aesthetic import AestheticScorer
 
         return AestheticScorer(**options)
+    if config.kind == "imagereward":
+        from raydense.rewards.imagereward import ImageRewardScorer
+
+        return ImageRewardScorer(**options)
     from raydense.rewards.hpsv2 import HPSv2Scorer
 
     return HPSv2Scorer(**{**options, "dtype": getattr(torch, config.dtype)})

@@ -32,7 +32,11 @@ SD15_FILES: Mapping[str, Mapping[str, Any]] = {  # what differs from the classes
         "num_hidden_layers": 12,
     },
 }
-SCORER_PARAMETERS = {"hpsv2": 986_109_441, "aesthetic": 428_500_000}  # ViT-H/14; ViT-L/14 with its head
+SCORER_PARAMETERS = {  # ViT-H/14; ViT-L/14 with its head; ViT-L/16, BERT with cross-attention and a head
+    "hpsv2": 986_109_441,
+    "aesthetic": 428_500_000,
+    "imagereward": 446_206_689,
+}
 CUDA_CONTEXT = 0.6e9  # bytes a process, with the libraries' workspaces
 STORE_SHARE = 0.3  # of a node's memory, Ray's default object store
 
@@ -69,7 +73,7 @@ class Plan:
 def check_and_plan(config: Config, tflops: float) -> Plan:
     """Validates all that can be without weights, and computes the plan. Raises: ConfigError.
 
-    What only the hub has (prompt sets, a scorer that is still to come) is a note of the plan and no error.
+    Prompt sets that only the hub has are a note of the plan and no error.
     """
     notes, sets = [], None
     if from_hub := [p for p in (config.prompts.train, config.prompts.unseen) if p and needs_hub(p)]:
@@ -78,10 +82,7 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
         sets = read_prompt_sets(config)
     check_policy(config, fetch=False)
     for scorer in config.reward.judges:
-        if scorer.kind == "imagereward":
-            notes.append(f"scorer {scorer.name}: not available yet, so that a run refuses it")
-        else:
-            check_scorer(scorer)
+        check_scorer(scorer)
     plan = plan_run(config, sets, tflops)
     return replace(plan, notes=(*(sets.notes if sets else ()), *notes, *plan.notes))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -159,7 +158,9 @@ class Pair:
         return found
 
 
-def ratios(theirs: Callable[[int], Any], ours: Callable[[int], Any], steps: range, share: float = 1.0) -> dict[str, float]:
+def ratios(
+    theirs: Callable[[int], Any], ours: Callable[[int], Any], steps: range, share: float = 1.0
+) -> dict[str, float]:
     """Times of `theirs` over those of `ours`, a round each, in turns; `share`: how much more ours does in a call."""
     found, seconds = [], {0: 0.0, 1: 0.0}
     for step in steps:

@@ -87,7 +87,9 @@ class Published:
         output = self.call(unet, torch.cat([x, x]), self._schedule.timesteps[t], torch.cat([null, embeds]).to(x))
         unconditional, conditional = output.float().chunk(2)
         epsilon = unconditional + self._scale * (conditional - unconditional)
-        alpha, alpha_prev, sigma = (v[t] for v in (self._schedule.alpha, self._schedule.alpha_prev, self._schedule.sigma))
+        alpha, alpha_prev, sigma = (
+            v[t] for v in (self._schedule.alpha, self._schedule.alpha_prev, self._schedule.sigma)
+        )
         x0 = (x_t.float() - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
         return alpha_prev.sqrt() * x0 + (1 - alpha_prev - sigma**2).sqrt() * epsilon, sigma
 
