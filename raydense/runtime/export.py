@@ -32,7 +32,7 @@ CARD = """\
 # {name}
 
 A LoRA that aligns `{base}` with a preference model, trained with raydense by the method of
- {paper} (Yang, Chen, Zhou; ICML 2024).
+{paper} (Yang, Chen, Zhou; ICML 2024).
 
 | | |
 |---|---|

@@ -38,7 +38,7 @@ class Model:
 def find_sources(arguments: Sequence[str]) -> list[Source]:
     """The LoRA of each run directory, and each LoRA file or directory, with the shortest names that tell them apart.
 
-    Raises: ConfigError for a run that has no LoRA yet.
+    Raises: ConfigError for what is not there, and for a run that has no LoRA yet.
     """
     sources = [_source(argument) for argument in arguments]
     names = [source.name for source in sources]
@@ -49,6 +49,8 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
 
 def _source(argument: str) -> Source:
     path = Path(argument).expanduser().resolve()
+    if not path.exists():
+        raise ConfigError(f"{argument} is not there; give a run's directory or a LoRA file")
     if (path / "config.yaml").is_file():
         if not (path / "lora").is_dir():
             raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")

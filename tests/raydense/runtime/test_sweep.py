@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from raydense.core.statistics import mean_interval
 from raydense.runtime.sweep import Trial, parse_grid, parse_seeds, plan_sweep
 from raydense.runtime.sweep_table import outcomes
 
+LORA = "lora/pytorch_lora_weights.safetensors"
 GRID = ("--grid", "steps.gamma=0.8,1", "--seeds", "3,4", "--jobs", "2")
 
 
@@ -118,7 +120,7 @@ def test_each_run_is_a_plain_run(swept: tuple[Path, Result], config: Path, tmp_p
     plain = tmp_path / "plain"
     arguments = ["train", "--local", str(config), "--set", "steps.gamma=1", "--set", "seed=4", "--out", str(plain)]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    for name in ("lora/pytorch_lora_weights.safetensors", "scores.json", "metrics.jsonl"):
+    for name in (LORA, "scores.json", "metrics.jsonl"):
         assert (out / "steps.gamma=1,seed=4" / name).read_bytes() == (plain / name).read_bytes()
 
 
@@ -141,7 +143,8 @@ def test_a_directory_of_another_sweep_is_refused(swept: tuple[Path, Result], con
 
 def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["sweep", "--local", str(config), *GRID, "--jobs", "1", "--out", str(out)]
+    grid = ("--grid", "steps.gamma=0.8", "--seeds", "3,4")
+    arguments = ["sweep", "--local", str(config), *grid, "--jobs", "1", "--out", str(out)]
     process = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
     process.start()
     first = out / "steps.gamma=0.8,seed=3"
@@ -154,24 +157,28 @@ def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result],
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 128 + signal.SIGTERM
-    assert not (out / "steps.gamma=1,seed=3").exists()
-    result = sweep(config, *GRID, "--out", out)
+    assert not (out / "steps.gamma=0.8,seed=4").exists()
+    result = sweep(config, *grid, "--jobs", "2", "--out", out)
     assert result.exit_code == 0, result.output
-    for run in sorted(path.parent for path in swept[0].glob("*/summary.json")):
-        name = "lora/pytorch_lora_weights.safetensors"
-        assert (out / run.name / name).read_bytes() == (run / name).read_bytes()
+    assert "gamma=0.8, seed 3: continues" in result.output
+    for seed in (3, 4):
+        ours, theirs = (root / f"steps.gamma=0.8,seed={seed}" / LORA for root in (out, swept[0]))
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_still_compared(config: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "train.lr=0.01,seed=3"
+def test_a_run_that_fails_is_named_and_the_others_are_still_compared(
+    swept: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(swept[0], tmp_path, dirs_exist_ok=True)
+    broken = tmp_path / "steps.gamma=0.5,seed=3"
     broken.mkdir()
     (broken / "in-the-way.txt").write_text("not a run")
-    result = sweep(config, "--grid", "train.lr=0.01,0.02", "--out", tmp_path)
+    result = sweep(config, "--grid", "steps.gamma=1,0.5", "--seeds", "3", "--out", tmp_path)
     assert result.exit_code == 1
-    assert f"lr=0.01, seed 3: failed with exit code 2; see {broken}.log" in result.output
+    assert f"gamma=0.5, seed 3: failed with exit code 2; see {broken}.log" in result.output
     assert "is not empty and is never overwritten" in broken.with_name(f"{broken.name}.log").read_text()
     assert json.loads((tmp_path / "sweep.json").read_text())["missing"] == [broken.name]
-    assert "lr=0.02" in (tmp_path / "sweep.md").read_text()
+    assert "| gamma=1 |" in (tmp_path / "sweep.md").read_text()
 
 
 # -- the table ------------------------------------------------------------------------------------------------
