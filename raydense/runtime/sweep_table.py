@@ -104,7 +104,9 @@ def sheet(found: Sequence[Outcome]) -> Sheet:
         )
         for o in found
     )
-    return Sheet("gain in mean score, with 95 % intervals over the seeds", columns, rows, names=3)
+    return Sheet(
+        "gain in mean score; 95 % intervals over the seeds (of one seed, over its prompts)", columns, rows, names=3
+    )
 
 
 def write_results(out: Path, trials: Sequence[Trial]) -> Sheet:

@@ -141,6 +141,7 @@ def test_a_directory_of_another_sweep_is_refused(swept: tuple[Path, Result], con
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     grid = ("--grid", "steps.gamma=0.8", "--seeds", "3,4")
