@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -18,6 +17,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
+from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import InertWeights, Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, UnitReport, WorkUnit
 from raydense.core.versions import LiveVersions
@@ -38,12 +38,13 @@ class RayFleet:
 
     Args:
         factory: makes a sampler from its name, in the actor's process.
-        maximum: of actors; those without a place are pending, which is what an autoscaler answers to.
+        maximum: of actors; those without a place are pending, which is what an autoscaler answers.
         minimum: that must be ready before `wait_ready` returns.
         num_cpus, num_gpus, memory (bytes): that each reserves.
         deadlines: after which a running unit counts as hung.
         patience_s: without any live sampler, before the fleet gives up.
         run_seed: for messages.
+        labels: that a node must have, as Ray's label selectors. run: the actors are named after it.
     """
 
     def __init__(
@@ -58,16 +59,11 @@ class RayFleet:
         deadlines: Deadlines,
         patience_s: float,
         run_seed: int,
+        labels: Mapping[str, str] = {},  # never changed
+        run: str = "run",
     ) -> None:
-        options = RaySampler.options(  # type: ignore[attr-defined]
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            memory=memory,
-            max_restarts=-1,
-            max_task_retries=0,
-            scheduling_strategy="SPREAD",
-        )
-        self._start = partial(options.remote, factory)
+        self._factory, self._labels, self._run = factory, labels, run
+        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
         self._minimum, self._patience_s = minimum, patience_s
         self._dispatcher = Dispatcher(deadlines, run_seed)
         self._actors: dict[str, Any] = {}
@@ -204,6 +200,16 @@ class RayFleet:
         self._dispatcher.members[member.name] = member
         self._actors[member.name] = self._start(member.name)
         self._starting[self._actors[member.name].ready.remote()] = member
+
+    def _start(self, name: str) -> Any:
+        options = RaySampler.options(  # type: ignore[attr-defined]
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            **self._resources,
+            **actor_options(self._run, name, self._labels),
+        )
+        return options.remote(self._factory, name, self._run)
 
     def _settle_start(self, ref: Any) -> None:
         member = self._starting.pop(ref)

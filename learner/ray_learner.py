@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
@@ -56,6 +56,7 @@ class RayLearner:
         factory: makes the learner from its fetch function, in the actor's process.
         num_cpus, num_gpus, memory (bytes): that the actor reserves.
         patience_s: that a place for it is waited for.
+        labels: that its node must have, as Ray's label selectors. run: it is named after it.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class RayLearner:
         num_gpus: float,
         memory: int = 0,
         patience_s: float = 600.0,
+        labels: Mapping[str, str] = {},  # never changed
+        run: str = "run",
     ) -> None:
-        options = _LearnerActor.options(num_cpus=num_cpus, num_gpus=num_gpus, memory=memory)  # type: ignore[attr-defined]
+        self._factory, self._labels, self._run = factory, labels, run
+        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
         self._patience_s = patience_s
-        self._start = partial(options.remote, factory)
         self._actor = self._start()
 
     def started(self) -> RayLearner:
@@ -101,6 +104,10 @@ class RayLearner:
 
     def shutdown(self) -> None:
         ray.kill(self._actor)
+
+    def _start(self) -> Any:
+        options = {**self._resources, **actor_options(self._run, "learner", self._labels)}
+        return _LearnerActor.options(**options).remote(self._factory)  # type: ignore[attr-defined]
 
     def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
         try:

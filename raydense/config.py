@@ -16,7 +16,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from raydense.sections.base import Section, Unsigned
+from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.run import (
     CheckpointConfig,
@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 class Config(Section):
     """A whole run."""
 
-    name: str = "run"
+    name: Name = "run"
     seed: Unsigned = 42
     policy: PolicyConfig
     prompts: PromptsConfig
@@ -71,13 +71,19 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
+        size = self.samplers.max or self.samplers.count
+        if self.samplers.autoscale and None in (size, self.samplers.num_gpus, self.learner.num_gpus):
+            raise ValueError(
+                "samplers.autoscale=true asks for nodes that are not there yet, so that nothing can be counted from "
+                "them; set samplers.max, samplers.num_gpus and learner.num_gpus too"
+            )
         return self
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MAY_CHANGE_ON_RESUME = ("name", "samplers", "replay", "checkpoint", "telemetry", "stage.count")
+MAY_CHANGE_ON_RESUME = ("name", "samplers", "learner.labels", "replay", "checkpoint", "telemetry", "stage.count")
 
 
 def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:

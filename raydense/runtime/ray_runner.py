@@ -36,6 +36,8 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
             num_gpus=placement.learner_gpus,
             memory=int(config.learner.memory_gb * GB),
             patience_s=config.samplers.patience_s,
+            labels=config.learner.labels,
+            run=config.name,
         )
         fleet = _fleet(config, placement)
         try:
@@ -80,6 +82,8 @@ def _fleet(config: Config, placement: Placement) -> RayFleet:
         deadlines=Deadlines(settings.hang_s, settings.hang_factor, settings.hang_floor_s),
         patience_s=settings.patience_s,
         run_seed=config.seed,
+        labels=settings.labels,
+        run=config.name,
     )
 
 

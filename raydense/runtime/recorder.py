@@ -153,7 +153,11 @@ class Recorder:
         if position.steps < per_stage and stop is not None:
             raise StopRequested(stop)
 
-    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None:
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None:
+        self._account = dict(account)  # groups may have been lost while it trained
+        self._log.telemetry("ledger", stage, self._first_step(stage + 1), self._fleet_counts(), **account)
         elapsed = time.perf_counter() - self._phase_started
         facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
         self._end_phase("training", Position(stage, self._config.stage.steps), elapsed, **facts)

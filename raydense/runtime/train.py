@@ -11,6 +11,7 @@ from typing import Any
 from raydense.config import Config, ConfigError, load_config, resumed_config
 from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
+from raydense.core.metrics import MetricSink
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.mirror import Mirror
@@ -98,7 +99,7 @@ class _Run:
             self._display,
             self._store,
             self._stop,
-            open_sinks(self._config, self._dir, _next_step(checkpoint), self._display.say),
+            self._sinks(_next_step(checkpoint)),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
         )
         runner = "local" if self._local else "ray"
@@ -119,6 +120,14 @@ class _Run:
         self._dir.write_summary(summary)
         self._dir.publish()
         return summary
+
+    def _sinks(self, first_step: int) -> list[MetricSink]:
+        sinks = list(open_sinks(self._config, self._dir, first_step, self._display.say))
+        if not self._local:
+            from raydense.runtime.ray_metrics import RayMetricsSink
+
+            sinks.append(RayMetricsSink(self._config.name))
+        return sinks
 
     def _stages(
         self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None

@@ -81,7 +81,7 @@ class BackwardsFleet:
 
 class LoggingObserver:
     def __init__(self, log: Log) -> None:
-        self._log = log
+        self._log, self.accounts = log, list[dict[str, int]]()
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
         self._log.append(("started", stage, weights.version))
@@ -101,7 +101,10 @@ class LoggingObserver:
         known = (state.behaviour and state.behaviour.version, state.began and state.began.version)
         self._log.append(("step", position.stages, position.steps, metrics[-1].step, known, list(state.outstanding)))
 
-    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None:
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None:
+        self.accounts.append(dict(account))
         self._log.append(("finished", stage, weights.version, following.behaviour and following.behaviour.version))
 
 
@@ -126,6 +129,7 @@ def test_a_whole_run_in_order(config: Config) -> None:
         ("train", 1),
         ("step", 0, 2, 2, (0, 0), []),
         ("broadcast", 2),
+        ("begin", 1, []),
         ("finished", 0, 2, None),
         ("started", 1, 2),
         ("broadcast", 2),
@@ -139,6 +143,7 @@ def test_a_whole_run_in_order(config: Config) -> None:
         ("train", 1),
         ("step", 1, 2, 4, (2, 2), []),
         ("broadcast", 4),
+        ("begin", 2, []),
         ("finished", 1, 4, None),
     ]
     assert final.version == 4
@@ -160,17 +165,20 @@ def test_overlapped_collects_the_next_stage_with_the_weights_that_this_one_began
         ("begin", 0, ["s0g0", "s0g1", "s0g2"]),
         ("step", 0, 1, 1, (0, 0), [0, 1]),
         ("step", 0, 2, 2, (0, 0), [0, 1]),
+        ("begin", 1, []),
         ("finished", 0, 2, 0),
         ("collected", 1, [0, 1], 0),  # one stage old
         ("collect", 2, [0, 1], 2),
         ("begin", 1, ["s1g0", "s1g1", "s1g2"]),
         ("step", 1, 1, 3, (0, 2), [0, 1]),
         ("step", 1, 2, 4, (0, 2), [0, 1]),
+        ("begin", 2, []),
         ("finished", 1, 4, 2),
         ("collected", 2, [0, 1], 2),
         ("begin", 2, ["s2g0", "s2g1", "s2g2"]),  # and nothing is collected during the last stage
         ("step", 2, 1, 5, (2, 4), []),
         ("step", 2, 2, 6, (2, 4), []),
+        ("begin", 3, []),
         ("finished", 2, 6, 4),
     ]
 
@@ -252,4 +260,7 @@ def test_groups_that_went_with_their_node_are_collected_again_and_the_step_is_ta
         ("collect", 0, [0, 1], 0),  # both units had a group there
         ("begin", 0, ["s0g0", "s0g1", "s0g2"]),
         ("train", 1),
+        ("begin", 1, []),
     ]
+    assert [account["reissued"] for account in observer.accounts] == [2, 0]
+    assert all(a["issued"] == a["finished"] == a["consumed"] == 2 for a in observer.accounts)
