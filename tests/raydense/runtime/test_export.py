@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raydense.cli import app
-from raydense.config import load_config
+from raydense.config import Config, load_config
 from raydense.runtime.export import example_code, model_card
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -97,6 +98,15 @@ def test_the_card_of_every_preset(preset: str) -> None:
         assert front["base_model"] == config.policy.model
         assert f"This LoRA is a derivative of `{config.policy.model}`" in card
         assert f"revision='{config.policy.revision}'" in card
+
+
+def test_a_mixture_names_its_parts(small_config: Callable[..., Config]) -> None:
+    bright = {"kind": "callable", "name": "bright", "target": "my_scores:bright"}
+    parts = [{"weight": 1.0, "scorer": {"kind": "hpsv2"}}, {"weight": 0.5, "scorer": bright}]
+    config = small_config(reward={"scorer": {"kind": "mixture", "name": "both", "components": parts}})
+    card = model_card(config, None, "", has_picture=False)
+    expected = "both: 1 x hpsv2 (hpsv2, version `v2.0`) + 0.5 x bright (callable, target `my_scores:bright`)"
+    assert f"| reward | {expected} |" in card
 
 
 def test_nothing_is_overwritten_and_what_is_no_run_is_said(exported: Path, small_runs: Runs, tmp_path: Path) -> None:

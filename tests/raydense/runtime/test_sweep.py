@@ -89,9 +89,9 @@ def test_every_combination_meets_every_seed_in_a_directory_of_its_own(config: Pa
 
 
 def test_values_that_no_file_name_takes_still_differ(config: Path, tmp_path: Path) -> None:
-    names = [t.name for t in plan_sweep(tmp_path, config, None, [], {"name": ("a/b", "a?b")}, None)]
+    names = [t.name for t in plan_sweep(tmp_path, config, None, [], {"name": ("a b", "a?b")}, None)]
     assert len(set(names)) == 2
-    assert not any("/" in name or "?" in name for name in names)
+    assert not any(" " in name or "?" in name for name in names)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +165,17 @@ def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result],
     for seed in (3, 4):
         ours, theirs = (root / f"steps.gamma=0.8,seed={seed}" / LORA for root in (out, swept[0]))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_ray_the_runs_are_the_same(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    arguments = ["sweep", str(config), "--grid", "steps.gamma=1", "--seeds", "4", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    ours, theirs = (root / "steps.gamma=1,seed=4" / LORA for root in (tmp_path, swept[0]))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert json.loads((tmp_path / "steps.gamma=1,seed=4" / "summary.json").read_text())["runner"] == "ray"
 
 
 def test_a_run_that_fails_is_named_and_the_others_are_still_compared(
