@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from raydense.cli import app, main
-from raydense.config import ConfigError, load_config
+from raydense.config import Config, ConfigError, load_config
 from raydense.core.statistics import mean_interval
 from raydense.runtime.sweep import Trial, parse_grid, parse_seeds, plan_sweep
 from raydense.runtime.sweep_table import outcomes
@@ -86,6 +87,24 @@ def test_every_combination_meets_every_seed_in_a_directory_of_its_own(config: Pa
     assert len({t.directory for t in trials}) == 8
     assert trials[0].name == "steps.gamma=0.8,steps.exclude_last=0,seed=1"
     assert plan_sweep(tmp_path, config, None, [], {}, None)[0].seed == load_config(config).seed
+
+
+@pytest.mark.parametrize(
+    ("option", "read"),
+    [
+        ("steps.gamma=0.8,1", lambda c: c.steps.gamma),
+        ("train.c=5,12.5", lambda c: c.train.c),
+        ("sampler.keep=2,3", lambda c: c.sampler.keep),
+        ("steps.draws=1,3", lambda c: c.steps.draws),
+        ("train.tuple_size=2,3", lambda c: c.train.tuple_size),
+        ("steps.exclude_last=0,2", lambda c: c.steps.exclude_last),
+    ],
+)
+def test_what_the_paper_ablates_is_a_key(
+    config: Path, tmp_path: Path, option: str, read: Callable[[Config], float]
+) -> None:
+    trials = plan_sweep(tmp_path, config, None, [], parse_grid([option]), None)
+    assert [read(trial.config) for trial in trials] == [float(v) for v in option.partition("=")[2].split(",")]
 
 
 def test_values_that_no_file_name_takes_still_differ(config: Path, tmp_path: Path) -> None:
