@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -249,4 +250,6 @@ def test_one_seed_has_an_interval_over_its_prompts(swept: tuple[Path, Result], c
     alone = Trial((), 3, (), load_config(config), swept[0] / "steps.gamma=1,seed=3")
     train, _ = outcomes([alone])
     assert train.seeds == (3,)
-    assert train.gain.low < train.gain.mean < train.gain.high
+    assert math.isnan(train.gain.low)  # another seed is not known
+    assert train.over_prompts.low < train.gain.mean < train.over_prompts.high
+    assert train.over_prompts.mean == train.gain.mean
