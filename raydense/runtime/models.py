@@ -82,7 +82,8 @@ def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Con
                 f"{source.name} was trained with another chain; here all are drawn with steps.count="
                 f"{config.steps.count}, steps.eta={config.steps.eta:g}, guidance {config.sampler.guidance_scale:g}"
             )
-    return config, notes
+    policy = config.policy.model_copy(update={"init_lora": None})  # where training started, perhaps gone by now
+    return config.model_copy(update={"policy": policy}), notes
 
 
 def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple[Config, list[Model]]:
@@ -96,7 +97,7 @@ def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple
     files = [read_lora(source.location, setting) for source in sources]
     rank = max([file.rank for file in files], default=config.policy.lora_rank)
     modules = sorted({module for file in files for module in file.modules}) or config.policy.lora_targets
-    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules), "init_lora": None}
+    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules)}
     joint = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
     unet = model_file(config, UNET_FILE)
     if unet is None:

@@ -179,6 +179,15 @@ def test_a_lora_file_elsewhere_needs_a_configuration(small_runs: Runs, tmp_path:
     assert read(tmp_path / "out")["scores"]["mine"] == read(tmp_path / "in-its-run")["scores"]["first"]
 
 
+def test_where_training_started_need_not_be_there_any_more(small_runs: Runs, tmp_path: Path) -> None:
+    values = yaml.safe_load((small_runs[0] / "config.yaml").read_text())
+    gone = {**values, "policy": {**values["policy"], "init_lora": str(tmp_path / "gone")}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(gone))
+    (tmp_path / "lora").mkdir()
+    (tmp_path / LORA).write_bytes((small_runs[0] / LORA).read_bytes())
+    assert evaluate(tmp_path, "--local", "--images", "1", "--out", tmp_path / "out").exit_code == 0
+
+
 def test_a_file_that_is_no_lora_of_this_model_is_listed(small_runs: Runs, tmp_path: Path) -> None:
     tensors = load_file(small_runs[0] / LORA)
     damaged = tmp_path / "damaged.safetensors"
