@@ -154,7 +154,7 @@ def sampling_fleet(config: Config, local: bool) -> Iterator[Fleet[Any]]:
         from raydense.runtime.build import build_sampler
         from raydense.runtime.local_runner import LocalFleet
 
-        yield LocalFleet(build_sampler(alone))
+        yield LocalFleet(build_sampler(alone), alone.seed)
     else:
         from raydense.runtime.ray_runner import sampling_fleet_on_ray
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from raydense.config import Config
 from raydense.core.checkpoint import Checkpoint
-from raydense.core.interfaces import Fleet, Learner
+from raydense.core.interfaces import FAULTS, Fleet, Learner
 from raydense.core.lora import save_diffusers_lora
 from raydense.core.metrics import MetricSink
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
@@ -24,6 +24,7 @@ from raydense.runtime.judging import Judgement, draw_grid, judge_prompts
 from raydense.runtime.plan import PromptSets, evaluation_due, grid_prompts, held_out_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.stage_loop import StageState
 from raydense.runtime.stage_metrics import judgement_values, stage_values
 from raydense.runtime.stopping import StopFlag, StopRequested
 from raydense.runtime.summary import versions
@@ -59,6 +60,8 @@ class Recorder:
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
         self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
+        self._account: dict[str, int] = {}  # of the last stage collected
+        self._sampling = False  # whether the run waits for units
         self._images_rate, self._steps_rate = Meter(), Meter()
 
     @contextmanager
@@ -85,6 +88,7 @@ class Recorder:
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
         self._rewards = []
+        self._sampling = True
         self._pulled_bytes = self._steps = 0
         self._phase_started = time.perf_counter()
         self._images_rate.restart()
@@ -109,8 +113,9 @@ class Recorder:
             self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
         self._rewards += rewards
         facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
-        self._display.update(f"{self._title(stage)} sampling", done, total, facts)
-        if self._stop.signal_number is not None:
+        if self._sampling:  # else this stage's steps are on display, and units come from beside them
+            self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+        if self._sampling and self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
     def stage_collected(
@@ -121,6 +126,7 @@ class Recorder:
         self._end_phase("sampling", Position(stage), elapsed, **{"throughput/images_per_s": images / elapsed})
         self._phase_started = time.perf_counter()
         self._steps_rate.restart()
+        self._account, self._sampling = dict(account), False
         self._log.telemetry("ledger", stage, step, self._fleet_counts(), **account)
         if again:
             return  # the metrics hold this stage's row from before the cut
@@ -130,7 +136,7 @@ class Recorder:
         self._log.metrics("stage", stage, step, values, intervals=ends, weights_checksum=checksum)
         self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
 
-    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
         self.position = position
         self._steps += len(metrics)
         self._tell_rate("throughput/steps_per_s", self._steps_rate.add(len(metrics)), position)
@@ -143,28 +149,42 @@ class Recorder:
         self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
-            self.checkpoint(position, behaviour)
+            self.checkpoint(position, state)
         if position.steps < per_stage and stop is not None:
             raise StopRequested(stop)
 
-    def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None:
+        self._account = dict(account)  # groups may have been lost while it trained
+        self._log.telemetry("ledger", stage, self._first_step(stage + 1), self._fleet_counts(), **account)
         elapsed = time.perf_counter() - self._phase_started
         facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
         self._end_phase("training", Position(stage, self._config.stage.steps), elapsed, **facts)
         if self._pictures:
             self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
-        self.checkpoint(Position(stage + 1))
+        self.checkpoint(Position(stage + 1), following)
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
     # -- files --------------------------------------------------------------------------------------------
 
-    def checkpoint(self, position: Position, behaviour: PolicyWeights | None = None) -> None:
+    def checkpoint(self, position: Position, state: StageState = StageState()) -> None:  # noqa: B008 (immutable)
         """Writes a checkpoint from which the rest of the run gives the same bytes."""
         with self.phase("saving"):
-            state = self._learner.state_dict()
-            self.save_lora(state["weights"])
-            self._checkpoints.save(Checkpoint(state, position, behaviour, self._log.metrics_bytes))
+            learner = self._learner.state_dict()
+            self.save_lora(learner["weights"])
+            self._checkpoints.save(
+                Checkpoint(
+                    learner,
+                    position,
+                    state.behaviour,
+                    self._log.metrics_bytes,
+                    began=state.began,
+                    record=self._record(state),
+                    config=self._config.to_yaml(),
+                )
+            )
             self._dir.publish()
         self.position = position
 
@@ -212,6 +232,18 @@ class Recorder:
         if values:
             self._log.metrics("evaluation", self.position.stages, step, values, intervals=ends)
 
+    def _record(self, state: StageState) -> dict[str, Any]:
+        """What else is true at a checkpoint: the last account, the fleet's faults, units under way, segments."""
+        segments = sorted(p.relative_to(self._dir.segments).as_posix() for p in self._dir.segments.rglob("*.arrow"))
+        return {
+            "ledger": {**self._account, **self._fleet.faults},
+            "outstanding": {
+                "units": list(state.outstanding),
+                "weights_version": state.began.version if state.began else None,
+            },
+            "segments": segments,
+        }
+
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)
 
@@ -228,8 +260,8 @@ class Recorder:
         return stage * self._config.stage.steps
 
     def _fleet_counts(self) -> dict[str, float]:
-        fleet = self._fleet
-        return {"fleet/deaths": fleet.deaths, "fleet/retried": fleet.retried, "fleet/lost": fleet.lost}
+        faults = self._fleet.faults
+        return {"fleet/live_samplers": self._fleet.live, **{f"fleet/{name}": faults.get(name, 0) for name in FAULTS}}
 
     def _end_phase(self, name: str, position: Position, elapsed: float, **facts: float) -> None:
         """Adds wall time to a phase, and tells of it."""

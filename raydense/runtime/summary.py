@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from raydense.config import Config
 from raydense.runtime.judging import Judgement, compare
 
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
+
+
+def read_summary(run: Path) -> Mapping[str, Any] | None:
+    """What a finished run wrote; None before."""
+    path = run / "summary.json"
+    content: Mapping[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return content
 
 
 def summarise(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from raydense.core.statistics import Interval, clustered_interval, mean_interval
+from raydense.runtime.scores import Paired, Scores, read_scores
 from raydense.runtime.sweep import Settings, Trial, label
 from raydense.runtime.tables import Sheet, shown, write_csv, write_json
-
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -52,19 +49,18 @@ class Outcome:
 
 def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
     """Of all finished trials: the settings in their order, and each with its judges and prompt sets."""
-    by_setting: dict[Settings, dict[int, Any]] = {}
+    by_setting: dict[Settings, dict[int, Scores]] = {}
     for trial in trials:
-        if trial.finished:
-            scores = json.loads((trial.directory / "scores.json").read_text("utf-8"))
+        if trial.finished and (scores := read_scores(trial.directory)):
             by_setting.setdefault(trial.settings, {})[trial.seed] = scores
     found: list[Outcome] = []
     firsts: dict[tuple[str, str], dict[int, float]] = {}
     for settings, by_seed in by_setting.items():
         any_run = next(iter(by_seed.values()))
-        for prompts, by_prompt in any_run.items():
-            for judge in next(iter(by_prompt.values())):
-                tables = {seed: _table(run[prompts], judge) for seed, run in by_seed.items()}
-                gains = {seed: float((after - before).mean()) for seed, (before, after) in tables.items()}
+        for prompts, judges in any_run.judged.items():
+            for judge in judges:
+                tables = {seed: scores.judged[prompts][judge] for seed, scores in by_seed.items()}
+                gains = {seed: float(paired.gain.mean()) for seed, paired in tables.items()}
                 first = firsts.setdefault((prompts, judge), gains)
                 found.append(_outcome(settings, prompts, judge, tables, gains, first))
     return found
@@ -74,30 +70,23 @@ def _outcome(
     settings: Settings,
     prompts: str,
     judge: str,
-    tables: dict[int, tuple[Scores, Scores]],
+    tables: dict[int, Paired],
     gains: dict[int, float],
     first: dict[int, float],
 ) -> Outcome:
     shared = [seed for seed in gains if seed in first]
     several = len(gains) > 1
-    ((before, after),) = list(tables.values())[:1]
     return Outcome(
         settings,
         prompts,
         judge,
         tuple(gains),
-        float(np.mean([b.mean() for b, _ in tables.values()])),
-        float(np.mean([a.mean() for _, a in tables.values()])),
+        float(np.mean([paired.before.mean() for paired in tables.values()])),
+        float(np.mean([paired.after.mean() for paired in tables.values()])),
         tuple(gains.values()),
-        mean_interval(list(gains.values())) if several else clustered_interval(after - before),
+        mean_interval(list(gains.values())) if several else clustered_interval(next(iter(tables.values())).gain),
         mean_interval([gains[s] - first[s] for s in shared]) if gains is not first and len(shared) > 1 else None,
     )
-
-
-def _table(by_prompt: dict[str, Any], judge: str) -> tuple[Scores, Scores]:
-    """Scores before and after: float64 [P, m] each."""
-    before, after = (np.array([row[judge][when] for row in by_prompt.values()]) for when in ("before", "after"))
-    return before, after
 
 
 def sheet(found: Sequence[Outcome]) -> Sheet:

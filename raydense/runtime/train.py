@@ -11,6 +11,7 @@ from typing import Any
 from raydense.config import Config, ConfigError, load_config, resumed_config
 from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
+from raydense.core.metrics import MetricSink
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.mirror import Mirror
@@ -20,7 +21,7 @@ from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.sinks import open_sinks
-from raydense.runtime.stage_loop import run_stages
+from raydense.runtime.stage_loop import StageState, run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
 
@@ -98,7 +99,7 @@ class _Run:
             self._display,
             self._store,
             self._stop,
-            open_sinks(self._config, self._dir, _next_step(checkpoint), self._display.say),
+            self._sinks(_next_step(checkpoint)),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
         )
         runner = "local" if self._local else "ray"
@@ -120,6 +121,14 @@ class _Run:
         self._dir.publish()
         return summary
 
+    def _sinks(self, first_step: int) -> list[MetricSink]:
+        sinks = list(open_sinks(self._config, self._dir, first_step, self._display.say))
+        if not self._local:
+            from raydense.runtime.ray_metrics import RayMetricsSink
+
+            sinks.append(RayMetricsSink(self._config.name))
+        return sinks
+
     def _stages(
         self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None
     ) -> tuple[Judgement, Judgement]:
@@ -136,8 +145,8 @@ class _Run:
             before = self._dir.read_base_judgement()
             learner.load_state_dict(checkpoint.learner)
         with self._stop.listening(self._display.say):
-            behaviour = checkpoint.behaviour if checkpoint else None
-            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour)
+            known = StageState(checkpoint.behaviour, checkpoint.began) if checkpoint else StageState()
+            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, known)
         self._display.update("judging the tuned model", 0, 1)
         fleet.broadcast(final)
         return before, self._judge(fleet, recorder, final.version)

@@ -155,4 +155,12 @@ def test_a_stopped_job_leaves_a_run_that_continues(head: Head, project: Callable
     status = read_status(out)
     assert (status["state"], status["progress"]["phase"]) == ("unfinished", "training")
     assert status["checkpoints"][-1]["complete"]
-    assert "-step-" in status["checkpoints"][-1]["name"]  # written when the signal came
+    saved = status["checkpoints"][-1]["name"]
+    assert "-step-" in saved  # written when the signal came
+
+    options[1] = "again"
+    head.job("submit", *options, "--", "raydense", "train", "--resume", out)
+    while f"continuing from {saved}" not in (logs := head.job("logs", "again").stdout):
+        assert time.monotonic() < deadline, logs
+        time.sleep(1)
+    head.job("stop", "again")

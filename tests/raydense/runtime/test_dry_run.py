@@ -155,13 +155,6 @@ def test_a_machine_reads_the_plan() -> None:
     assert json.loads(result.stdout)["images"] == 100 * load_config().stage.count * load_config().sampler.trajectories
 
 
-def test_a_run_refuses_the_scorer_that_is_still_to_come() -> None:
-    model = ["--set", "policy.model=pkg://raydense.tiny/weights/pipeline", "--set", "policy.revision=null"]
-    result = CliRunner().invoke(app, ["train", "--preset", "single-prompt", *model])
-    assert result.exit_code == 2
-    assert "kind 'imagereward' is not available yet; use another" in result.stderr
-
-
 def test_nothing_is_started_or_loaded(tmp_path: Any) -> None:
     code = (
         "import sys; from raydense.cli import app; app(['train', '--dry-run'], standalone_mode=False);"
