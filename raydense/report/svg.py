@@ -24,8 +24,8 @@ INK, MUTED, RULE, CARD = list(THEME)[:4]
 SERIES = tuple(list(THEME)[4:])
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
+    "font.size": 10.5,
+    "axes.labelsize": 10.5,
     "axes.edgecolor": RULE,
     "axes.facecolor": "none",
     "axes.grid": True,
@@ -39,9 +39,11 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "figure.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 10,
     "legend.labelcolor": INK,
     "lines.linewidth": 1.6,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "text.color": INK,
     "xtick.color": RULE,
     "ytick.color": RULE,
@@ -64,7 +66,7 @@ class Figure:
 def draw(key: str, title: str, caption: str, alternative: str, paint: Callable[[Any], None]) -> Figure:
     """Lets `paint` draw on axes, and takes the result as SVG that scales with the page."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": key}):
-        canvas = Canvas(figsize=(4.6, 2.75), layout="constrained")
+        canvas = Canvas(figsize=(4.6, 2.8), layout="constrained")
         paint(canvas.subplots())
         file = io.StringIO()
         canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
