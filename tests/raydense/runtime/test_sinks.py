@@ -25,7 +25,7 @@ from raydense.config import Config
 from raydense.core.metrics import read_rows
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.sinks import TensorBoardSink, open_sinks
-from raydense.runtime.telemetry import Meter, RunLog
+from raydense.runtime.telemetry import Arrivals, Meter, RunLog
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -160,6 +160,21 @@ def test_a_rate_is_told_at_most_every_so_often() -> None:
     assert rate is not None
     assert 20 < rate <= 6 / 0.06
     assert meter.add(1) is None
+
+
+def test_pictures_a_second_are_counted_from_when_sampling_began() -> None:
+    seen, unseen = Arrivals(time.perf_counter()), Arrivals()
+    assert seen.rate is unseen.rate is None
+    for arrivals in (unseen, seen):
+        arrivals.add(100)
+    assert unseen.rate is None  # it may have taken any time before it came
+    time.sleep(0.05)
+    for arrivals in (unseen, seen):
+        arrivals.add(10)
+    assert unseen.rate is not None
+    assert seen.rate is not None
+    assert 100 < unseen.rate <= 10 / 0.05
+    assert 1000 < seen.rate <= 110 / 0.05
 
 
 # -- Weights & Biases -----------------------------------------------------------------------------------------
