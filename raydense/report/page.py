@@ -109,6 +109,9 @@ def _stage_table(run: RunData) -> list[dict[str, Any]]:
         if row["stage"] in by_stage:
             facts = {key: value for key, value in row.items() if key not in ("kind", "stage", "step")}
             by_stage[row["stage"]].update(facts)
+    for stage, row in by_stage.items():
+        losses = [step["loss"] for step in run.rows("step") if step["stage"] == stage and "loss" in step]
+        row["loss"] = sum(losses) / len(losses) if losses else None
     return [by_stage[stage] for stage in sorted(by_stage)]
 
 
@@ -132,7 +135,7 @@ def _glance(run: RunData) -> dict[str, str]:
     }
 
 
-def number(value: float, sign: str = "") -> str:
+def number(value: float | None, sign: str = "") -> str:
     """Four digits, for people: 0.7725, 12.31, 1,234."""
     if value is None:
         return "–"

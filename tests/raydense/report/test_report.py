@@ -104,6 +104,8 @@ def test_its_numbers_are_those_of_the_run(finished: Path) -> None:
     reward = next(row for row in read_rows(finished / "metrics.jsonl") if row["kind"] == "stage")
     low, high = reward["intervals"]["reward/mean"]
     assert f"{number(low)} to {number(high)}" in text
+    losses = [row["loss"] for row in read_rows(finished / "metrics.jsonl") if row["kind"] == "step"]
+    assert number(sum(losses[:3]) / 3) in text
     curve = read_run(finished).evaluations("clip")[1]
     assert (curve.name, curve.steps) == ("evaluate/unseen/clip", (0, 2, 4, 6))
 
