@@ -43,8 +43,8 @@ def reward_figures(run: RunData) -> Iterator[Figure]:
         yield draw(
             f"reward{index}",
             f"{judge}, {role}",
-            "Mean and 95 % interval. Samples: the pictures of each stage, over its trajectory groups. Others: fixed "
-            "prompts and seeds, over prompts.",
+            "Mean and 95 % interval (cut off where it is very wide). Samples: the pictures of each stage, over its "
+            "trajectory groups. Others: fixed prompts and seeds, over prompts.",
             f"Mean score of {judge} over gradient steps. " + " ".join(_change(*pair) for pair in curves),
             partial(_paint_rewards, curves=curves),
         )
@@ -109,10 +109,22 @@ def _paint_rewards(axes: Any, curves: Sequence[tuple[str, Curve]]) -> None:
             axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.16, linewidth=0)
         elif known:
             axes.vlines(*zip(*known, strict=True), color=colour, linewidth=1.2)
+    axes.set_ylim(*limits([curve for _, curve in curves]))
     axes.set_xlabel("gradient steps")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if len(curves) > 1:
         axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1.4)
+
+
+def limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """What to show of the values: their intervals too, unless these are so wide that nothing else could be seen."""
+    means = [value for curve in curves for value in curve.values]
+    ends = [end for curve in curves for pair in curve.ends if pair for end in pair]
+    low, high = min(means), max(means)
+    spread = (high - low) or abs(high) or 1.0
+    bottom, top = max(min([low, *ends]), low - 2 * spread), min(max([high, *ends]), high + 2 * spread)
+    margin = 0.05 * (top - bottom) or 0.1
+    return bottom - margin, top + margin
 
 
 def _paint_learning(axes: Any, curve: Curve, run: RunData, limit: float | None) -> None:

@@ -16,6 +16,12 @@ from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
 from raydense.report.run_data import RunData, read_run
 from raydense.report.times import phase_totals, time_figures
 
+FLEET = {  # what the ledger's columns are called
+    "fleet/live_samplers": "samplers",
+    "fleet/deaths": "sampler deaths",
+    "fleet/lost": "units lost",
+    "fleet/retried": "issued again",
+}
 MOST_PROMPTS = 200  # of a set in the table of gains
 
 
@@ -67,6 +73,8 @@ def render(run: RunData) -> str:
         most_prompts=MOST_PROMPTS,
         stages=_stage_table(run),
         glance=_glance(run),
+        fleet=list(dict.fromkeys(key for row in run.events("ledger") for key in row if key.startswith("fleet/"))),
+        fleet_names=FLEET,
         starts=[{**row, "at": _time(row["time"])} for row in run.events("start")],
         skipped=[row["step"] for row in run.rows("step") if row.get("skipped")],
         suspected=[row["stage"] + 1 for row in run.rows("stage") if row.get("reward/hacking_suspected")],

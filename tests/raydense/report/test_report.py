@@ -20,9 +20,10 @@ from raydense.cli import app
 from raydense.config import Config
 from raydense.core.metrics import read_rows
 from raydense.core.replay import ReplayBuffer
+from raydense.report.curves import limits
 from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
-from raydense.report.run_data import read_run
+from raydense.report.run_data import Curve, read_run
 from raydense.report.step_draws import draw_counts, expected_shares
 
 FIGURES = {
@@ -227,3 +228,16 @@ def test_of_a_long_run_evenly_spaced_steps_are_counted(small_config: Callable[..
     assert counted == 4000
     assert counts.sum() == 4000 * 4 * 2
     assert counts / counts.sum() == pytest.approx(expected_shares(small_config()), abs=0.01)
+
+
+def test_an_interval_of_two_prompts_does_not_flatten_the_curve() -> None:
+    """Student's interval of two values is 12.7 standard errors: the means must stay apart on the page all the same."""
+    curves = [
+        Curve("a", (0, 1), (0.5, 0.6), ((-9.0, 10.0), (-9.0, 10.0))),
+        Curve("b", (0, 1), (0.55, 0.7), (None, None)),
+    ]
+    low, high = limits(curves)
+    assert (low, high) == pytest.approx((0.1 - 0.05, 1.1 + 0.05))
+    narrow = [Curve("a", (0, 1), (0.5, 0.6), ((0.45, 0.55), (0.5, 0.65)))]
+    assert limits(narrow) == pytest.approx((0.45 - 0.01, 0.65 + 0.01))
+    assert limits([Curve("a", (0,), (0.0,), (None,))]) == pytest.approx((0.0, 0.0), abs=0.2)
