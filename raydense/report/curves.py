@@ -46,7 +46,7 @@ def reward_figures(run: RunData) -> Iterator[Figure]:
             "Mean and 95 % interval (cut off where it is very wide). Samples: the pictures of each stage, over its "
             "trajectory groups. Others: fixed prompts and seeds, over prompts.",
             f"Mean score of {judge} over gradient steps. " + " ".join(_change(*pair) for pair in curves),
-            partial(_paint_rewards, curves=curves),
+            partial(_paint_rewards, curves=curves, stage_steps=run.config.stage.steps),
         )
 
 
@@ -75,7 +75,7 @@ def watch_figures(run: RunData) -> Iterator[Figure]:
                 title,
                 caption,
                 f"{title} by stage. {_change(name, curve)}",
-                partial(_paint_rewards, curves=[("samples", curve)]),
+                partial(_paint_rewards, curves=[("samples", curve)], stage_steps=run.config.stage.steps),
             )
 
 
@@ -101,7 +101,8 @@ def step_figure(run: RunData) -> Figure | None:
 # -- how they are drawn ---------------------------------------------------------------------------------------
 
 
-def _paint_rewards(axes: Any, curves: Sequence[tuple[str, Curve]]) -> None:
+def _paint_rewards(axes: Any, curves: Sequence[tuple[str, Curve]], stage_steps: int) -> None:
+    end = max(stage_steps, *(curve.steps[-1] for _, curve in curves))
     for (label, curve), colour in zip(curves, SERIES, strict=False):
         axes.plot(curve.steps, curve.values, color=colour, marker="o", markersize=3.5, label=label)
         known = [(s, *ends) for s, ends in zip(curve.steps, curve.ends, strict=True) if ends]
@@ -109,6 +110,7 @@ def _paint_rewards(axes: Any, curves: Sequence[tuple[str, Curve]]) -> None:
             axes.fill_between(*zip(*known, strict=True), color=colour, alpha=0.16, linewidth=0)
         elif known:
             axes.vlines(*zip(*known, strict=True), color=colour, linewidth=1.2)
+    axes.set_xlim(-0.04 * end, 1.04 * end)
     axes.set_ylim(*limits([curve for _, curve in curves]))
     axes.set_xlabel("gradient steps")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -122,7 +124,7 @@ def limits(curves: Sequence[Curve]) -> tuple[float, float]:
     ends = [end for curve in curves for pair in curve.ends if pair for end in pair]
     low, high = min(means), max(means)
     spread = (high - low) or abs(high) or 1.0
-    bottom, top = max(min([low, *ends]), low - 2 * spread), min(max([high, *ends]), high + 2 * spread)
+    bottom, top = max(min([low, *ends]), low - 5 * spread), min(max([high, *ends]), high + 5 * spread)
     margin = 0.05 * (top - bottom) or 0.1
     return bottom - margin, top + margin
 

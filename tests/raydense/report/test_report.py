@@ -237,7 +237,7 @@ def test_an_interval_of_two_prompts_does_not_flatten_the_curve() -> None:
         Curve("b", (0, 1), (0.55, 0.7), (None, None)),
     ]
     low, high = limits(curves)
-    assert (low, high) == pytest.approx((0.1 - 0.05, 1.1 + 0.05))
+    assert (low, high) == pytest.approx((-0.5 - 0.11, 1.7 + 0.11))
     narrow = [Curve("a", (0, 1), (0.5, 0.6), ((0.45, 0.55), (0.5, 0.65)))]
     assert limits(narrow) == pytest.approx((0.45 - 0.01, 0.65 + 0.01))
     assert limits([Curve("a", (0,), (0.0,), (None,))]) == pytest.approx((0.0, 0.0), abs=0.2)
