@@ -28,7 +28,7 @@ from raydense.runtime.stage_loop import StageState
 from raydense.runtime.stage_metrics import judgement_values, stage_values
 from raydense.runtime.stopping import StopFlag, StopRequested
 from raydense.runtime.summary import versions
-from raydense.runtime.telemetry import Meter, RunLog
+from raydense.runtime.telemetry import Arrivals, Meter, RunLog
 from raydense.runtime.thumbnails import save_thumbnails
 
 
@@ -63,6 +63,7 @@ class Recorder:
         self._account: dict[str, int] = {}  # of the last stage collected
         self._told: dict[str, float] = {}  # of the fleet
         self._sampling = False  # whether the run waits for units
+        self._arrivals: dict[int, Arrivals] = {}  # by stage: overlapped, one is collected while another trains
         self._images_rate, self._steps_rate = Meter(), Meter()
 
     @contextmanager
@@ -92,6 +93,7 @@ class Recorder:
         self._sampling = True
         self._pulled_bytes = self._steps = 0
         self._phase_started = time.perf_counter()
+        self._arrivals.setdefault(stage, Arrivals(self._phase_started))
         self._images_rate.restart()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
@@ -111,6 +113,7 @@ class Recorder:
             weights_version=report.unit.weights_version,
         )
         if report.sampler != RESTORED:
+            self._arrivals.setdefault(stage, Arrivals()).add(len(rewards))
             self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
         self._tell_fleet(stage)
         self._rewards += rewards
@@ -124,8 +127,9 @@ class Recorder:
         self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None:
         step, elapsed = self._first_step(stage), time.perf_counter() - self._phase_started
-        images = sum(len(g.rewards) for r in reports if r.sampler != RESTORED for g in r.groups)
-        self._end_phase("sampling", Position(stage), elapsed, **{"throughput/images_per_s": images / elapsed})
+        rate = self._arrivals.pop(stage).rate
+        facts = {} if rate is None else {"throughput/images_per_s": rate}
+        self._end_phase("sampling", Position(stage), elapsed, **facts)
         self._phase_started = time.perf_counter()
         self._steps_rate.restart()
         self._account, self._sampling = dict(account), False
