@@ -38,7 +38,7 @@ SYSTEM = {  # a lost node is noticed in seconds; small groups lie in the object 
     "max_direct_call_object_size": 1024,
 }
 ON_CPUS = ("sampler.device=cpu", "learner.device=cpu", "learner.num_gpus=0")  # of both runs: the GPUs are not real
-ON_THE_CLUSTER = "samplers={max: 2, num_cpus: 0, num_gpus: 1, hang_s: 90, hang_floor_s: 10, patience_s: 300}"
+ON_THE_CLUSTER = "samplers={max: 2, num_cpus: 0, num_gpus: 1, hang_s: 60, hang_floor_s: 5, patience_s: 300}"
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Chaos:
             self._wait(driver, self._draws.expovariate(1 / self._pause_s), out)
             if driver.poll() is None:
                 kind = self._next_kind()
-                if self._inject(kind, driver, cluster, nodes):
+                if self._inject(kind, driver, cluster, nodes, out):
                     outcome.faults[kind] += 1
                     self._say(f"{outcome.schedule}: {outcome.faults.total()} of {budget}: {kind}")
 
@@ -132,7 +132,7 @@ class Chaos:
             self._queue = self._draws.sample(FAULTS, len(FAULTS))
         return self._queue.pop()
 
-    def _inject(self, kind: str, driver: Any, cluster: Cluster, nodes: list[Any]) -> bool:
+    def _inject(self, kind: str, driver: Any, cluster: Cluster, nodes: list[Any], out: Path) -> bool:
         if kind == "kill driver":
             driver.kill()
             return True
@@ -145,7 +145,11 @@ class Chaos:
         victims = _actors(role)
         if not victims:
             return False
-        self._draws.choice(victims).send_signal(signal.SIGSTOP if "freeze" in kind else signal.SIGKILL)
+        freeze = kind == "freeze sampler"
+        hangs = read_ledger(out)[0].get("hangs", 0)
+        self._draws.choice(victims).send_signal(signal.SIGSTOP if freeze else signal.SIGKILL)
+        while freeze and driver.poll() is None and read_ledger(out)[0].get("hangs", 0) == hangs:
+            time.sleep(0.5)  # until the fleet has found out: another fault would hide it
         return True
 
 
