@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -50,6 +52,8 @@ def chaos(
         short = [] if config_file or preset else list(SHORT)
         config = load_config(config_file, preset, [*short, *(overrides or [])])
 
+        # before Ray is imported, which reads it then: the simulated cluster is closed to everybody else
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         from raydense.runtime.ray_chaos import Chaos, chaos_cluster
         from raydense.runtime.ray_chaos import as_json as to_json
 

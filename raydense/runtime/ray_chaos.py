@@ -1,4 +1,4 @@
-"""`raydense chaos`: real runs on a real cluster, disturbed on purpose; the result must have the undisturbed run's bytes.
+"""`raydense chaos`: real runs on a real cluster, disturbed on purpose, must end with the undisturbed run's bytes.
 
 The cluster is simulated on this machine: a head, where driver and learner are, and two sampler nodes with a fake GPU
 each. Samplers are killed and frozen, a node goes and another comes, the learner is killed, the driver is killed and the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import secrets
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from ray.cluster_utils import Cluster
 
 from raydense.core.metrics import read_rows
 
+TRAIN = (sys.executable, "-m", "raydense.cli", "train", "--log-format", "plain")
 FAULTS = ("kill sampler", "freeze sampler", "remove node", "kill learner", "kill driver")
 RESULT = ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl")  # whose bytes must not change
 MAX_STARTS = 200  # of drivers for one run
@@ -37,12 +37,8 @@ SYSTEM = {  # a lost node is noticed in seconds; small groups lie in the object 
     "health_check_failure_threshold": 3,
     "max_direct_call_object_size": 1024,
 }
-CLUSTER_SETTINGS = (  # of the disturbed run, none of which changes a byte
-    "samplers={max: 2, num_cpus: 0, num_gpus: 1, hang_s: 90, hang_floor_s: 10, patience_s: 300}",
-    "learner.num_gpus=0",
-    "sampler.device=cpu",
-    "learner.device=cpu",
-)
+ON_CPUS = ("sampler.device=cpu", "learner.device=cpu", "learner.num_gpus=0")  # of both runs: the GPUs are not real
+ON_THE_CLUSTER = "samplers={max: 2, num_cpus: 0, num_gpus: 1, hang_s: 90, hang_floor_s: 10, patience_s: 300}"
 
 
 @dataclass
@@ -63,7 +59,7 @@ class Outcome:
 
 
 class Chaos:
-    """Args: config: a YAML file. root: a new directory. seed: of kinds and pauses. pause_s: mean, between two faults."""
+    """Args: config: a YAML file. root: a new directory. seed: of kinds and pauses. pause_s: mean between two faults."""
 
     def __init__(self, config: Path, root: Path, seed: int, pause_s: float, say: Callable[[str], None]) -> None:
         self._config, self._root, self._say = config, root, say
@@ -75,16 +71,14 @@ class Chaos:
         out = self._root / f"calm-{schedule}"
         if not (out / "summary.json").exists():
             self._say(f"{schedule}: the undisturbed run")
-            arguments = [*_train(self._config), "--local", "--set", f"stage.schedule={schedule}", "--out", str(out)]
-            subprocess.run(arguments, check=True, capture_output=True)
+            subprocess.run([*self._fresh(out, schedule), "--local"], check=True, capture_output=True)
         return out
 
     def disturb(self, cluster: Cluster, nodes: list[Any], schedule: str, name: str, budget: int) -> Outcome:
         """One run with at most `budget` faults, started again until it ends by itself."""
         calm, out, outcome = self.calm(schedule), self._root / name, Outcome(schedule)
         environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-        settings = [f"stage.schedule={schedule}", *CLUSTER_SETTINGS]
-        fresh = [*_train(self._config), *(a for s in settings for a in ("--set", s)), "--out", str(out)]
+        fresh = [*self._fresh(out, schedule), "--set", ON_THE_CLUSTER]
         started = time.monotonic()
         with (self._root / f"{name}.log").open("ab") as log:
             while not (out / "summary.json").exists():
@@ -92,7 +86,7 @@ class Chaos:
                 if outcome.starts > MAX_STARTS:
                     raise RuntimeError(f"{name} did not end after {MAX_STARTS} starts; see {log.name}")
                 again = (out / "config.yaml").exists()
-                command = [*_train(), "--resume", str(out)] if again else fresh
+                command = [*TRAIN, "--resume", str(out)] if again else fresh
                 driver = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 try:
                     self._harass(driver, cluster, nodes, out, outcome, budget)
@@ -103,6 +97,10 @@ class Chaos:
         outcome.same_bytes = all((out / f).read_bytes() == (calm / f).read_bytes() for f in RESULT)
         outcome.ledger, outcome.balanced = read_ledger(out)
         return outcome
+
+    def _fresh(self, out: Path, schedule: str) -> list[str]:
+        settings = (f"stage.schedule={schedule}", *ON_CPUS)
+        return [*TRAIN, str(self._config), "--out", str(out), *(a for s in settings for a in ("--set", s))]
 
     def _harass(
         self, driver: Any, cluster: Cluster, nodes: list[Any], out: Path, outcome: Outcome, budget: int
@@ -153,8 +151,7 @@ class Chaos:
 
 @contextmanager
 def chaos_cluster() -> Iterator[tuple[Cluster, list[Any]]]:
-    """A head and two sampler nodes on this machine, closed to others by a token."""
-    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    """A head and two sampler nodes on this machine."""
     head = {"num_cpus": 4, "include_dashboard": False, "_system_config": SYSTEM}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -177,19 +174,15 @@ def read_ledger(run: Path) -> tuple[dict[str, int], bool]:
             totals.update(process)
             totals["restarted"] += 1
             process = {}
-        if row["kind"] == "ledger":
+        if row["kind"] in ("fleet", "ledger"):
             process = {name[6:]: int(value) for name, value in row.items() if name.startswith("fleet/")}
+        if row["kind"] == "ledger":
             stages[row["stage"]] = row
     totals.update(process)
     totals["restarted"] -= 1
     del totals["live_samplers"]
     balanced = all(row["issued"] == row["finished"] == row["consumed"] for row in stages.values())
     return dict(totals), balanced and bool(stages)
-
-
-def _train(config: Path | None = None) -> list[str]:
-    command = [sys.executable, "-m", "raydense.cli", "train", "--log-format", "plain"]
-    return [*command, str(config)] if config else command
 
 
 def _actors(role: str) -> list[psutil.Process]:

@@ -61,6 +61,7 @@ class Recorder:
         self.position = Position()
         self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
         self._account: dict[str, int] = {}  # of the last stage collected
+        self._told: dict[str, float] = {}  # of the fleet
         self._sampling = False  # whether the run waits for units
         self._arrivals: dict[int, Arrivals] = {}  # by stage: overlapped, one is collected while another trains
         self._images_rate, self._steps_rate = Meter(), Meter()
@@ -114,6 +115,7 @@ class Recorder:
         if report.sampler != RESTORED:
             self._arrivals.setdefault(stage, Arrivals()).add(len(rewards))
             self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
+        self._tell_fleet(stage)
         self._rewards += rewards
         facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
         if self._sampling:  # else this stage's steps are on display, and units come from beside them
@@ -144,6 +146,7 @@ class Recorder:
         self.position = position
         self._steps += len(metrics)
         self._tell_rate("throughput/steps_per_s", self._steps_rate.add(len(metrics)), position)
+        self._tell_fleet(position.stages)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
             self._log.metrics("step", position.stages, row.step, row.values)
@@ -262,6 +265,12 @@ class Recorder:
 
     def _first_step(self, stage: int) -> int:
         return stage * self._config.stage.steps
+
+    def _tell_fleet(self, stage: int) -> None:
+        """Says so when a sampler came, went or failed."""
+        if (counts := self._fleet_counts()) != self._told:
+            self._told = counts
+            self._log.telemetry("fleet", stage, self._first_step(stage), counts)
 
     def _fleet_counts(self) -> dict[str, float]:
         faults = self._fleet.faults
