@@ -177,15 +177,10 @@ def test_pictures_a_second_are_counted_from_when_sampling_began() -> None:
     assert 1000 < seen.rate <= 110 / 0.05
 
 
-def test_an_overlapped_run_says_its_staleness_and_its_true_speed(config: Path, tmp_path: Path) -> None:
-    settings = ("stage.schedule=overlapped", "stage.count=3", "sampler.unit_prompts=1")
-    assert train(config, tmp_path / "run", *settings).exit_code == 0
+def test_an_overlapped_run_says_its_staleness(config: Path, tmp_path: Path) -> None:
+    assert train(config, tmp_path / "run", "stage.schedule=overlapped", "stage.count=3").exit_code == 0
     stages = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "stage"]
     assert [row["policy/staleness"] for row in stages] == [0, 1, 1]
-    phases = list(read_rows(tmp_path / "run" / "telemetry.jsonl"))
-    rates = [row["throughput/images_per_s"] for row in phases if "phase/sampling_s" in row]
-    assert len(rates) == 3
-    assert max(rates) < 50 * min(rates)  # not the pictures of a stage over the moment that was waited for them
 
 
 # -- Weights & Biases -----------------------------------------------------------------------------------------
