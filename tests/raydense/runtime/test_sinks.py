@@ -177,6 +177,12 @@ def test_pictures_a_second_are_counted_from_when_sampling_began() -> None:
     assert 1000 < seen.rate <= 110 / 0.05
 
 
+def test_an_overlapped_run_says_its_staleness(config: Path, tmp_path: Path) -> None:
+    assert train(config, tmp_path / "run", "stage.schedule=overlapped", "stage.count=3").exit_code == 0
+    stages = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "stage"]
+    assert [row["policy/staleness"] for row in stages] == [0, 1, 1]
+
+
 # -- Weights & Biases -----------------------------------------------------------------------------------------
 
 
