@@ -116,6 +116,8 @@ class Chaos:
                 if self._inject(kind, driver, cluster, nodes, out):
                     outcome.faults[kind] += 1
                     self._say(f"{outcome.schedule}: {outcome.faults.total()} of {budget}: {kind}")
+                else:
+                    self._queue.append(kind)
 
     def _wait(self, driver: Any, seconds: float, out: Path) -> None:
         """A pause, of which only the time with some progress since the driver's start counts."""
@@ -142,7 +144,7 @@ class Chaos:
             nodes.append(add_sampler_node(cluster))
             return True
         role = "RaySampler" if "sampler" in kind else "_LearnerActor"
-        victims = _actors(role)
+        victims = _actors(role, born_after=psutil.Process(driver.pid).create_time())
         if not victims:
             return False
         freeze = kind == "freeze sampler"
@@ -150,7 +152,7 @@ class Chaos:
         self._draws.choice(victims).send_signal(signal.SIGSTOP if freeze else signal.SIGKILL)
         while freeze and driver.poll() is None and read_ledger(out)[0].get("hangs", 0) == hangs:
             time.sleep(0.5)  # until the fleet has found out: another fault would hide it
-        return True
+        return not freeze or read_ledger(out)[0].get("hangs", 0) > hangs
 
 
 @contextmanager
@@ -189,12 +191,13 @@ def read_ledger(run: Path) -> tuple[dict[str, int], bool]:
     return dict(totals), balanced and bool(stages)
 
 
-def _actors(role: str) -> list[psutil.Process]:
-    """Processes of one kind of actor below this one, by age."""
+def _actors(role: str, born_after: float) -> list[psutil.Process]:
+    """Processes of one kind of actor below this one, by age; not those that a killed driver left behind."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if any(role in part for part in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+            named = any(role in part for part in process.cmdline())
+            if named and process.create_time() > born_after and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
