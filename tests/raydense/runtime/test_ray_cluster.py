@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import ray
 
 from raydense.config import Config, ConfigError
-from raydense.runtime.placement import Placement
+from raydense.runtime.placement import Placement, place
 from raydense.runtime.ray_cluster import _matches, check_resources, ray_session
 
 pytestmark = pytest.mark.ray
@@ -93,6 +94,42 @@ def test_actors_without_a_place(
     with pytest.raises(ConfigError) as caught:
         check_resources(small_config(samplers={"num_cpus": num_cpus}), placement)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samplers", "learner", "said"),
+    [
+        ({"count": 2, "memory_gb": 20}, {"memory_gb": 30}, "samplers.count=2 with samplers.memory_gb=20 and "
+         "learner.memory_gb=30 need 70 GB of memory, but the cluster has 64; lower them or add nodes"),
+        ({"count": 1}, {"memory_gb": 40}, "learner.memory_gb=40: the largest node has 32 GB of memory; lower it"),
+        ({"count": None, "min": 3, "max": 9, "num_cpus": 3}, {}, "samplers.min=3 with samplers.num_cpus=3 and "
+         "learner.num_cpus=1 need 10 CPUs, but the cluster has 8"),
+    ],
+)  # fmt: skip
+def test_memory_and_the_smallest_fleet_must_have_a_place_now(
+    small_config: Callable[..., Config],
+    samplers: dict[str, Any],
+    learner: dict[str, Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "memory": 32e9}} for _ in range(2)]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "memory": 64e9})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    config = small_config(samplers={"num_cpus": 0.5, **samplers}, learner=learner)
+    with pytest.raises(ConfigError) as caught:
+        check_resources(config, place(config, 0))
+    assert said in str(caught.value)
+
+
+def test_samplers_beyond_the_smallest_fleet_may_wait_for_nodes(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    config = small_config(samplers={"count": None, "min": 1, "max": 64, "num_cpus": 2})
+    check_resources(config, place(config, 0))
+    assert (place(config, 0).minimum, place(config, 0).samplers) == (1, 64)
 
 
 SPOT = {"ray.io/market-type": "spot", "raydense/role": "sampler"}
