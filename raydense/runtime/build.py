@@ -49,10 +49,11 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    The checksum leaves out what does not change a run's bytes: its name, the fleet, and what is kept on disk.
+    The checksum leaves out what does not change a run's bytes: its name, the fleet, what is kept on disk, the watch.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    settings = config.model_dump(mode="json", exclude={"name", "samplers", "replay", "checkpoint"})
+    left_out: dict[str, Any] = {**dict.fromkeys(("name", "samplers", "replay", "checkpoint"), True)}
+    settings = config.model_dump(mode="json", exclude={**left_out, "reward": {"watch"}})
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         "rank": lora.r,

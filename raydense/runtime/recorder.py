@@ -21,10 +21,12 @@ from raydense.runtime.build import lora_config, lora_origin
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
 from raydense.runtime.judging import Judgement, draw_grid
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets, grid_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.stopping import StopFlag, StopRequested
+from raydense.runtime.watch import HackingSuspected, HackingWatch, Sighting
 
 
 class Recorder:
@@ -42,6 +44,7 @@ class Recorder:
         stop: StopFlag,
         metrics_bytes: int,
         pictures: bool = True,
+        scales: StageScales | None = None,  # None: nothing is sampled, so that there is no reward to watch either
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir
         self._fleet, self._learner, self._display = fleet, learner, display
@@ -51,6 +54,8 @@ class Recorder:
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
         self._pictures = pictures
+        self._scales = scales
+        self._watch = HackingWatch(config.reward, scales, run_dir.root) if scales else None
         self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
@@ -119,8 +124,10 @@ class Recorder:
         }
         for name in groups[0].monitors:
             row[f"monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
-        self._metrics.write(row)
+        sighting = self._watch.look(stage, reports) if self._watch else Sighting({}, ())
+        self._metrics.write({**row, **sighting.values})
         self._checkpoints.note_reward(Position(stage).name, float(rewards.mean()))
+        self._say_suspicion(stage, sighting.signs)
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
         for row in metrics:
@@ -143,6 +150,16 @@ class Recorder:
         self.checkpoint(Position(stage + 1))
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
+
+    def _say_suspicion(self, stage: int, signs: Sequence[str]) -> None:
+        """Raises: HackingSuspected where the configuration wants the run to stop."""
+        for sign in signs:
+            self._display.say(f"{self._title(stage)}: reward hacking suspected: {sign}")
+        if signs and self._config.reward.watch.stop:
+            raise HackingSuspected(
+                f"reward.watch.stop: reward hacking suspected: {'; '.join(signs)}; look at {self._dir.images}, then "
+                f"take an earlier checkpoint, or go on with --resume {self._dir.shown} --set reward.watch.stop=false"
+            )
 
     # -- files --------------------------------------------------------------------------------------------
 

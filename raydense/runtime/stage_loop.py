@@ -9,6 +9,7 @@ from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.ledger import Ledger
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets, stage_units
 
 Handle = TypeVar("Handle")
@@ -38,10 +39,12 @@ def run_stages(
     observer: Observer,
     start: Position = Position(),  # noqa: B008 (immutable)
     behaviour: PolicyWeights | None = None,
+    scales: StageScales | None = None,
 ) -> PolicyWeights:
     """Runs every stage: broadcast, collect, replace the buffer, train. Returns the final weights.
 
     A run that continues inside a stage gives `start` and the `behaviour` weights that this stage was sampled with.
+    `scales` normalises a mixture's components, where the reward asks for it.
     """
     weights = behaviour or learner.weights()
     for stage in range(start.stages, config.stage.count):
@@ -49,8 +52,10 @@ def run_stages(
         observer.stage_started(stage, weights)
         fleet.broadcast(weights)
 
-        units = stage_units(config, prompts.train, stage, weights.version)
+        units = stage_units(config, prompts.train, stage, weights.version, scales.of(stage) if scales else ())
         reports, groups, account = _collect(units, weights, fleet, observer, config.replay.max_bytes)
+        if scales:
+            scales.update(stage, reports)
         observer.stage_collected(stage, reports, account, taken > 0)
 
         learner.begin_stage(stage, groups)

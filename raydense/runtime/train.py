@@ -14,6 +14,7 @@ from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepE
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.mirror import Mirror
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
@@ -22,6 +23,7 @@ from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.stage_loop import run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
+from raydense.runtime.watch import HackingSuspected
 
 MAX_LEARNER_DEATHS = 3
 LearnerFactory = Callable[[], Learner[Any]]
@@ -68,6 +70,7 @@ class _Run:
     ) -> None:
         self._config, self._sets, self._dir, self._local = config, sets, run_dir, local
         self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
+        self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()
         self._started = time.perf_counter()
 
@@ -98,11 +101,12 @@ class _Run:
             self._store,
             self._stop,
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
+            scales=self._scales,
         )
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
             before, after = self._stages(fleet, learner, recorder, checkpoint)
-        except NonFiniteStepError as error:
+        except (NonFiniteStepError, HackingSuspected) as error:
             self._dir.write_failure(str(error))
             self._dir.publish()
             raise
@@ -133,7 +137,9 @@ class _Run:
             recorder.position = checkpoint.position
         with self._stop.listening(self._display.say):
             behaviour = checkpoint.behaviour if checkpoint else None
-            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour)
+            final = run_stages(
+                self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour, self._scales
+            )
         self._display.update("judging the tuned model", 0, 1)
         fleet.broadcast(final)
         return before, self._judge(fleet, recorder, final.version)
@@ -141,6 +147,8 @@ class _Run:
     def _judge(self, fleet: Fleet[Any], recorder: Recorder, version: int) -> Judgement:
         with recorder.phase("judging"):
             judgement = judge(self._config, self._sets, fleet, version)
+        self._scales.calibrate(judgement)  # with the base model's, which comes first
+        judgement = self._scales.restate(judgement)
         recorder.record_judgement(judgement, version)
         return judgement
 
