@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import ray
+from ray.util.metrics import Counter
 
 from raydense.core.interfaces import Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
@@ -12,10 +13,14 @@ from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryG
 
 @ray.remote
 class RaySampler:
-    """Holds one sampler. Groups are *returned*, so that the caller owns them and they survive this actor."""
+    """Holds one sampler. Groups are *returned*, so that the caller owns them and they survive this actor.
 
-    def __init__(self, factory: Callable[[str], Sampler], name: str) -> None:
+    Its counters are scraped as ray_raydense_sampler_images_total and ray_raydense_sampler_units_total.
+    """
+
+    def __init__(self, factory: Callable[[str], Sampler], name: str, run: str) -> None:
         self._sampler = factory(name)
+        self._units, self._images = (_counter(what, sampler=name, run=run) for what in ("units", "images"))
 
     @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]  # waits for a restart instead of failing during it
     def ready(self) -> str:
@@ -25,7 +30,20 @@ class RaySampler:
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:
         """The small report first, then one object a group (`num_returns = 1 + len(unit.prompts)`)."""
         report, groups = self._sampler.sample(unit, weights)
+        self._count(sum(len(group.rewards) for group in report.groups))
         return report, *groups
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
-        return self._sampler.render(unit, weights)
+        rendered = self._sampler.render(unit, weights)
+        self._count(len(rendered.images))
+        return rendered
+
+    def _count(self, images: int) -> None:
+        self._units.inc()
+        if images:  # a counter refuses 0
+            self._images.inc(images)
+
+
+def _counter(what: str, **tags: str) -> Counter:
+    counter = Counter(f"raydense_sampler_{what}_total", f"{what} that a sampler has finished", tag_keys=tuple(tags))
+    return counter.set_default_tags(tags)

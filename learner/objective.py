@@ -101,12 +101,12 @@ def preference_loss(
         metrics = {
             "loss": loss.mean(),
             "pair_accuracy": pair_accuracy(logits, batch.rewards),
-            "clipped_fraction": (raw.abs() > clip).float().mean(),
-            "log_ratio_abs": raw.abs().mean(),
-            "log_ratio_max": raw.abs().max(),
+            "log_ratio/clip_fraction": (raw.abs() > clip).float().mean(),
+            "log_ratio/abs_mean": raw.abs().mean(),
+            "log_ratio/abs_max": raw.abs().max(),
             # drift from π_old; at a stage's first step, where θ is π_old, the noise of re-scoring
-            "old_log_ratio_abs": (log_probs - batch.old_log_probs).abs().mean(),
+            "log_ratio/old_abs_mean": (log_probs - batch.old_log_probs).abs().mean(),
             "logit_std": logits.std(),
-            "reward_gap": (batch.rewards.amax(-1) - batch.rewards.amin(-1)).mean(),
+            "reward/gap": (batch.rewards.amax(-1) - batch.rewards.amin(-1)).mean(),
         }
     return loss, metrics

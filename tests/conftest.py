@@ -149,7 +149,7 @@ def small_config(small_values: dict[str, Any]) -> Callable[..., Config]:
     def build(**updates: Any) -> Config:
         values = dict(small_values)
         for key, value in updates.items():
-            values[key] = {**values[key], **value} if isinstance(value, dict) else value
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
         return Config.model_validate(values)
 
     return build

@@ -45,6 +45,11 @@ def train(
     local: Local = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
     tflops: Rate = 100.0,
+    rates: Annotated[
+        str | None,
+        typer.Option(metavar="FILE[#MODEL]", help="For --dry-run: measured rates, from `raydense bench --json`."),
+    ] = None,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="For --dry-run: of one device.")] = None,
     log_format: LogFormatOption = "auto",
     debug: Debug = False,
 ) -> None:
@@ -57,21 +62,27 @@ def train(
                 raise ConfigError(f"--replay-from={replay_from} has its own configuration; give only --set and --out")
             _train_offline(replay_from, overrides or [], out, log_format)
             return
+        if not dry_run and (rates is not None or price_per_gpu_hour is not None):
+            raise ConfigError("--rates and --price-per-gpu-hour are for a plan; add --dry-run or leave them out")
         config = None if resume else load_config(config_file, preset, overrides)
         if config is not None and dry_run:
-            _dry_run(config, tflops, as_json=log_format == "json")
+            _dry_run(config, tflops, rates, price_per_gpu_hour, as_json=log_format == "json")
             return
         _train(config, resume or out, overrides or [], local, log_format)
 
 
-def _dry_run(config: Config, tflops: float, as_json: bool) -> None:
-    from raydense.runtime.dry_run import check_and_plan, show_plan
+def _dry_run(config: Config, tflops: float, rates: str | None, price: float | None, as_json: bool) -> None:
+    from raydense.runtime.cost import Rates, estimate
+    from raydense.runtime.dry_run import check_and_plan
+    from raydense.runtime.plan_table import show_plan
 
     plan = check_and_plan(config, tflops)
+    found = Rates.measured(rates, config) if rates is not None else Rates.assumed(config, plan)
+    cost = estimate(config, plan, found, price)
     if as_json:
-        typer.echo(json.dumps(plan.as_dict()))
+        typer.echo(json.dumps({**plan.as_dict(), "cost": cost.as_dict()}))
     else:
-        show_plan(config, plan, Console(soft_wrap=True))
+        show_plan(config, plan, cost, Console(soft_wrap=True))
 
 
 def _train(
@@ -92,7 +103,7 @@ def _train(
     else:
         assert config is not None
         root, mirror = default_out(config), None
-    shown = out if mirror else root
+    shown = mirror.uri if mirror else root
     run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
     try:
@@ -115,7 +126,7 @@ def _train_offline(source: Path, overrides: list[str], out: str | None, log_form
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
     train_offline(source, overrides, root, mirror, display=display)
-    display.say(f"LoRA      {out if mirror else root}/lora/pytorch_lora_weights.safetensors")
+    display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")
 
 
 def _gain_table(summary: Mapping[str, Any]) -> Table:

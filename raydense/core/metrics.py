@@ -1,12 +1,29 @@
-"""Named scalars to JSON lines."""
+"""Named scalars and pictures of a run: who takes them, and JSON lines of them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class MetricSink(Protocol):
+    """Takes a run's metrics somewhere; what it does never comes back into the run."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Named numbers (`reward/mean`, `phase/sampling_s`, …) after `step` gradient steps of the run."""
+        ...
+
+    def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """A picture, uint8 [h, w, 3]."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class JsonLines:
@@ -32,3 +49,12 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole rows of a JSON-lines file, which may be missing or being written: then the last is half a row."""
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            yield json.loads(line)

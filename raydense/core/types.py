@@ -57,6 +57,11 @@ class WorkUnit:
     weights_version: int
     scales: Scales = ()
 
+    def describe(self, run_seed: int) -> str:
+        """The unit as a person would find it again."""
+        prompts = ", ".join(map(repr, self.prompts))
+        return f"unit {self.index} of stage {self.stage}, run seed {run_seed}, prompts {prompts}"
+
 
 @dataclass(frozen=True)
 class RenderUnit:
@@ -65,6 +70,10 @@ class RenderUnit:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]  # one a prompt
     weights_version: int
+
+    def describe(self, run_seed: int) -> str:
+        """The unit as a person would find it again."""
+        return f"pictures {list(self.seeds)}, run seed {run_seed}, prompts {', '.join(map(repr, self.prompts))}"
 
 
 @dataclass(frozen=True)

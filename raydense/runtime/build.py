@@ -49,11 +49,13 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    The checksum leaves out what does not change a run's bytes: its name, the fleet, what is kept on disk, the watch.
+    The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
+    where metrics go, and what it is watched for.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    left_out: dict[str, Any] = {**dict.fromkeys(("name", "samplers", "replay", "checkpoint"), True)}
-    settings = config.model_dump(mode="json", exclude={**left_out, "reward": {"watch"}})
+    whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
+    unread: Any = {**whole, "learner": {"labels"}, "reward": {"watch"}}
+    settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         "rank": lora.r,
@@ -157,6 +159,13 @@ def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[T
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
+    return make_learner(config, policy, fetch)
+
+
+def make_learner(
+    config: Config, policy: Policy, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
+) -> SGDLearner[Handle]:
+    """The learner of `config` on a policy that is there already."""
     replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(

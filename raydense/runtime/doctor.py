@@ -100,7 +100,7 @@ def _trial(config: Config, sets: PromptSets) -> Iterator[Check]:
         report, groups = sampler.sample(unit, learner.weights())
         unit_s = time.perf_counter() - started
         learner.begin_stage(0, groups)
-        noise = learner.train(1)[0].values["log_ratio_max"]
+        noise = learner.train(1)[0].values["log_ratio/abs_max"]
         started = time.perf_counter()
         learner.train(1)
         step_s = time.perf_counter() - started

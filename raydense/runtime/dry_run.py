@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from raydense.config import Config, ConfigError
 from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
-from raydense.runtime.plan import PromptSets, judged_prompts, read_prompt_sets
+from raydense.runtime.plan import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.runtime.preflight import check_policy, check_scorer, model_file, needs_hub
 from raydense.sections.rewards import SingleScorerConfig
 
@@ -134,7 +132,7 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
         image_flops=image_flops,
         sampling_flops=sampling,
         training_flops=training,
-        sampling_hours=sampling / (tflops * 1e12 * _sampler_devices(config)) / 3600,
+        sampling_hours=sampling / (tflops * 1e12 * sampler_devices(config)) / 3600,
         training_hours=training / (tflops * 1e12) / 3600,
         tflops=tflops,
         notes=tuple(dict.fromkeys(assumed)),
@@ -147,13 +145,16 @@ def count_images(config: Config) -> int:
 
 
 def count_judged(config: Config, sets: PromptSets | None) -> int:
-    """Images drawn for judging (base and tuned) and for the grids."""
+    """Images drawn for judging (base and tuned, and held-out prompts in between) and for the grids."""
+    judge, total_steps = config.evaluate, config.stage.count * config.stage.steps
     if sets is None:
-        prompts = config.evaluate.prompts * (2 if config.prompts.unseen else 1)
+        prompts, held_out = judge.prompts * (2 if config.prompts.unseen else 1), judge.prompts
     else:
-        prompts = sum(len(chosen) for chosen in judged_prompts(config, sets).values())
-    grid = config.evaluate.grid_prompts * config.evaluate.grid_images
-    return 2 * prompts * config.evaluate.images_per_prompt + (config.stage.count + 1) * grid
+        prompts = sum(map(len, judged_prompts(config, sets).values()))
+        held_out = sum(map(len, held_out_prompts(config, sets).values()))
+    between = total_steps // judge.every_steps if judge.every_steps else 0
+    grids = (config.stage.count + 1) * judge.grid_prompts * judge.grid_images
+    return (2 * prompts + between * held_out) * judge.images_per_prompt + grids
 
 
 def count_transitions(config: Config) -> int:
@@ -178,7 +179,7 @@ def _step_flops(config: Config, rolled: Cost, trained: Cost) -> float:
     return trained.flops + (rolled.flops if config.train.reg_to_pi_init else 0.0)
 
 
-def _sampler_devices(config: Config) -> int:
+def sampler_devices(config: Config) -> int:
     fleet = config.samplers
     count = fleet.count or 1
     return max(1, math.floor(count * fleet.num_gpus)) if fleet.num_gpus else count
@@ -217,50 +218,6 @@ def _part(config: Config, name: str, assumed: list[str]) -> Mapping[str, Any]:
         assumed.append(f"{SD15} is not on this machine: planned with its published architecture")
         return SD15_FILES[name]
     raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give a directory or download it")
-
-
-def show_plan(config: Config, plan: Plan, console: Console) -> None:
-    """Prints the plan as a table, then what it assumes."""
-    table = Table(
-        "", "what this run does and needs", show_header=False, title=f"{config.name}: the plan", title_justify="left"
-    )
-    for name, value in _rows(config, plan):
-        table.add_row(name, value)
-    console.print(table)
-    for note in (*plan.notes, "scorers' work, prompt encoding and data transfer are left out; memory is an estimate"):
-        console.print(f"note: {note}", highlight=False)
-
-
-def _rows(config: Config, plan: Plan) -> list[tuple[str, str]]:
-    stage, fleet = config.stage, config.samplers
-    store = plan.replay_bytes + 2 * plan.lora_bytes
-    hours = plan.sampling_hours + plan.training_hours
-    return [
-        ("images", f"{plan.images:,} rolled out ({stage.count} stages x {stage.groups:,} groups x "
-                   f"{config.sampler.trajectories}), {plan.judged_images:,} for judging and grids"),
-        ("gradient steps", f"{plan.gradient_steps:,} ({stage.steps:,} a stage), each on "
-                           f"{config.train.batch_groups} groups"),
-        ("LoRA", f"rank {config.policy.lora_rank}: {plan.lora_parameters:,} values, {size(plan.lora_bytes)}; "
-                 f"U-Net: {plan.unet_parameters:,}"),
-        ("replay", f"{size(plan.replay_bytes)} a stage ({stage.groups:,} groups of {size(plan.group_bytes)})"),
-        ("object store", f"{size(store)}: Ray's default of {STORE_SHARE:.0%} gives it on nodes with "
-                         f"{size(store / STORE_SHARE)} of memory in all; beyond it, Ray spills to disk"),
-        ("disk", f"{size(plan.segment_bytes)} of segments, {size(plan.checkpoint_bytes)} of checkpoints"),
-        ("memory, a sampler", f"{size(plan.sampler_gpu_bytes)} on its device ({config.sampler.dtype}, "
-                              f"{config.sampler.unit_prompts * config.sampler.trajectories} images at once)"),
-        ("memory, the learner", f"{size(plan.learner_gpu_bytes)} on its device ({config.learner.dtype}, "
-                                f"micro-batch {config.learner.micro_batch or 'whole'})"),
-        ("work", f"{plan.sampling_flops:.2e} FLOP sampling ({plan.image_flops / 1e12:.4g} TFLOP an image), "
-                 f"{plan.training_flops:.2e} FLOP training"),
-        ("hours", f"{hours:.3g} at {plan.tflops:g} TFLOP/s a device: {plan.sampling_hours:.3g} sampling on "
-                  f"{_sampler_devices(config)}, {plan.training_hours:.3g} training"),
-        ("Ray", f"{_auto(fleet.count)} samplers of {fleet.num_cpus:g} CPU and {_auto(fleet.num_gpus)} GPU, "
-                f"a learner of {config.learner.num_cpus:g} CPU and {_auto(config.learner.num_gpus)} GPU"),
-    ]  # fmt: skip
-
-
-def _auto(number: float | None) -> str:
-    return "auto" if number is None else f"{number:g}"
 
 
 def size(count: float) -> str:

@@ -5,6 +5,7 @@ Manifests are copied last and removed first, so that a checkpoint with a manifes
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,16 +23,15 @@ class Mirror:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
+        self.uri = without_secret(uri)  # as it is shown
         self.local = Path(tempfile.mkdtemp(prefix="raydense-run-"))
         self._copied: dict[str, tuple[int, int]] = {}  # relative path → size and time of what was copied
         try:
             self._remote, self._root = FileSystem.from_uri(uri)
             self._listing = self._list()
         except (ArrowException, OSError, ValueError) as error:
-            raise ConfigError(
-                f"--out={uri} cannot be reached ({' '.join(str(error).split())}); give another place"
-            ) from None
+            reason = " ".join(str(error).split()).replace(uri, self.uri)
+            raise ConfigError(f"--out={self.uri} cannot be reached ({reason}); give another place") from None
 
     @property
     def is_empty(self) -> bool:
@@ -65,6 +65,11 @@ class Mirror:
     def _copy_file(source: FileSystem, path: str, target: FileSystem, destination: str) -> None:
         target.create_dir(destination.rpartition("/")[0], recursive=True)
         copy_files(path, destination, source_filesystem=source, destination_filesystem=target)
+
+
+def without_secret(uri: str) -> str:
+    """The URI without user and password, or keys, before its host: `s3://key:secret@bucket/x` → `s3://***@bucket/x`."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", uri)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -14,6 +14,7 @@ reads them from `normalisation.json`, their record, where each stage's entry lie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,18 +64,17 @@ class StageScales:
         if not self._weights:
             return judgement
         scales = self.of(0)
-        return Judgement(
-            {
-                name: {**scores, self._mixture: weighted_sum(scores, self._weights, scales)}
-                for name, scores in judgement.scores.items()
-            }
-        )
+        scores = {
+            name: {**by_scorer, self._mixture: weighted_sum(by_scorer, self._weights, scales)}
+            for name, by_scorer in judgement.scores.items()
+        }
+        return replace(judgement, scores=scores)
 
     def values(self, stage: int) -> dict[str, float]:
-        """For the metrics: `reward/normalise/<component>/mean` and `/std`."""
+        """For the metrics: `reward/normalise/<component>/mean` and `/std`; a run that samples nothing has none."""
         return {
             f"reward/normalise/{name}/{what}": value
-            for name, mean, std in self.of(stage)
+            for name, mean, std in (self.of(stage) if stage in self._file else ())
             for what, value in (("mean", mean), ("std", std))
         }
 

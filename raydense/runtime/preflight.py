@@ -13,6 +13,7 @@ from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.prompts import truncation_notes
 from raydense.runtime.plan import PromptSets, read_prompt_sets
+from raydense.runtime.sinks import check_telemetry
 from raydense.sections.rewards import SingleScorerConfig
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
@@ -30,6 +31,7 @@ def check_inputs(config: Config) -> PromptSets:
     check_policy(config)
     for scorer in config.reward.judges:
         check_scorer(scorer)
+    check_telemetry(config)
     return replace(sets, notes=(*sets.notes, *_cut_off(config, sets)))
 
 

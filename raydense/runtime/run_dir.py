@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +48,12 @@ def _refuse_under_a_job(problem: str) -> None:
         raise ConfigError(f"{problem}, but a Ray job works in a copy that Ray deletes; give --out an absolute path")
 
 
+def _close_to_others(root: Path) -> None:
+    """Takes away what users outside owner and group may do; a directory of somebody else stays as it is."""
+    with contextlib.suppress(PermissionError):
+        root.chmod(stat.S_IMODE(root.stat().st_mode) & 0o770)
+
+
 class RunDirectory:
     """Paths of one run, and its mirror if it lies at a URI."""
 
@@ -65,7 +73,9 @@ class RunDirectory:
             used = not mirror.is_empty if mirror else root.exists() and (not root.is_dir() or any(root.iterdir()))
             if used:
                 raise ConfigError(f"--out={run_dir.shown} is not empty and is never overwritten; give a new directory")
-            for directory in (root, run_dir.images, run_dir.checkpoints, run_dir.lora):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _close_to_others(root)
+            for directory in (run_dir.images, run_dir.checkpoints, run_dir.lora):
                 directory.mkdir(parents=True, exist_ok=True)
             run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
         except OSError as error:
@@ -90,6 +100,14 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.jsonl"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
 
     @property
     def images(self) -> Path:

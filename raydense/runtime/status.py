@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from raydense.config import Config, ConfigError, load_config
+from raydense.core.interfaces import FAULTS
+from raydense.core.metrics import read_rows
 from raydense.runtime.run_dir import RunDirectory
 
 RUNS = Path("runs")
+LAST_STEP = ("loss", "log_ratio/clip_fraction", "pair_accuracy", "skipped")
 
 
 def latest_run() -> Path:
@@ -35,7 +38,7 @@ def read_status(root: Path) -> dict[str, Any]:
     if not run_dir.config_file.is_file():
         raise ConfigError(f"{root} holds no config.yaml; give the directory of a run")
     config = load_config(run_dir.config_file)
-    metrics, telemetry = list(_rows(run_dir.metrics)), list(_rows(root / "telemetry.jsonl"))
+    metrics, telemetry = list(read_rows(run_dir.metrics)), list(read_rows(run_dir.telemetry))
     summary = _json(root / "summary.json")
     return {
         "run": str(root),
@@ -43,7 +46,7 @@ def read_status(root: Path) -> dict[str, Any]:
         "state": "finished" if summary else "unfinished",
         "last_write_s": round(time.time() - _last_write(root), 1),
         "progress": _progress(config, metrics, telemetry),
-        "rewards": [row["reward"] for row in metrics if row["kind"] == "stage"],
+        "rewards": [row["reward/mean"] for row in metrics if row["kind"] == "stage"],
         "last_step": next((row for row in reversed(metrics) if row["kind"] == "step"), None),
         "fleet": _fleet(telemetry),
         "ledger": [row for row in telemetry if row["kind"] == "ledger"],
@@ -69,9 +72,10 @@ def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if status["rewards"]:
         yield "reward by stage", " ".join(f"{reward:.4f}" for reward in status["rewards"])
     if step:
-        yield "last step", ", ".join(f"{key} {step[key]:.4g}" for key in ("loss", "clipped_fraction", "pair_accuracy"))
+        yield "last step", ", ".join(f"{name} {step[name]:.4g}" for name in LAST_STEP if name in step)
     samplers = ", ".join(f"{name} ({units} units)" for name, units in fleet["units_by_sampler"].items())
-    yield "fleet", f"{samplers or 'nothing sampled yet'}; {fleet['deaths']} deaths, {fleet['retried']} units retried"
+    faults = f"{fleet['deaths']} deaths, {fleet['hangs']} hangs, {fleet['retried']} units retried"
+    yield "fleet", f"{samplers or 'nothing sampled yet'}; {faults}, {fleet['resampled']} sampled again"
     if fleet["images_per_s"]:
         yield "speed", f"{fleet['images_per_s']:.3g} images/s a sampler"
     for account in status["ledger"][-1:]:
@@ -112,8 +116,7 @@ def _fleet(telemetry: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "units_by_sampler": dict(sorted(Counter(row["sampler"] for row in latest).items())),
         "images_per_s": sum(row["images"] for row in latest) / busy if busy else None,
-        "deaths": ledger[-1]["sampler_deaths"] if ledger else 0,
-        "retried": ledger[-1]["retried"] if ledger else 0,
+        **{name: ledger[-1].get(f"fleet/{name}", 0) if ledger else 0 for name in FAULTS},
     }
 
 
@@ -125,15 +128,6 @@ def _checkpoints(run_dir: RunDirectory) -> list[dict[str, Any]]:
         {"name": path.name, "complete": (path / "manifest.json").is_file()}
         for path in sorted(run_dir.checkpoints.iterdir())
     ]
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows; the last may be half written."""
-    if not path.is_file():
-        return
-    for line in path.read_text("utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
 
 
 def _json(path: Path) -> Any:

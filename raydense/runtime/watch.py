@@ -18,7 +18,7 @@ Without a trend a run of ten stages with two monitors is suspected by sign 1 les
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,16 @@ class HackingWatch:
         values = {name: entry["mean"] for name, entry in self._file[stage].items() if name.startswith(IMAGES)}
         values |= {"reward/hacking_suspected": float(bool(signs)), **self._scales.values(stage)}
         return Sighting(values, signs)
+
+    def react(self, sighting: Sighting, title: str, say: Callable[[str], None], run: str) -> None:
+        """Says each sign. Raises: HackingSuspected where there is one and the configuration wants the run to stop."""
+        for sign in sighting.signs:
+            say(f"{title}: reward hacking suspected: {sign}")
+        if sighting.signs and self._reward.watch.stop:
+            raise HackingSuspected(
+                f"reward.watch.stop: reward hacking suspected: {'; '.join(sighting.signs)}; look at {run}/images, then "
+                f"take an earlier checkpoint, or go on with --resume {run} --set reward.watch.stop=false"
+            )
 
     def _describe(self, groups: Sequence[GroupMeta]) -> Entry:
         series: dict[str, list[float]] = {"reward": [self._mean_reward(group) for group in groups]}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Unsigned = Annotated[int, Field(ge=0)]
@@ -13,6 +14,32 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 NetworkDtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+
+
+def _no_path(name: str) -> str:
+    if not re.fullmatch(r"[^/\\\x00-\x1f.][^/\\\x00-\x1f]{0,99}", name):
+        raise ValueError(
+            f"{name!r} becomes part of a file's name; give 1 to 100 characters without / or \\ or a leading dot"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_no_path)]
+_LABEL = r"[A-Za-z0-9]([\w.-]{0,61}[A-Za-z0-9])?"
+
+
+def _label_selectors(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        named = re.fullmatch(rf"([a-z0-9.-]{{1,253}}/)?{_LABEL}", key)
+        if not named or not re.fullmatch(rf"!?({_LABEL}|in\({_LABEL}(, ?{_LABEL})*\))", value):
+            raise ValueError(
+                f"{{{key!r}: {value!r}}} selects no node; expected a label and value, !value, in(a,b) or !in(a,b), "
+                "such as {ray.io/market-type: spot}"
+            )
+    return labels
+
+
+Labels = Annotated[dict[str, str], AfterValidator(_label_selectors)]  # that Ray's nodes must have
 
 
 class Section(BaseModel):

@@ -151,7 +151,7 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         loss, metrics = preference_loss(policy, batch, c=10.0, **options)
         loss.mean().backward()
         result[f"{case}/loss"] = loss.detach().numpy()
-        for name in ("clipped_fraction", "log_ratio_abs", "logit_std"):
+        for name in ("log_ratio/clip_fraction", "log_ratio/abs_mean", "logit_std"):
             result[f"{case}/metric/{name}"] = metrics[name].numpy().reshape(1)
         for name, parameter in policy.unet.named_parameters():
             if parameter.grad is not None:

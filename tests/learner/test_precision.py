@@ -76,7 +76,7 @@ def test_an_untrained_lora_has_log_ratio_exactly_zero_in_any_precision(
 ) -> None:
     base = make_policy().weights()
     _, _, row = first_step(make_policy, make_learner, base, sampled[torch.bfloat16], autocast)
-    assert (row["log_ratio_abs"], row["log_ratio_max"]) == (0.0, 0.0)
+    assert (row["log_ratio/abs_mean"], row["log_ratio/abs_max"]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_the_noise_of_rescoring_is_reported_and_bounded(
     low: float,
     high: float,
 ) -> None:
-    """At a stage's first step θ is π_old, so `old_log_ratio_abs` is noise alone: compare it with δ (METHOD §3)."""
+    """At a stage's first step θ is π_old, so `log_ratio/old_abs_mean` is noise alone: compare it with δ (METHOD §3)."""
     _, _, row = first_step(make_policy, make_learner, trained, sampled[sampler], autocast)
-    print(f"sampler {sampler}, learner autocast {autocast}: re-scoring noise {row['old_log_ratio_abs']:.2e}")
-    assert low <= row["old_log_ratio_abs"] <= high
-    assert row["log_ratio_abs"] > 1e-4  # the LoRA does something
+    print(f"sampler {sampler}, learner autocast {autocast}: re-scoring noise {row['log_ratio/old_abs_mean']:.2e}")
+    assert low <= row["log_ratio/old_abs_mean"] <= high
+    assert row["log_ratio/abs_mean"] > 1e-4  # the LoRA does something

@@ -59,7 +59,7 @@ def test_micro_batches_accumulate_the_whole_batchs_gradient(
     whole, values = found.pop(None)
     for parts, part_values in found.values():
         assert norm({n: parts[n] - whole[n] for n in whole}) <= 1e-5 * norm(whole)
-        for name in ("loss", "clipped_fraction", "log_ratio_abs", "reward_gap", "grad_norm"):
+        for name in ("loss", "log_ratio/clip_fraction", "log_ratio/abs_mean", "reward/gap", "grad_norm"):
             assert part_values[name] == pytest.approx(values[name], rel=1e-5), name
 
 
@@ -128,7 +128,7 @@ def test_the_gradient_norm_is_reported_whole_and_applied_clipped(begin: Callable
 def test_the_warm_up_leaves_the_references_out_and_ends(begin: Callable[..., tuple[Policy, Learner]]) -> None:
     _, learner = begin(total_steps=6, no_reg_warmup_ratio=0.5)
     rows = learner.train(5)
-    assert [row.values["log_ratio_abs"] > 0 for row in rows] == [False, False, False, True, True]
+    assert [row.values["log_ratio/abs_mean"] > 0 for row in rows] == [False, False, False, True, True]
 
 
 def test_training_raises_the_odds_of_the_better_trajectory(begin: Callable[..., tuple[Policy, Learner]]) -> None:
@@ -210,5 +210,5 @@ def test_a_good_step_ends_the_count_also_across_a_checkpoint(
 def test_the_run_seed_decides_the_batches(
     begin: Callable[..., tuple[Policy, Learner]],
 ) -> None:
-    rows = [begin(run_seed=seed)[1].train(1)[0].values["reward_gap"] for seed in (1, 1, 2)]
+    rows = [begin(run_seed=seed)[1].train(1)[0].values["reward/gap"] for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]

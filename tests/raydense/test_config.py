@@ -170,3 +170,24 @@ def test_a_configuration_cannot_be_changed(small_config: Callable[..., Config]) 
         config.seed = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         config.train.lr = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.labels={zone: '$'}", "learner.labels: {'zone': '$'} selects no node; expected a label and value"),
+        ("samplers.labels={a b: c}", "samplers.labels: {'a b': 'c'} selects no node"),
+        ("samplers.labels={zone: 3}", "samplers.labels.zone=3: input should be a valid string"),
+    ],
+)
+def test_labels_that_ray_would_not_take(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[override])
+    assert str(caught.value).startswith(said)
+
+
+def test_the_learner_is_kept_off_spot_nodes_unless_told_otherwise() -> None:
+    assert load_config().learner.labels == {"ray.io/market-type": "!spot"}
+    assert load_config(overrides=["learner.labels={}"]).learner.labels == {}
+    one = load_config(overrides=["samplers.labels.raydense/role=in(a, b)"])
+    assert one.samplers.labels == {"raydense/role": "in(a, b)"}

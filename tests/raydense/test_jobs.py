@@ -145,7 +145,7 @@ def test_a_stopped_job_leaves_a_run_that_continues(head: Head, project: Callable
     options = ["--submission-id", "long", "--no-wait", "--working-dir", directory, "--runtime-env-json", patience]
     head.job("submit", *options, "--", "raydense", "train", "config.yaml", "--out", out)
     deadline = time.monotonic() + 600
-    while not (out / "metrics.jsonl").exists() or '"step"' not in (out / "metrics.jsonl").read_text():
+    while not (out / "metrics.jsonl").exists() or '"kind": "step"' not in (out / "metrics.jsonl").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.5)
     head.job("stop", "long")
@@ -155,4 +155,12 @@ def test_a_stopped_job_leaves_a_run_that_continues(head: Head, project: Callable
     status = read_status(out)
     assert (status["state"], status["progress"]["phase"]) == ("unfinished", "training")
     assert status["checkpoints"][-1]["complete"]
-    assert "-step-" in status["checkpoints"][-1]["name"]  # written when the signal came
+    saved = status["checkpoints"][-1]["name"]
+    assert "-step-" in saved  # written when the signal came
+
+    options[1] = "again"
+    head.job("submit", *options, "--", "raydense", "train", "--resume", out)
+    while f"continuing from {saved}" not in (logs := head.job("logs", "again").stdout):
+        assert time.monotonic() < deadline, logs
+        time.sleep(1)
+    head.job("stop", "again")

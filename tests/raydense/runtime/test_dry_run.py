@@ -59,6 +59,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "sampler.latent_size": 64,
         "sampler.dtype": "bfloat16",
         "evaluate.images_per_prompt": 100,
+        "evaluate.every_steps": 4 * 2500 // 10,
     }
 }
 PAPER["multi-prompt"] = PAPER["single-prompt"] | {
@@ -78,6 +79,7 @@ PAPER["multi-prompt"] = PAPER["single-prompt"] | {
     "train.weight_decay": 1.5e-3,
     "train.max_grad_norm": 0.05,
     "steps.draws": 1,
+    "evaluate.every_steps": 10 * 4000 // 10,
     "evaluate.prompts": 4 * 800,
     "evaluate.images_per_prompt": 1,
 }

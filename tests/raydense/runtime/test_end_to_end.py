@@ -48,7 +48,8 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "small.yaml"
-    file.write_text(yaml.safe_dump(small_values))
+    evaluate = {**small_values["evaluate"], "every_steps": 2}
+    file.write_text(yaml.safe_dump({**small_values, "evaluate": evaluate}))
     return file
 
 
@@ -92,7 +93,7 @@ def test_the_run_directory_holds_everything(runs: dict[str, Path], config: Path,
     assert load_config(run / "config.yaml") == load_config(config, overrides=RUNS[name][1:2])
     last = load_file(run / "checkpoints/stage-0002/lora.safetensors")
     stages = read_rows(run, "stage")
-    assert [row["weights_version"] for row in stages] == [0, 3]
+    assert [row["policy/version"] for row in stages] == [0, 3]
     assert stages[1]["weights_checksum"] == tensor_checksum(load_file(run / "checkpoints/stage-0001/lora.safetensors"))
     final = load_file(run / LORA)  # other names, the same tensors
     assert len(final) == len(last) == 64
@@ -104,12 +105,12 @@ def test_the_run_directory_holds_everything(runs: dict[str, Path], config: Path,
 
 def test_the_metrics_account_for_every_stage_and_step(runs: dict[str, Path]) -> None:
     stages, steps = read_rows(runs["local"], "stage"), read_rows(runs["local"], "step")
-    assert [row["groups"] for row in stages] == [5, 5]
+    assert [row["replay/groups"] for row in stages] == [5, 5]
     # 3 trajectories of 5 states of 256 float16, 4 log-probs and a reward each; the prompt's embedding of 12 × 16
-    assert [row["replay_bytes"] for row in stages] == [5 * (3 * (5 * 256 * 2 + 4 * 4 + 4) + 12 * 16 * 4)] * 2
+    assert [row["replay/bytes"] for row in stages] == [5 * (3 * (5 * 256 * 2 + 4 * 4 + 4) + 12 * 16 * 4)] * 2
     assert [(row["stage"], row["step"]) for row in steps] == [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (1, 6)]
     assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
-    assert steps[0]["log_ratio_max"] == 0.0
+    assert steps[0]["log_ratio/abs_max"] == 0.0
     assert all(row["grad_norm"] >= 0 for row in steps)
 
 

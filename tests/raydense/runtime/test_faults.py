@@ -63,7 +63,7 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict
     finally:
         driver.kill()
 
-    assert rows(run / "telemetry.jsonl", kind="ledger", sampler_deaths=1) >= 1
-    assert rows(run / "telemetry.jsonl", kind="ledger", sampler_deaths=1, lost=0) == 0
+    assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1}) >= 1
+    assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1, "fleet/lost": 0}) == 0
     for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
         assert (run / name).read_bytes() == (calm / name).read_bytes()

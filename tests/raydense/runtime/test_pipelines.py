@@ -73,11 +73,11 @@ def test_every_prediction_type_trains_end_to_end(
     result = train(policy={"model": str(model)})
     assert result.exit_code == 0, result.output
     steps = rows(tmp_path / "run", "step")
-    assert steps[0]["log_ratio_max"] == 0.0
-    assert steps[-1]["log_ratio_abs"] > 0
+    assert steps[0]["log_ratio/abs_max"] == 0.0
+    assert steps[-1]["log_ratio/abs_mean"] > 0
     assert all(np.isfinite(row["loss"]) for row in steps)
     assert steps[0]["grad_norm"] > 0
-    assert steps[0]["old_log_ratio_abs"] < 1e-5  # one kernel samples and re-scores
+    assert steps[0]["log_ratio/old_abs_mean"] < 1e-5  # one kernel samples and re-scores
 
 
 def test_sixteen_bit_sampling_and_autocast_learning_train_end_to_end(
@@ -89,8 +89,8 @@ def test_sixteen_bit_sampling_and_autocast_learning_train_end_to_end(
     )
     assert result.exit_code == 0, result.output
     steps = rows(tmp_path / "run", "step")
-    assert steps[0]["log_ratio_max"] == 0.0
-    assert steps[0]["old_log_ratio_abs"] < 1e-5  # equal precision, equal arithmetic
+    assert steps[0]["log_ratio/abs_max"] == 0.0
+    assert steps[0]["log_ratio/old_abs_mean"] < 1e-5  # equal precision, equal arithmetic
 
 
 # -- policy.init_lora -----------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ def test_a_run_starts_from_a_lora_and_its_reference_stays_the_base(
     assert first.keys() == second.keys()
     assert max(float(np.abs(first[name] - second[name]).max()) for name in first) < 1e-9
     (step, *_) = rows(tmp_path / "run", "step")
-    assert step["log_ratio_abs"] > 0  # against the base, from which the start differs
-    assert step["old_log_ratio_abs"] < 1e-5  # the samplers started from the same LoRA
+    assert step["log_ratio/abs_mean"] > 0  # against the base, from which the start differs
+    assert step["log_ratio/old_abs_mean"] < 1e-5  # the samplers started from the same LoRA
 
 
 def test_a_start_that_does_not_fit_is_bad_input(train: Callable[..., Result], tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_judge_that_is_out_for_a_moment_changes_nothing(
     monkeypatch.setitem(CALLS, "count", 0)
     assert train(reward={"scorer": scorer}).exit_code == 0
     assert (tmp_path / "run" / LORA).read_bytes() == lora
-    assert rows(tmp_path / "run", "ledger", "telemetry.jsonl")[-1]["retried"] == 3
+    assert rows(tmp_path / "run", "ledger", "telemetry.jsonl")[-1]["fleet/retried"] == 3
 
 
 STUMBLES: set[int] = set()
@@ -211,7 +211,9 @@ def test_a_mixture_trains_and_each_component_is_in_the_metrics_and_the_summary(
     result = train(reward={"scorer": {"kind": "mixture", "name": "both", "components": parts}})
     assert result.exit_code == 0, result.output
     for row in rows(tmp_path / "run", "stage"):
-        assert row["reward"] == pytest.approx(row["monitor/clip"] + 0.01 * row["monitor/bright"], rel=1e-5)
+        assert row["reward/mean"] == pytest.approx(
+            row["reward/monitor/clip"] + 0.01 * row["reward/monitor/bright"], rel=1e-5
+        )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["scorer"], sorted(summary["monitors"])) == ("both", ["bright", "clip"])
 

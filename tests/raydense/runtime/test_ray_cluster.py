@@ -10,7 +10,7 @@ import ray
 
 from raydense.config import Config, ConfigError
 from raydense.runtime.placement import Placement
-from raydense.runtime.ray_cluster import check_resources, ray_session
+from raydense.runtime.ray_cluster import _matches, check_resources, ray_session
 
 pytestmark = pytest.mark.ray
 
@@ -75,9 +75,9 @@ def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("placement", "num_cpus", "said"),
     [
-        (Placement(2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
-        (Placement(9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
-        (Placement(1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
+        (Placement(2, 2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
+        (Placement(9, 9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
+        (Placement(1, 1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
     ],
 )
 def test_actors_without_a_place(
@@ -93,3 +93,43 @@ def test_actors_without_a_place(
     with pytest.raises(ConfigError) as caught:
         check_resources(small_config(samplers={"num_cpus": num_cpus}), placement)
     assert said in str(caught.value)
+
+
+SPOT = {"ray.io/market-type": "spot", "raydense/role": "sampler"}
+
+
+@pytest.mark.parametrize(
+    ("selectors", "matched"),
+    [
+        ({}, True),
+        ({"ray.io/market-type": "spot"}, True),
+        ({"ray.io/market-type": "!spot"}, False),
+        ({"raydense/role": "in(learner, sampler)"}, True),
+        ({"raydense/role": "!in(learner,head)"}, True),
+        ({"raydense/role": "sampler", "zone": "a"}, False),
+        ({"zone": "!a"}, True),
+    ],
+)
+def test_a_node_matches_as_ray_would_match_it(selectors: dict[str, str], matched: bool) -> None:
+    assert _matches(SPOT, selectors) is matched
+
+
+def test_labels_that_no_node_has(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}, "Labels": SPOT}])
+    with pytest.raises(ConfigError, match=r"learner.labels={'ray.io/market-type': '!spot'} match no node"):
+        check_resources(small_config(), Placement(1, 1, 0.0, 0.0))
+
+
+def test_a_cluster_that_grows_refuses_nothing_that_may_come(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {})
+    monkeypatch.setattr(ray, "nodes", lambda: [])
+    samplers = {"autoscale": True, "count": 8, "num_gpus": 1}
+    check_resources(small_config(samplers=samplers, learner={"num_gpus": 1}), Placement(8, 8, 1.0, 1.0))
+
+
+def test_nothing_is_counted_from_nodes_that_are_still_to_come(small_config: Callable[..., Config]) -> None:
+    with pytest.raises(ValueError, match=r"set samplers.max, samplers.num_gpus and learner.num_gpus too"):
+        small_config(samplers={"autoscale": True})

@@ -147,9 +147,9 @@ def check(run: Path, tensors: int, values: int) -> None:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (stage,) = (row for row in rows if row["kind"] == "stage")
     (step,) = (row for row in rows if row["kind"] == "step")
-    assert stage["groups"] == 1
+    assert stage["replay/groups"] == 1
     assert step["loss"] == pytest.approx(np.log(2), rel=1e-6)
-    assert step["log_ratio_max"] == 0.0
+    assert step["log_ratio/abs_max"] == 0.0
     assert step["grad_norm"] > 0
     lora = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
     assert len(lora) == tensors
@@ -159,7 +159,9 @@ def check(run: Path, tensors: int, values: int) -> None:
     with safe_open(run / "lora" / "pytorch_lora_weights.safetensors", framework="np") as file:
         described = json.loads(file.metadata()["lora_adapter_metadata"])
     assert described["reward"]["kind"] == "clip"
-    print(f"\nre-scoring noise of the bfloat16 sampler under the bfloat16 learner: {step['old_log_ratio_abs']:.1e}")
+    print(
+        f"\nre-scoring noise of the bfloat16 sampler under the bfloat16 learner: {step['log_ratio/old_abs_mean']:.1e}"
+    )
 
 
 @pytest.mark.slow

@@ -1,0 +1,87 @@
+"""Where actors land in a cluster of several nodes, what waits is demand, and how the dashboard lists them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+CLUSTER = """
+import json, time
+import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.cluster_utils import Cluster
+from actors.dispatch import Deadlines
+from actors.ray_fleet import RayFleet
+from learner.ray_learner import RayLearner
+
+SPOT = {"ray.io/market-type": "spot", "raydense/role": "sampler"}
+
+class Idle:  # neither samples nor learns: where it is placed is the question
+    def weights(self): return ray.get_runtime_context().get_node_id()
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+spot = [cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id]
+on_demand = cluster.add_node(num_cpus=4, num_gpus=1, labels={"ray.io/market-type": "on-demand"}).node_id
+ray.init(address=cluster.address, log_to_driver=False)
+
+learner = RayLearner(lambda fetch: Idle(), num_cpus=1, num_gpus=1, labels={"ray.io/market-type": "!spot"}, run="seven")
+learner_node = learner.started().weights()
+fleet = RayFleet(lambda name: Idle(), maximum=2, minimum=1, num_cpus=1, num_gpus=1,
+                 deadlines=Deadlines(60.0, 10.0, 60.0), patience_s=60.0, run_seed=0,
+                 labels={"raydense/role": "sampler"}, run="seven")
+deadline = time.monotonic() + 60
+while not (demand := get_cluster_status(cluster.address).resource_demands.ray_task_actor_demand):
+    assert time.monotonic() < deadline
+    time.sleep(0.5)
+bundles = [[dict(b.bundle), b.count] for d in demand for b in d.bundles_by_count]
+fleet.wait_ready()
+spot.append(cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id)
+while fleet.live < 2:
+    time.sleep(0.2)
+handles = list(fleet._actors.values())
+print(json.dumps({
+    "learner_node": learner_node, "on_demand": on_demand, "spot": spot, "demand": bundles,
+    "sampler_nodes": ray.get([handle.ready.remote() for handle in handles]),
+    "names": sorted(actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)),
+}))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def placed() -> dict[str, Any]:
+    directory = Path("/tmp") / f"rdn{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
+    directory.mkdir()
+    environment = {**os.environ, "RAY_TMPDIR": str(directory)}
+    command = [sys.executable, "-c", CLUSTER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    shutil.rmtree(directory, ignore_errors=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_the_learner_is_kept_off_spot_nodes(placed: dict[str, Any]) -> None:
+    assert placed["learner_node"] == placed["on_demand"]
+
+
+def test_samplers_are_spread_over_the_nodes_with_their_label(placed: dict[str, Any]) -> None:
+    assert sorted(placed["sampler_nodes"]) == sorted(placed["spot"])
+
+
+def test_a_sampler_without_a_node_is_what_the_autoscaler_sees_as_demand(placed: dict[str, Any]) -> None:
+    assert placed["demand"] == [[{"CPU": 1.0, "GPU": 1.0}, 1]]
+
+
+def test_actors_are_listed_by_run_and_role(placed: dict[str, Any]) -> None:
+    assert placed["names"] == ["seven/learner", "seven/sampler-0", "seven/sampler-1"]

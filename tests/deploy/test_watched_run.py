@@ -1,0 +1,192 @@
+"""One run on a private Ray, from outside: who can reach it, what Prometheus and Grafana see, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
+
+import psutil
+import pytest
+import yaml
+
+pytestmark = pytest.mark.ray
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+SECRETS = {name: f"secret-of-{name.lower()}-0123456789abcdef" for name in (
+    "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")}  # fmt: skip
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: apt-get install prometheus)"
+)
+
+
+@dataclass
+class Watched:
+    """What was seen while the run was on, and what it left."""
+
+    out: Path
+    session: Path  # Ray's directory
+    output: str
+    exit_code: int
+    listening: set[tuple[str, str]] = field(default_factory=set)  # process, address
+    prometheus: str | None = None  # its URL
+    started: float = 0.0
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def _start_prometheus(directory: Path, ray_directory: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """The shipped configuration, but for the discovery file's directory and the interval."""
+    config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (discovery,) = config["scrape_configs"][0]["file_sd_configs"]
+    discovery["files"] = [f.replace("/tmp/ray/", f"{ray_directory}/ray/") for f in discovery["files"]]
+    discovery["refresh_interval"] = "1s"
+    shutil.copy(DEPLOY / "prometheus" / "alerts.yml", directory)
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{_free_port()}"
+    command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",
+               f"--web.listen-address={address}", "--log.level=error"]  # fmt: skip
+    return subprocess.Popen(command, cwd=directory), f"http://{address}"
+
+
+def _listening(run: psutil.Process) -> set[tuple[str, str]]:
+    found = set()
+    for process in [run, *run.children(recursive=True)]:
+        try:
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((process.name(), connection.laddr.ip))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def watched(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    directory = tmp_path_factory.mktemp("watched")
+    ray_directory = Path("/tmp") / f"rdw{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
+    ray_directory.mkdir()
+    values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 60}}
+    values["reward"] = {**values["reward"], "monitors": [{**values["reward"]["scorer"], "name": "clip-2"}]}
+    (directory / "config.yaml").write_text(yaml.safe_dump(values))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {**SECRETS, "RAY_TMPDIR": str(ray_directory), "RAY_metrics_report_interval_ms": "1000",
+                    "RAY_worker_niceness": "0"}  # fmt: skip
+    prometheus, url, started = None, None, time.time()
+    if shutil.which("prometheus"):
+        prometheus, url = _start_prometheus(directory, ray_directory)
+    command = [sys.executable, "-m", "raydense.cli", "train", "config.yaml", "--out", "run", "--log-format", "json"]
+    try:
+        with open(directory / "output", "wb") as output:
+            run = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            listening: set[tuple[str, str]] = set()
+            while run.poll() is None:
+                listening |= _listening(psutil.Process(run.pid))
+                time.sleep(0.5)
+        text = (directory / "output").read_text()
+        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, url, started)
+    finally:
+        if prometheus:
+            prometheus.terminate()
+            prometheus.wait()
+        shutil.rmtree(ray_directory, ignore_errors=True)
+
+
+def test_the_run_ends_well(watched: Watched) -> None:
+    assert watched.exit_code == 0, watched.output[-3000:]
+
+
+def test_nothing_listens_beyond_loopback(watched: Watched) -> None:
+    assert {"gcs_server", "raylet"} <= {name for name, _ in watched.listening}
+    assert {(name, ip) for name, ip in watched.listening if ip not in LOOPBACK} == set()
+
+
+def test_nobody_else_on_the_machine_can_read_the_run(watched: Watched) -> None:
+    assert stat.S_IMODE(watched.out.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_of_the_environment_is_in_no_file_of_the_run_and_in_no_log(watched: Watched, name: str) -> None:
+    secret = SECRETS[name].encode()
+    assert secret not in watched.output.encode()
+    files = [p for root in (watched.out, watched.session) for p in root.rglob("*") if p.is_file()]
+    assert any(p.suffix == ".safetensors" for p in files) and any("raylet" in p.name for p in files)
+    assert [str(p) for p in files if secret in p.read_bytes()] == []
+
+
+def _query(watched: Watched, expression: str) -> list[Mapping[str, Any]]:
+    """Every series that the expression had during the run."""
+    assert watched.prometheus is not None
+    parameters = {"query": expression, "start": watched.started, "end": time.time(), "step": "1s"}
+    with urlopen(f"{watched.prometheus}/api/v1/query_range?{urlencode(parameters)}") as answer:
+        result: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]
+    return result
+
+
+def _last(series: Mapping[str, Any]) -> float:
+    return float(series["values"][-1][1])
+
+
+@needs_prometheus
+def test_prometheus_finds_ray_by_its_discovery_file_and_sees_the_run(watched: Watched) -> None:
+    rows = [json.loads(line) for line in (watched.out / "metrics.jsonl").read_text().splitlines()]
+    (rewards,) = _query(watched, "ray_raydense_reward_mean")
+    assert rewards["metric"]["run"] == "watched"
+    told = [row["reward/mean"] for row in rows if row["kind"] == "stage"]
+    assert _last(rewards) == pytest.approx(told[-1])
+    (steps,) = _query(watched, "ray_raydense_step")
+    assert 0 < _last(steps) <= 120
+
+
+@needs_prometheus
+def test_counters_are_tagged_by_sampler(watched: Watched) -> None:
+    images = {s["metric"]["sampler"]: _last(s) for s in _query(watched, "ray_raydense_sampler_images_total")}
+    assert set(images) == {"sampler-0", "sampler-1"}
+    drawn = sum(row["images"] for row in map(json.loads, (watched.out / "telemetry.jsonl").read_text().splitlines())
+                if row["kind"] == "unit")  # fmt: skip
+    assert sum(images.values()) >= drawn == 2 * 6 * 4  # beside the training's, those for judging and grids
+
+
+NOT_HERE = ("ray_node_gpus", "ray_node_gram")  # no GPU in the tests
+DASHBOARD = json.loads((DEPLOY / "grafana" / "raydense.json").read_text("utf-8"))
+QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+
+
+@needs_prometheus
+@pytest.mark.parametrize(("title", "expression"), QUERIES)
+def test_every_query_of_the_dashboard_finds_what_is_exported(watched: Watched, title: str, expression: str) -> None:
+    expression = expression.replace("$run", ".*").replace("$__rate_interval", "15s")
+    found = _query(watched, expression)
+    assert (found == []) == any(name in expression for name in NOT_HERE), title
+
+
+@needs_prometheus
+def test_alerts_see_living_samplers(watched: Watched) -> None:
+    alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text("utf-8"))
+    rules = {rule["alert"]: rule["expr"] for group in alerts["groups"] for rule in group["rules"]}
+    alive = rules["RaydenseNoLiveSampler"].split("unless on () ")[1]
+    assert _query(watched, alive) != []
+    assert max(float(v) for s in _query(watched, alive.removesuffix(" > 0")) for _, v in s["values"]) == 2
+
+
+def test_zzz_debug(watched: Watched) -> None:
+    lines = [f"{s['metric']} {[v for _, v in s['values']]}" for s in _query(watched, 'ray_actors{Name="RaySampler"}')]
+    raise AssertionError("\n".join(lines))
