@@ -5,6 +5,7 @@ A thread of its own serves the pool, whatever the driver is at: training, writin
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -145,23 +146,24 @@ class RayFleet:
             self._error = error  # raised where somebody waits
 
     def _turn(self) -> None:
-        self._take_inbox()
+        busy = bool(self._calls or self._starting)
+        self._take_inbox(0.0 if busy else TICK_S)
         while pair := self._dispatcher.assign(time.monotonic()):
             self._call(*pair)
         if waited_for := [*self._calls, *self._starting]:
             done, _ = ray.wait(waited_for, num_returns=1, timeout=TICK_S)
             for ref in done:
                 self._settle_start(ref) if ref in self._starting else self._settle_call(ref)
-        else:
-            time.sleep(TICK_S)
         for member in self._dispatcher.overdue(time.monotonic()):
             self._kill_hung(member)
         self._check_patience()
 
-    def _take_inbox(self) -> None:
-        while not self._inbox.empty():
-            act = self._inbox.get()
-            act()
+    def _take_inbox(self, wait_s: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                act = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+                act()
+                wait_s = 0.0
 
     def _call(self, job: Job, member: Member) -> None:
         num_returns = 1 + len(job.unit.prompts) if job.method == "sample" else 1

@@ -85,6 +85,17 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2:
         steps_offset=1,
         prediction_type=prediction_type,
     ).save_pretrained(directory / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (directory / "model_index.json").write_text(json.dumps(index))
     return directory
 
 
@@ -153,6 +164,24 @@ def small_config(small_values: dict[str, Any]) -> Callable[..., Config]:
         return Config.model_validate(values)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def small_runs(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two finished runs of the small configuration, `first` and `second`: with another seed, rank and alpha."""
+    import yaml
+    from typer.testing import CliRunner
+
+    from raydense.cli import app
+
+    root = tmp_path_factory.mktemp("small-runs")
+    second = {**small_values, "seed": 4, "policy": {**small_values["policy"], "lora_rank": 3, "lora_alpha": 6}}
+    for name, values in (("first", small_values), ("second", second)):
+        (root / f"{name}.yaml").write_text(yaml.safe_dump(values))
+        command = ["train", "--local", str(root / f"{name}.yaml"), "--out", str(root / name)]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    return root / "first", root / "second"
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from raydense.commands.common import (
     Local,
     LogFormatOption,
     Overrides,
-    Preset,
     explained,
 )
 from raydense.config import ConfigError, changed_config, load_config
@@ -41,7 +40,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts a column, evenly spaced through it.")] = None,
     out: Annotated[Path | None, typer.Option(help="For the tables. Default: runs/evaluate-TIME.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
-    preset: Preset = None,
+    preset: Annotated[str | None, typer.Option(help="A preset in place of --config.")] = None,
     overrides: Overrides = None,
     local: Local = False,
     log_format: LogFormatOption = "auto",

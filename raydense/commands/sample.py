@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raydense.commands.common import Debug, Overrides, Preset, explained
+from raydense.commands.common import Debug, Overrides, explained
 from raydense.config import ConfigError, changed_config, load_config
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
@@ -29,7 +29,7 @@ def sample(
     ] = False,
     out: Annotated[Path | None, typer.Option(help="PNG file. Default: sample-TIME.png.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
-    preset: Preset = None,
+    preset: Annotated[str | None, typer.Option(help="A preset in place of --config.")] = None,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:

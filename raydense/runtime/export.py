@@ -14,6 +14,7 @@ from raydense.runtime.build import lora_config
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.scores import Scores, read_scores
 from raydense.runtime.tables import Sheet, shown
+from raydense.sections.rewards import SingleScorerConfig
 
 PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
 PICTURE = "before-after.png"
@@ -32,7 +33,7 @@ CARD = """\
 # {name}
 
 A LoRA that aligns `{base}` with a preference model, trained with raydense by the method of
- {paper} (Yang, Chen, Zhou; ICML 2024).
+{paper} (Yang, Chen, Zhou; ICML 2024).
 
 | | |
 |---|---|
@@ -163,9 +164,16 @@ def results_sheet(config: Config, scores: Scores) -> Sheet:
 
 def _reward(config: Config) -> str:
     judge = config.reward.scorer
-    details = judge.model_dump(mode="json", exclude={"kind", "name", "batch_size", "device", "components"})
-    told = ", ".join(f"{key} `{value}`" for key, value in details.items() if value is not None)
-    return f"{judge.name} ({judge.kind}{', ' + told if told else ''})"
+    if judge.kind == "mixture":
+        parts = (f"{part.weight:g} x {_judge(part.scorer)}" for part in judge.components)
+        return f"{judge.name}: " + " + ".join(parts)
+    return _judge(judge)
+
+
+def _judge(judge: SingleScorerConfig) -> str:
+    told = judge.model_dump(mode="json", include={"version", "model", "revision", "head", "target", "url"})
+    details = "".join(f", {key} `{value}`" for key, value in told.items() if value is not None)
+    return f"{judge.name} ({judge.kind}{details})"
 
 
 def _licence(config: Config) -> str:

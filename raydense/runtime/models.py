@@ -38,7 +38,7 @@ class Model:
 def find_sources(arguments: Sequence[str]) -> list[Source]:
     """The LoRA of each run directory, and each LoRA file or directory, with the shortest names that tell them apart.
 
-    Raises: ConfigError for a run that has no LoRA yet.
+    Raises: ConfigError for what is not there, and for a run that has no LoRA yet.
     """
     sources = [_source(argument) for argument in arguments]
     names = [source.name for source in sources]
@@ -49,6 +49,8 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
 
 def _source(argument: str) -> Source:
     path = Path(argument).expanduser().resolve()
+    if not path.exists():
+        raise ConfigError(f"{argument} is not there; give a run's directory or a LoRA file")
     if (path / "config.yaml").is_file():
         if not (path / "lora").is_dir():
             raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")
@@ -80,7 +82,8 @@ def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Con
                 f"{source.name} was trained with another chain; here all are drawn with steps.count="
                 f"{config.steps.count}, steps.eta={config.steps.eta:g}, guidance {config.sampler.guidance_scale:g}"
             )
-    return config, notes
+    policy = config.policy.model_copy(update={"init_lora": None})  # where training started, perhaps gone by now
+    return config.model_copy(update={"policy": policy}), notes
 
 
 def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple[Config, list[Model]]:
@@ -94,7 +97,7 @@ def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple
     files = [read_lora(source.location, setting) for source in sources]
     rank = max([file.rank for file in files], default=config.policy.lora_rank)
     modules = sorted({module for file in files for module in file.modules}) or config.policy.lora_targets
-    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules), "init_lora": None}
+    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules)}
     joint = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
     unet = model_file(config, UNET_FILE)
     if unet is None:

@@ -29,7 +29,7 @@ from raydense.runtime.stage_loop import StageState
 from raydense.runtime.stage_metrics import judgement_values, stage_values
 from raydense.runtime.stopping import StopFlag, StopRequested
 from raydense.runtime.summary import versions
-from raydense.runtime.telemetry import Meter, RunLog
+from raydense.runtime.telemetry import Arrivals, Meter, RunLog
 from raydense.runtime.thumbnails import save_thumbnails
 from raydense.runtime.watch import HackingWatch
 
@@ -66,7 +66,9 @@ class Recorder:
         self.position = Position()
         self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
         self._account: dict[str, int] = {}  # of the last stage collected
+        self._told: dict[str, float] = {}  # of the fleet
         self._sampling = False  # whether the run waits for units
+        self._arrivals: dict[int, Arrivals] = {}  # by stage: overlapped, one is collected while another trains
         self._images_rate, self._steps_rate = Meter(), Meter()
 
     @contextmanager
@@ -96,6 +98,7 @@ class Recorder:
         self._sampling = True
         self._pulled_bytes = self._steps = 0
         self._phase_started = time.perf_counter()
+        self._arrivals.setdefault(stage, Arrivals(self._phase_started))
         self._images_rate.restart()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
@@ -115,7 +118,9 @@ class Recorder:
             weights_version=report.unit.weights_version,
         )
         if report.sampler != RESTORED:
+            self._arrivals.setdefault(stage, Arrivals()).add(len(rewards))
             self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
+        self._tell_fleet(stage)
         self._rewards += rewards
         facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
         if self._sampling:  # else this stage's steps are on display, and units come from beside them
@@ -127,8 +132,9 @@ class Recorder:
         self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None:
         step, elapsed = self._first_step(stage), time.perf_counter() - self._phase_started
-        images = sum(len(g.rewards) for r in reports if r.sampler != RESTORED for g in r.groups)
-        self._end_phase("sampling", Position(stage), elapsed, **{"throughput/images_per_s": images / elapsed})
+        rate = self._arrivals.pop(stage).rate
+        facts = {} if rate is None else {"throughput/images_per_s": rate}
+        self._end_phase("sampling", Position(stage), elapsed, **facts)
         self._phase_started = time.perf_counter()
         self._steps_rate.restart()
         self._account, self._sampling = dict(account), False
@@ -149,6 +155,7 @@ class Recorder:
         self.position = position
         self._steps += len(metrics)
         self._tell_rate("throughput/steps_per_s", self._steps_rate.add(len(metrics)), position)
+        self._tell_fleet(position.stages)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
             self._log.metrics("step", position.stages, row.step, row.values)
@@ -162,7 +169,11 @@ class Recorder:
         if position.steps < per_stage and stop is not None:
             raise StopRequested(stop)
 
-    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None:
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None:
+        self._account = dict(account)  # groups may have been lost while it trained
+        self._log.telemetry("ledger", stage, self._first_step(stage + 1), self._fleet_counts(), **account)
         elapsed = time.perf_counter() - self._phase_started
         facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
         self._end_phase("training", Position(stage, self._config.stage.steps), elapsed, **facts)
@@ -263,6 +274,12 @@ class Recorder:
 
     def _first_step(self, stage: int) -> int:
         return stage * self._config.stage.steps
+
+    def _tell_fleet(self, stage: int) -> None:
+        """Says so when a sampler came, went or failed."""
+        if (counts := self._fleet_counts()) != self._told:
+            self._told = counts
+            self._log.telemetry("fleet", stage, self._first_step(stage), counts)
 
     def _fleet_counts(self) -> dict[str, float]:
         faults = self._fleet.faults

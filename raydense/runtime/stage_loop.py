@@ -43,7 +43,9 @@ class Observer(Protocol):
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None: ...
 
-    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None: ...
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None: ...
 
 
 def run_stages(
@@ -96,9 +98,10 @@ def run_stages(
             final = learner.weights()
             fleet.broadcast(final)
             learner.begin_stage(stage + 1, ())  # frees this stage's groups before more are collected
+            account = current.account
             del current
             known = StageState(behaviour=began if overlapped else None)
-            observer.stage_finished(stage, final, known)
+            observer.stage_finished(stage, final, account, known)
     finally:
         if ahead is not None:
             ahead.close()

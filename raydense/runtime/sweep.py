@@ -16,7 +16,7 @@ from raydense.config import Config, ConfigError, changed_settings, load_config
 from raydense.runtime.preflight import check_inputs
 
 Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --grid
-HARMLESS = ("name", "samplers", "replay", "checkpoint")  # they change no score
+HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
 
 
 @dataclass(frozen=True)

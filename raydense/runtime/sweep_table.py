@@ -19,8 +19,10 @@ from raydense.runtime.tables import Sheet, shown, write_csv, write_json
 class Outcome:
     """Scores of one setting over its finished seeds, under one judge, on one prompt set.
 
-    gains: mean paired gain (same prompts, same noise) by seed. gain: their mean and its interval over the seeds; of one
-    seed alone, clustered by prompt. difference: of the gains from those of the first setting, seed by seed.
+    gains: mean paired gain (same prompts, same noise) by seed.
+    gain: their mean with its interval over the seeds: what another seed may give. NaN bounds for one seed alone.
+    over_prompts: the same mean clustered by prompt: what other prompts may give these very LoRAs.
+    difference: of the gains from those of the first setting, seed by seed; None with fewer than two in common.
     """
 
     settings: Settings
@@ -31,6 +33,7 @@ class Outcome:
     after: float
     gains: tuple[float, ...]
     gain: Interval
+    over_prompts: Interval
     difference: Interval | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,6 +46,7 @@ class Outcome:
             "after": self.after,
             "gain_by_seed": list(self.gains),
             "gain": self.gain.as_dict(),
+            "gain_over_prompts": self.over_prompts.as_dict(),
             "difference_from_first": self.difference.as_dict() if self.difference else None,
         }
 
@@ -75,7 +79,6 @@ def _outcome(
     first: dict[int, float],
 ) -> Outcome:
     shared = [seed for seed in gains if seed in first]
-    several = len(gains) > 1
     return Outcome(
         settings,
         prompts,
@@ -84,13 +87,24 @@ def _outcome(
         float(np.mean([paired.before.mean() for paired in tables.values()])),
         float(np.mean([paired.after.mean() for paired in tables.values()])),
         tuple(gains.values()),
-        mean_interval(list(gains.values())) if several else clustered_interval(next(iter(tables.values())).gain),
+        mean_interval(list(gains.values())),
+        clustered_interval(np.concatenate([paired.gain for paired in tables.values()], axis=1)),
         mean_interval([gains[s] - first[s] for s in shared]) if gains is not first and len(shared) > 1 else None,
     )
 
 
 def sheet(found: Sequence[Outcome]) -> Sheet:
-    columns = ("setting", "prompts", "judge", "before", "after", "gain [95 %]", "by seed", "difference from the first")
+    columns = (
+        "setting",
+        "prompts",
+        "judge",
+        "before",
+        "after",
+        "gain [95 % over seeds]",
+        "[over prompts]",
+        "by seed",
+        "difference from the first",
+    )
     rows = tuple(
         (
             label(o.settings),
@@ -99,12 +113,13 @@ def sheet(found: Sequence[Outcome]) -> Sheet:
             f"{o.before:.4f}",
             f"{o.after:.4f}",
             shown(o.gain, "+"),
+            f"[{o.over_prompts.low:+.4f}, {o.over_prompts.high:+.4f}]",
             ", ".join(f"{gain:+.3f}" for gain in o.gains),
             shown(o.difference, "+") if o.difference else "",
         )
         for o in found
     )
-    return Sheet("gain in mean score, with 95 % intervals over the seeds", columns, rows, names=3)
+    return Sheet("gain in mean score, same prompts and noise before and after", columns, rows, names=3)
 
 
 def write_results(out: Path, trials: Sequence[Trial]) -> Sheet:
@@ -130,11 +145,16 @@ def _flat(o: Outcome) -> dict[str, Any]:
         "gain": o.gain.mean,
         "gain_low": o.gain.low,
         "gain_high": o.gain.high,
+        "over_prompts_low": o.over_prompts.low,
+        "over_prompts_high": o.over_prompts.high,
     }
 
 
 def plot(path: Path, found: Sequence[Outcome]) -> None:
-    """A panel a judge and prompt set: gains along the first key of the grid, a colour for the rest of the setting."""
+    """A panel a judge and prompt set: gains along the first key of the grid, a colour for the rest of the setting.
+
+    Bars are intervals over the seeds, or over the prompts where there is one seed; dashes are the seeds.
+    """
     from matplotlib.figure import Figure
 
     judges, sets = (list(dict.fromkeys(getattr(o, name) for o in found)) for name in ("judge", "prompts"))
@@ -160,7 +180,8 @@ def _draw(panel: Any, found: Sequence[Outcome]) -> None:
         shift, colour = 0.5 * ((index + 0.5) / len(series) - 0.5), f"C{index}"
         own = [o for o in found if o.settings[1:] == rest]
         x = np.array([places.index(o.settings[:1]) + shift for o in own])
-        low, high = (np.array([abs(getattr(o.gain, end) - o.gain.mean) for o in own]) for end in ("low", "high"))
+        intervals = [o.gain if len(o.gains) > 1 else o.over_prompts for o in own]
+        low, high = (np.array([abs(getattr(i, end) - i.mean) for i in intervals]) for end in ("low", "high"))
         panel.errorbar(x, [o.gain.mean for o in own], yerr=[low, high], fmt="o", color=colour, label=label(rest),
                        capsize=4)  # fmt: skip
         for place, o in zip(x, own, strict=True):

@@ -27,7 +27,7 @@ class Sheet:
     def rich(self) -> Table:
         table = Table(title=self.title, title_justify="left")
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if index < self.names else "right")
+            table.add_column(column, justify="left" if index < self.names else "right", overflow="fold")
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -99,3 +99,29 @@ class Meter:
         rate = self._count / elapsed
         self.restart()
         return rate
+
+
+class Arrivals:
+    """The pictures of one stage as they come in.
+
+    Args:
+        began: when sampling did; None where that was not seen, and then the first arrivals only start the clock.
+    """
+
+    def __init__(self, began: float | None = None) -> None:
+        self._began = self._last = began
+        self._count = 0
+
+    def add(self, count: int) -> None:
+        self._last = time.perf_counter()
+        if self._began is None:
+            self._began = self._last
+        else:
+            self._count += count
+
+    @property
+    def rate(self) -> float | None:
+        """Pictures a second until the last arrival; None before one that can be timed."""
+        if self._began is None or self._last is None or not self._count:
+            return None
+        return self._count / (self._last - self._began)

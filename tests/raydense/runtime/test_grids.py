@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydense.runtime.grids import CELL, GAP, LABEL, save_grid
+from raydense.runtime.grids import CELL, GAP, LABEL, read_grid, save_grid
 
 
 def flat_pictures(rows: int, columns: int, edge: int) -> np.ndarray:
@@ -48,3 +48,18 @@ def test_every_picture_is_drawn_once_in_its_row_and_column(tmp_path: Path) -> No
         assert x == centres[10, column][1]
     assert centres[10, 10][0] < centres[20, 10][0]
     assert [centres[10, c][1] for c in (10, 20, 30, 40)] == sorted(centres[10, c][1] for c in (10, 20, 30, 40))
+
+
+@pytest.mark.parametrize("edge", [16, 100, 200])
+def test_a_grid_can_be_read_back_picture_by_picture(tmp_path: Path, edge: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, edge, edge, 3), dtype=np.uint8)
+    save_grid(tmp_path / "grid.png", images, ["a cat", "ein Käfer"], ["base model", "tuned"])
+    grid = read_grid(tmp_path / "grid.png")
+    np.testing.assert_array_equal(grid.images, images)
+    assert (grid.prompts, grid.titles) == (("a cat", "ein Käfer"), ("base model", "tuned"))
+
+
+def test_a_picture_that_is_no_grid_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="is no image grid"):
+        read_grid(tmp_path / "picture.png")

@@ -26,7 +26,9 @@ def source(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     """A finished run that kept its segments."""
     root = tmp_path_factory.mktemp("source")
     config = root / "config.yaml"
-    config.write_text(yaml.safe_dump({**small_values, "replay": {"segments": True, "keep_segments": True}}))
+    evaluate = {**small_values["evaluate"], "every_steps": 2}  # which takes samplers, and is left out offline
+    replay = {"segments": True, "keep_segments": True}
+    config.write_text(yaml.safe_dump({**small_values, "replay": replay, "evaluate": evaluate}))
     assert train(config, "--local", "--out", root / "run").exit_code == 0
     return root / "run"
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raydense.cli import main
+from raydense.core.metrics import read_rows
 
 LONG = {
     "stage": {"count": 3, "groups": 6, "steps": 8},
@@ -48,6 +50,12 @@ def say(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs to the end in a process of its own, for what it prints."""
     command = [sys.executable, "-m", "raydense.cli", "train", "--local", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+def shown_in_tensorboard(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 def rows(run: Path, kind: str) -> int:
@@ -107,6 +115,9 @@ def test_a_killed_run_continues_to_the_same_bytes(moment: str, config: Path, und
     assert not (run / "summary.json").exists()
     finish("--resume", run)
     assert result(run) == result(undisturbed)
+    assert shown_in_tensorboard(run, "loss") == [
+        (row["step"], pytest.approx(row["loss"])) for row in read_rows(run / "metrics.jsonl") if "loss" in row
+    ]
 
 
 def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(

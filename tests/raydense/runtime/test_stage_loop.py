@@ -81,7 +81,7 @@ class BackwardsFleet:
 
 class LoggingObserver:
     def __init__(self, log: Log) -> None:
-        self._log = log
+        self._log, self.accounts = log, list[dict[str, int]]()
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
         self._log.append(("started", stage, weights.version))
@@ -101,7 +101,10 @@ class LoggingObserver:
         known = (state.behaviour and state.behaviour.version, state.began and state.began.version)
         self._log.append(("step", position.stages, position.steps, metrics[-1].step, known, list(state.outstanding)))
 
-    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None:
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None:
+        self.accounts.append(dict(account))
         self._log.append(("finished", stage, weights.version, following.behaviour and following.behaviour.version))
 
 
@@ -259,3 +262,5 @@ def test_groups_that_went_with_their_node_are_collected_again_and_the_step_is_ta
         ("train", 1),
         ("begin", 1, []),
     ]
+    assert [account["reissued"] for account in observer.accounts] == [2, 0]
+    assert all(a["issued"] == a["finished"] == a["consumed"] == 2 for a in observer.accounts)

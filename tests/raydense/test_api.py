@@ -1,0 +1,86 @@
+"""`import raydense`: light, and a run from Python is the run from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import raydense
+
+LORA = "lora/pytorch_lora_weights.safetensors"
+
+
+def test_importing_it_loads_nothing_heavy_until_it_is_used() -> None:
+    code = (
+        "import sys, raydense; assert not {'torch', 'ray', 'pydantic', 'pyarrow'} & set(sys.modules); "
+        "raydense.load_config; assert 'torch' not in sys.modules; print(*dir(raydense))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["Config", "ConfigError", "Run", "load_config", "train"]
+
+
+def test_there_is_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="module 'raydense' has no attribute 'trian'"):
+        _ = raydense.trian  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["values", "Config", "file"])
+def test_training_from_python_gives_the_bytes_of_the_command_line(
+    small_values: dict[str, Any], small_runs: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
+    config: Any = small_values
+    if form == "Config":
+        config = raydense.Config.model_validate(small_values)
+    if form == "file":
+        config = small_runs[0] / "config.yaml"
+    run = raydense.train(config, tmp_path / "run", overrides=["name=again"], local=True, show=False)
+    assert run.finished
+    assert run.config.name == "again"
+    assert small_values["name"] == "small"  # the caller's own values stay as they were
+    assert run.lora == tmp_path / "run" / LORA
+    assert run.lora.read_bytes() == (small_runs[0] / LORA).read_bytes()
+
+
+def test_a_preset_is_named_by_its_name_and_bad_input_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(raydense.ConfigError, match=r"train\.lr=0: input should be greater than 0"):
+        raydense.train("tiny", tmp_path / "run", overrides=["train.lr=0"], local=True)
+    with pytest.raises(raydense.ConfigError, match="is a URI"):
+        raydense.train("tiny", f"file://{tmp_path}/run", local=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_are_a_table_with_a_column_a_name(small_runs: tuple[Path, Path]) -> None:
+    run = raydense.Run.open(small_runs[0])
+    stages, steps = run.metrics("stage"), run.metrics("step")
+    assert isinstance(stages, pa.Table)
+    rows = [json.loads(line) for line in (small_runs[0] / "metrics.jsonl").read_text().splitlines()]
+    assert stages["reward/mean"].to_pylist() == [r["reward/mean"] for r in rows if r["kind"] == "stage"]
+    assert steps["loss"].to_pylist() == [r["loss"] for r in rows if r["kind"] == "step"]
+    assert steps["step"].type == pa.int64()
+    every = run.metrics()
+    assert every.num_rows == len(rows)
+    assert every["loss"].null_count == len(rows) - steps.num_rows
+    assert run.telemetry().num_rows > 0
+
+
+def test_scores_are_a_row_a_picture(small_runs: tuple[Path, Path]) -> None:
+    run = raydense.Run.open(str(small_runs[0]))
+    table = run.scores()
+    assert table.column_names == ["prompts", "prompt", "picture", "judge", "before", "after"]
+    assert table.num_rows == 2 * 2 * 2  # sets, prompts, pictures
+    own = json.loads((small_runs[0] / "scores.json").read_text())
+    last = table.to_pylist()[-1]
+    assert last["after"] == own["unseen"][last["prompt"]]["clip"]["after"][last["picture"]]
+    assert run.summary is not None
+    assert run.summary["reward"]["train"]["gain"]["n"] == 4
+
+
+def test_a_directory_without_a_run_is_said(tmp_path: Path) -> None:
+    with pytest.raises(raydense.ConfigError, match=r"holds no config\.yaml; give the directory of a run"):
+        raydense.Run.open(tmp_path)
