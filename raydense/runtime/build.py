@@ -148,7 +148,10 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
     )
 
 
-def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]) -> SGDLearner[Handle]:
+def build_learner(
+    config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]], capacity: int | None = None
+) -> SGDLearner[Handle]:
+    """capacity: of the replay buffer; None: a stage's groups."""
     with cpu_threads(config.learner.threads):
         policy = build_policy(
             config,
@@ -159,14 +162,17 @@ def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[T
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
-    return make_learner(config, policy, fetch)
+    return make_learner(config, policy, fetch, capacity)
 
 
 def make_learner(
-    config: Config, policy: Policy, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
+    config: Config,
+    policy: Policy,
+    fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+    capacity: int | None = None,
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already."""
-    replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
+    replay: ReplayBuffer[Handle] = ReplayBuffer(capacity or config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(
         policy,
