@@ -26,6 +26,7 @@ def sampler_factory(
     kill_at: int | None = None,
     fail_at: int | None = None,
     fail_on: tuple[str, ...] | None = None,
+    stop_at: int | None = None,
     marker: Path | None = None,
     restart_s: float = 0.0,
 ) -> Factory:
@@ -33,6 +34,7 @@ def sampler_factory(
 
     Args:
         kill_at: the unit index at which it kills its own process, once where `marker` is given, else always.
+        stop_at: the unit index at which it freezes its own process, once.
         fail_at: the unit index at which it raises; on the samplers of `fail_on` alone where that is given.
         restart_s: how long a construction after the marker was set takes, as loading a model does.
     """
@@ -70,10 +72,10 @@ def sampler_factory(
         def _misbehave(self, index: int) -> None:
             if index == fail_at and (fail_on is None or self._name in fail_on):
                 raise ValueError(f"unit {index} is no good")
-            if index == kill_at and not (marker is not None and marker.exists()):
+            if index in (kill_at, stop_at) and not (marker is not None and marker.exists()):
                 if marker is not None:
                     marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL if index == kill_at else signal.SIGSTOP)
 
     return FakeSampler
 
@@ -82,15 +84,16 @@ def sampler_factory(
 def make_fleet(ray_cluster: None) -> Iterator[Callable[..., RayFleet]]:
     fleets = []
 
-    def make(factory: Factory, count: int = 2, *, hang_s: float = 60.0) -> RayFleet:
+    def make(
+        factory: Factory, count: int = 2, *, hang_s: float = 60.0, minimum: int | None = None, **options: Any
+    ) -> RayFleet:
         fleet = RayFleet(
             factory,
             maximum=count,
-            minimum=count,
-            num_cpus=0.5,
+            minimum=count if minimum is None else minimum,
             num_gpus=0,
+            **{"num_cpus": 0.5, "patience_s": 120.0, **options},
             deadlines=Deadlines(first_s=hang_s, factor=10.0, floor_s=hang_s),
-            patience_s=120.0,
             run_seed=7,
         )
         fleets.append(fleet)
@@ -152,6 +155,42 @@ def test_a_killed_samplers_units_are_delivered_by_others_or_by_itself_restarted(
     assert sorted(report.unit.index for report, _ in arrivals) == list(range(12))
     for report, (handle,) in arrivals:
         assert ray.get(handle).latents.max() == report.unit.index
+
+
+def test_a_frozen_sampler_is_killed_at_its_deadline_and_its_units_go_elsewhere(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path
+) -> None:
+    fleet = make_fleet(sampler_factory(stop_at=2, marker=tmp_path / "frozen"), hang_s=1.5)
+    assert sorted(report.unit.index for report, _ in fleet.collect(units(8))) == list(range(8))
+    assert fleet.faults["hangs"] == 1
+    assert 1 <= fleet.faults["lost"] <= 2
+    deadline = time.monotonic() + 60
+    while fleet.live < 2:  # it comes back
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_sampler_without_a_place_is_not_waited_for(make_fleet: Callable[..., RayFleet]) -> None:
+    fleet = make_fleet(sampler_factory(), count=3, minimum=1, num_cpus=1.8)  # of the cluster's four
+    assert sorted(report.unit.index for report, _ in fleet.collect(units(6))) == list(range(6))
+    assert fleet.live < 3
+
+
+def test_no_sampler_for_too_long_ends_the_run_with_a_word(make_fleet: Callable[..., RayFleet]) -> None:
+    fleet = make_fleet(sampler_factory(), count=1, minimum=0, num_cpus=64, patience_s=1.0)
+    with pytest.raises(FleetError, match=r"^no live sampler for 1 s \(samplers.patience_s\); add nodes, then continue"):
+        next(fleet.collect(units(1)))
+
+
+def test_pictures_are_drawn_while_units_are_under_way_each_with_its_own_weights(
+    make_fleet: Callable[..., RayFleet],
+) -> None:
+    fleet = make_fleet(sampler_factory())
+    collection = fleet.collect(units(20))
+    fleet.broadcast(PolicyWeights.of(4, {}))
+    rendered = fleet.render([RenderUnit(("a cat",), (seed,), 4) for seed in range(2)])
+    assert {int(r.scores["version"][0]) for r in rendered} == {4}
+    assert sum(1 for _ in collection) == 20
 
 
 def test_a_sampler_that_is_back_works_again(make_fleet: Callable[..., RayFleet], tmp_path: Path) -> None:

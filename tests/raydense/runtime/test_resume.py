@@ -120,6 +120,29 @@ def test_a_killed_run_continues_to_the_same_bytes(moment: str, config: Path, und
     ]
 
 
+@pytest.fixture(scope="module")
+def overlapped(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration, and its undisturbed run."""
+    root = tmp_path_factory.mktemp("overlapped")
+    values = {**small_values, **LONG, "stage": {**LONG["stage"], "schedule": "overlapped"}}
+    (root / "config.yaml").write_text(yaml.safe_dump(values))
+    finish(root / "config.yaml", "--out", root / "run")
+    return root / "config.yaml", root / "run"
+
+
+@pytest.mark.parametrize("steps", [5, 13, 17])  # while the second, the third and no stage is under way beside
+def test_an_overlapped_run_continues_to_the_same_bytes(
+    steps: int, overlapped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, undisturbed = overlapped
+    run = tmp_path / "run"
+    assert cut(config, run, lambda run: rows(run, "step") >= steps) == -signal.SIGKILL
+    finish("--resume", run)
+    assert result(run) == result(undisturbed)
+    stages = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "stage"]
+    assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (8, 1)]
+
+
 def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
     config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
