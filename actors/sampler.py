@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raydense.core.ddim import gaussian_log_prob
+from raydense.core.image_statistics import image_statistics
 from raydense.core.interfaces import InertWeights, ScoreError, Scorer
 from raydense.core.policy import Policy
 from raydense.core.ranking import rank_positions
@@ -21,6 +22,7 @@ from raydense.core.types import (
     PolicyWeights,
     Rendered,
     RenderUnit,
+    Scales,
     TrajectoryGroup,
     UnitReport,
     WorkUnit,
@@ -101,10 +103,11 @@ class DiffusionSampler:
             latents, log_probs = rollout(self._policy, noise.to(self._policy.device), repeated, self._storage_dtype)
             denoised = time.perf_counter()
             prompts = [prompt for prompt in unit.prompts for _ in range(self._trajectories)]
-            _, scores = self._judge(latents[:, -1], prompts)
+            images, scores = self._judge(latents[:, -1], prompts, unit.scales)
             scored = time.perf_counter()
         pieces = [
-            self._make_group(unit, i, embeds[i], latents, log_probs, scores, weights) for i in range(len(unit.prompts))
+            self._make_group(unit, i, embeds[i], latents, log_probs, images, scores, weights)
+            for i in range(len(unit.prompts))
         ]
         seconds = {"denoise": denoised - started, "score": scored - denoised}
         return UnitReport(unit, tuple(m for m, _ in pieces), seconds, self._name), [g for _, g in pieces]
@@ -160,11 +163,13 @@ class DiffusionSampler:
             noise[:, 0] = noise[0, 0].clone()
         return noise
 
-    def _judge(self, latents: Tensor, prompts: Sequence[str]) -> tuple[np.ndarray, dict[str, FloatArray]]:
+    def _judge(
+        self, latents: Tensor, prompts: Sequence[str], scales: Scales = ()
+    ) -> tuple[np.ndarray, dict[str, FloatArray]]:
         images = self._policy.decode(latents)
         scores = {judge.name: _score(judge, images, prompts) for judge in self._judges}
         if self._mixture is not None:
-            scores = {self._mixture.name: self._mixture.combine(scores), **scores}
+            scores = {self._mixture.name: self._mixture.combine(scores, scales), **scores}
         return images, scores
 
     def _make_group(
@@ -174,6 +179,7 @@ class DiffusionSampler:
         embeds: Tensor,
         latents: Tensor,
         log_probs: Tensor,
+        images: np.ndarray,
         scores: Mapping[str, FloatArray],
         weights: PolicyWeights,
     ) -> tuple[GroupMeta, TrajectoryGroup]:
@@ -201,6 +207,7 @@ class DiffusionSampler:
             nbytes=group.nbytes,
             weights_version=group.weights_version,
             weights_checksum=group.weights_checksum,
+            images=image_statistics(images[rows]),
         )
         return meta, group
 

@@ -83,7 +83,16 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MAY_CHANGE_ON_RESUME = ("name", "samplers", "learner.labels", "replay", "checkpoint", "telemetry", "stage.count")
+MAY_CHANGE_ON_RESUME = (
+    "name",
+    "samplers",
+    "learner.labels",
+    "replay",
+    "checkpoint",
+    "telemetry",
+    "reward.watch",
+    "stage.count",
+)
 
 
 def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:

@@ -42,6 +42,12 @@ def train(
     replay_from: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Learn from this run's stored groups, without a sampler.")
     ] = None,
+    preferences: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Parquet of people's orders of --replay-from's trajectories, to learn instead."
+        ),
+    ] = None,
     local: Local = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
     tflops: Rate = 100.0,
@@ -60,8 +66,10 @@ def train(
         if replay_from is not None:
             if resume or config_file or preset or dry_run:
                 raise ConfigError(f"--replay-from={replay_from} has its own configuration; give only --set and --out")
-            _train_offline(replay_from, overrides or [], out, log_format)
+            _train_offline(replay_from, overrides or [], out, log_format, preferences)
             return
+        if preferences is not None:
+            raise ConfigError(f"--preferences={preferences} orders stored trajectories; give --replay-from their run")
         if not dry_run and (rates is not None or price_per_gpu_hour is not None):
             raise ConfigError("--rates and --price-per-gpu-hour are for a plan; add --dry-run or leave them out")
         config = None if resume else load_config(config_file, preset, overrides)
@@ -117,7 +125,9 @@ def _train(
     display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
 
 
-def _train_offline(source: Path, overrides: list[str], out: str | None, log_format: LogFormat) -> None:
+def _train_offline(
+    source: Path, overrides: list[str], out: str | None, log_format: LogFormat, preferences: Path | None
+) -> None:
     """Learns in `out` from the groups that the run in `source` stored."""
     from raydense.runtime.offline import offline_config, train_offline
     from raydense.runtime.progress import ProgressDisplay
@@ -125,7 +135,7 @@ def _train_offline(source: Path, overrides: list[str], out: str | None, log_form
 
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
-    train_offline(source, overrides, root, mirror, display=display)
+    train_offline(source, overrides, root, mirror, display=display, preferences=preferences)
     display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")
 
 

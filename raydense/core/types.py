@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 
+Scales = tuple[tuple[str, float, float], ...]  # a mixture's components: name, mean and standard deviation to divide by
+
 RESTORED = "segment"  # the "sampler" of a unit that was read from disk
 
 
@@ -53,6 +55,7 @@ class WorkUnit:
     group_indices: tuple[int, ...]  # of the groups within their stage, one a prompt
     prompts: tuple[str, ...]
     weights_version: int
+    scales: Scales = ()
 
     def describe(self, run_seed: int) -> str:
         """The unit as a person would find it again."""
@@ -112,6 +115,7 @@ class GroupMeta:
     nbytes: int
     weights_version: int
     weights_checksum: str
+    images: Mapping[str, float] = field(default_factory=dict)  # of all R: `core.image_statistics`
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,11 @@ def lora_origin(config: Config) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
     The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
-    and where metrics go.
+    where metrics go, and what it is watched for.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
     whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
-    unread: Any = {**whole, "learner": {"labels"}}
+    unread: Any = {**whole, "learner": {"labels"}, "reward": {"watch"}}
     settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
@@ -148,7 +148,10 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
     )
 
 
-def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]) -> SGDLearner[Handle]:
+def build_learner(
+    config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]], capacity: int | None = None
+) -> SGDLearner[Handle]:
+    """capacity: of the replay buffer; None: a stage's groups."""
     with cpu_threads(config.learner.threads):
         policy = build_policy(
             config,
@@ -159,14 +162,17 @@ def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[T
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
-    return make_learner(config, policy, fetch)
+    return make_learner(config, policy, fetch, capacity)
 
 
 def make_learner(
-    config: Config, policy: Policy, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
+    config: Config,
+    policy: Policy,
+    fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+    capacity: int | None = None,
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already."""
-    replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
+    replay: ReplayBuffer[Handle] = ReplayBuffer(capacity or config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(
         policy,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from raydense.config import Config, ConfigError, changed_config, load_config
+from raydense.core.interfaces import Learner
 from raydense.core.segments import read_segment, segment_path
 from raydense.core.types import (
     RESTORED,
@@ -29,7 +30,9 @@ from raydense.runtime.build import build_learner
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.collecting import SerialCollection
 from raydense.runtime.mirror import Mirror
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import stage_units
+from raydense.runtime.preferences import PreferenceLearner, read_preferences
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
@@ -81,9 +84,17 @@ class OfflineFleet:
 
 
 def train_offline(
-    source: Path, overrides: list[str], out: Path, mirror: Mirror | None = None, *, display: ProgressDisplay
+    source: Path,
+    overrides: list[str],
+    out: Path,
+    mirror: Mirror | None = None,
+    *,
+    display: ProgressDisplay,
+    preferences: Path | None = None,
 ) -> Mapping[str, Any]:
     """Learns in the new directory `out` from the segments of the run in `source`; returns the summary.
+
+    Args: preferences: a file of orders to learn in the place of the scores.
 
     Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
     """
@@ -92,15 +103,33 @@ def train_offline(
     sets = check_inputs(config)
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
+    given = read_preferences(preferences, config) if preferences else None
     run_dir = RunDirectory.create(out, config, mirror)
     fleet = OfflineFleet(segments)
-    learner = build_learner(config, fetch=lambda groups: groups)
+    learner: Learner[TrajectoryGroup] = build_learner(
+        config, fetch=lambda groups: groups, capacity=sum(map(len, given.orders.values())) if given else None
+    )
+    if given:
+        learner = PreferenceLearner(learner, given)
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
+        if given:
+            display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")
         sinks = open_sinks(config, run_dir, 0, display.say)
         recorder = Recorder(
-            config, sets, run_dir, fleet, learner, display, store, stop, sinks, metrics_bytes=0, pictures=False
+            config,
+            sets,
+            run_dir,
+            fleet,
+            learner,
+            display,
+            store,
+            stop,
+            sinks,
+            metrics_bytes=0,
+            scales=StageScales(config.reward.scorer, source),
+            pictures=False,
         )
         recorder.process_started("offline", resumed=False)
         try:

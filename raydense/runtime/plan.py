@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raydense.config import Config, ConfigError
 from raydense.core.prompts import PromptSet, evenly_spaced, load_prompts, prompt_at
-from raydense.core.types import RenderUnit, WorkUnit
+from raydense.core.types import RenderUnit, Scales, WorkUnit
 
 RENDER_BATCH = 32  # pictures a render unit; fixed, since batch composition changes the last bits
 
@@ -40,14 +40,16 @@ def _read(setting: str, location: str) -> PromptSet:
         raise ConfigError(f"{setting}={error}") from None
 
 
-def stage_units(config: Config, prompts: Sequence[str], stage: int, weights_version: int) -> list[WorkUnit]:
+def stage_units(
+    config: Config, prompts: Sequence[str], stage: int, weights_version: int, scales: Scales = ()
+) -> list[WorkUnit]:
     """The work units of a stage, `sampler.unit_prompts` groups each."""
     size, total = config.sampler.unit_prompts, config.stage.groups
     units = []
     for index, start in enumerate(range(0, total, size)):
         groups = tuple(range(start, min(start + size, total)))
         chosen = tuple(prompt_at(prompts, stage * total + g, config.seed) for g in groups)
-        units.append(WorkUnit(stage, index, groups, chosen, weights_version))
+        units.append(WorkUnit(stage, index, groups, chosen, weights_version, scales))
     return units
 
 

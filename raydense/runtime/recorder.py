@@ -21,6 +21,7 @@ from raydense.runtime.build import lora_config, lora_origin
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
 from raydense.runtime.judging import Judgement, draw_grid, judge_prompts
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets, evaluation_due, grid_prompts, held_out_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
@@ -30,6 +31,7 @@ from raydense.runtime.stopping import StopFlag, StopRequested
 from raydense.runtime.summary import versions
 from raydense.runtime.telemetry import Arrivals, Meter, RunLog
 from raydense.runtime.thumbnails import save_thumbnails
+from raydense.runtime.watch import HackingWatch
 
 
 class Recorder:
@@ -47,6 +49,7 @@ class Recorder:
         stop: StopFlag,
         sinks: Sequence[MetricSink],
         metrics_bytes: int,
+        scales: StageScales,
         pictures: bool = True,
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir
@@ -56,6 +59,8 @@ class Recorder:
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
         self._pictures = pictures
+        self._scales = scales
+        self._watch = HackingWatch(config.reward, scales, run_dir.root)
         self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
@@ -138,9 +143,13 @@ class Recorder:
             return  # the metrics hold this stage's row from before the cut
         groups = [group for report in reports for group in report.groups]
         values, ends = stage_values(stage, groups, self._config.stage.steps)
+        sighting = self._watch.look(stage, reports)
         checksum = groups[0].weights_checksum
-        self._log.metrics("stage", stage, step, values, intervals=ends, weights_checksum=checksum)
+        self._log.metrics(
+            "stage", stage, step, {**values, **sighting.values}, intervals=ends, weights_checksum=checksum
+        )
         self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
+        self._watch.react(sighting, self._title(stage), self._display.say, self._dir.shown)
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
         self.position = position
@@ -232,7 +241,7 @@ class Recorder:
             weights = self._learner.weights()
             self._fleet.broadcast(weights)
             judgement = judge_prompts(sets, self._config.evaluate.images_per_prompt, self._fleet, weights.version)
-        self._write_judgement(judgement, weights.version)
+        self._write_judgement(self._scales.restate(judgement), weights.version)
 
     def _write_judgement(self, judgement: Judgement, step: int) -> None:
         values, ends = judgement_values(judgement.scores)

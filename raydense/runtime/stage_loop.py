@@ -10,6 +10,7 @@ from raydense.config import Config
 from raydense.core.interfaces import Fleet, GroupsLost, Learner
 from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.runtime.collecting import StageCollection
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets, stage_units
 
 Handle = TypeVar("Handle")
@@ -55,16 +56,18 @@ def run_stages(
     observer: Observer,
     start: Position = Position(),  # noqa: B008 (immutable)
     known: StageState = StageState(),
+    scales: StageScales | None = None,
 ) -> PolicyWeights:
     """Runs every stage: broadcast, collect, replace the buffer, train. Returns the final weights.
 
     In the overlapped schedule the next stage is collected while this one trains, with the weights that this one began
-    with (METHOD §5). A run that continues gives `start` and the weights that this stage knows.
+    with (METHOD §5). A run that continues gives `start` and the weights that this stage knows. `scales` normalises a
+    mixture's components, where the reward asks for it.
     """
     overlapped = config.stage.schedule == "overlapped"
 
     def collect(stage: int, weights: PolicyWeights) -> StageCollection[Handle]:
-        units = stage_units(config, prompts.train, stage, weights.version)
+        units = stage_units(config, prompts.train, stage, weights.version, scales.of(stage) if scales else ())
         return StageCollection(fleet, units, weights, observer.unit_collected, config.replay.max_bytes)
 
     ahead: StageCollection[Handle] | None = None
@@ -76,6 +79,8 @@ def run_stages(
             observer.stage_started(stage, behaviour)
             current, ahead = ahead or collect(stage, behaviour), None
             current.finish()
+            if scales:
+                scales.update(stage, current.reports)
             taken = start.steps if stage == start.stages else 0
             observer.stage_collected(stage, current.reports, current.account, taken > 0)
             if overlapped and stage + 1 < config.stage.count:

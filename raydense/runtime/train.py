@@ -15,6 +15,7 @@ from raydense.core.metrics import MetricSink
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
 from raydense.runtime.mirror import Mirror
+from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
@@ -24,6 +25,7 @@ from raydense.runtime.sinks import open_sinks
 from raydense.runtime.stage_loop import StageState, run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
+from raydense.runtime.watch import HackingSuspected
 
 MAX_LEARNER_DEATHS = 3
 LearnerFactory = Callable[[], Learner[Any]]
@@ -70,6 +72,7 @@ class _Run:
     ) -> None:
         self._config, self._sets, self._dir, self._local = config, sets, run_dir, local
         self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
+        self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()
         self._started = time.perf_counter()
 
@@ -101,6 +104,7 @@ class _Run:
             self._stop,
             self._sinks(_next_step(checkpoint)),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
+            scales=self._scales,
         )
         runner = "local" if self._local else "ray"
         recorder.position = checkpoint.position if checkpoint else recorder.position
@@ -108,7 +112,7 @@ class _Run:
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
             before, after = self._stages(fleet, learner, recorder, checkpoint)
-        except NonFiniteStepError as error:
+        except (NonFiniteStepError, HackingSuspected) as error:
             self._dir.write_failure(str(error))
             self._dir.publish()
             raise
@@ -146,7 +150,9 @@ class _Run:
             learner.load_state_dict(checkpoint.learner)
         with self._stop.listening(self._display.say):
             known = StageState(checkpoint.behaviour, checkpoint.began) if checkpoint else StageState()
-            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, known)
+            final = run_stages(
+                self._config, self._sets, fleet, learner, recorder, recorder.position, known, self._scales
+            )
         self._display.update("judging the tuned model", 0, 1)
         fleet.broadcast(final)
         return before, self._judge(fleet, recorder, final.version)
@@ -154,6 +160,8 @@ class _Run:
     def _judge(self, fleet: Fleet[Any], recorder: Recorder, version: int) -> Judgement:
         with recorder.phase("judging"):
             judgement = judge(self._config, self._sets, fleet, version)
+        self._scales.calibrate(judgement)  # with the base model's, which comes first
+        judgement = self._scales.restate(judgement)
         recorder.record_judgement(judgement, version)
         return judgement
 

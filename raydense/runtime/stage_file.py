@@ -1,0 +1,31 @@
+"""A small JSON file in the run directory with an entry a stage, which a run that continues reads again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+Entry = dict[str, dict[str, float]]
+
+
+class StageFile:
+    """Entries by stage; each is on disk when it is set. Floats come back exactly.
+
+    An entry is a function of the run up to its stage: writing it again, after a cut, writes the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: dict[str, Entry] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+    def __contains__(self, stage: int) -> bool:
+        return str(stage) in self._entries
+
+    def __getitem__(self, stage: int) -> Entry:
+        return self._entries[str(stage)]
+
+    def __setitem__(self, stage: int, entry: Entry) -> None:
+        self._entries[str(stage)] = entry
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._entries, indent=1) + "\n", "utf-8")
+        partial.replace(self.path)
