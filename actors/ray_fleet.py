@@ -1,40 +1,35 @@
-"""The pool of sampler actors: two calls in flight each, and work that goes back when one dies or fails."""
+"""The elastic pool of sampler actors: they join when they have a place, leave when it goes, and lose no work.
+
+A thread of its own serves the pool, whatever the driver is at: training, writing a checkpoint, drawing pictures.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
 from raydense.core.actor_options import actor_options
-from raydense.core.interfaces import UNIT_RETRIES, Sampler, UnitFailed
+from raydense.core.interfaces import InertWeights, Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, UnitReport, WorkUnit
+from raydense.core.versions import LiveVersions
 
-IN_FLIGHT = 2  # calls a sampler; hides the control plane's latency
-MAX_DEATHS = 10  # of samplers, a run
-
-
-class FleetError(RuntimeError):
-    """The fleet cannot finish its work; the message says why."""
-
-
-@dataclass(eq=False)
-class _Job:
-    position: int  # of the unit in the caller's list
-    unit: Any
-    tries: int = 0  # that ended in an error of the unit's own
-    failed_on: int = -1  # the sampler of the last such try
+TICK_S = 0.1  # between two looks at the clock and the inbox, where nothing else happens
+MAX_BUILD_FAILURES = 3  # of one sampler in a row, before its place is given up
 
 
 @dataclass(frozen=True)
 class _Call:
-    job: _Job
-    sampler: int
+    job: Job
+    member: Member
     refs: tuple[Any, ...]  # the first is small and says that the call has ended
 
 
@@ -43,7 +38,12 @@ class RayFleet:
 
     Args:
         factory: makes a sampler from its name, in the actor's process.
-        count: of actors. num_cpus, num_gpus: that each reserves.
+        maximum: of actors; those without a place are pending, which is what an autoscaler answers.
+        minimum: that must be ready before `wait_ready` returns.
+        num_cpus, num_gpus, memory (bytes): that each reserves.
+        deadlines: after which a running unit counts as hung.
+        patience_s: without any live sampler, before the fleet gives up.
+        run_seed: for messages.
         labels: that a node must have, as Ray's label selectors. run: the actors are named after it.
     """
 
@@ -51,118 +51,259 @@ class RayFleet:
         self,
         factory: Callable[[str], Sampler],
         *,
-        count: int,
+        maximum: int,
+        minimum: int,
         num_cpus: float,
         num_gpus: float,
+        memory: int = 0,
+        deadlines: Deadlines,
+        patience_s: float,
+        run_seed: int,
         labels: Mapping[str, str] = {},  # never changed
         run: str = "run",
     ) -> None:
-        resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "scheduling_strategy": "SPREAD"}
-        names = [f"sampler-{i}" for i in range(count)]
-        self._samplers = [
-            RaySampler.options(  # type: ignore[attr-defined]
-                max_restarts=-1, max_task_retries=0, **resources, **actor_options(run, name, labels)
-            ).remote(factory, name, run)
-            for name in names
-        ]
-        self._alive = list(range(count))
-        self._restarting: dict[Any, int] = {}  # ref of its `ready` call → sampler
-        self._weights: Any = None
-        self._stamp = (-1, "")
-        self.deaths = self.lost = self.retried = 0
+        self._factory, self._labels, self._run = factory, labels, run
+        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
+        self._minimum, self._patience_s = minimum, patience_s
+        self._dispatcher = Dispatcher(deadlines, run_seed)
+        self._actors: dict[str, Any] = {}
+        self._starting: dict[Any, Member] = {}  # ref of its `ready` call → member
+        self._build_failures: dict[str, int] = {}
+        self._calls: dict[Any, _Call] = {}
+        self._versions: LiveVersions[Any] = LiveVersions(ray.put)
+        self._inbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._closing = threading.Event()
+        self._enough = threading.Event()
+        if minimum == 0:
+            self._enough.set()
+        for index in range(maximum):
+            self._enlist(Member(f"sampler-{index}"))
+        self._alive_at = time.monotonic()
+        self._thread = threading.Thread(target=self._serve, name="fleet", daemon=True)
+        self._thread.start()
+
+    # -- raydense.core.interfaces.Fleet -------------------------------------------------------------------
+
+    @property
+    def faults(self) -> Mapping[str, int]:
+        return dict(self._dispatcher.faults)
+
+    @property
+    def live(self) -> int:
+        return len(self._dispatcher.live)
 
     def wait_ready(self) -> None:
-        """Returns when every sampler has loaded its models. Raises what its construction raised."""
-        ray.get([sampler.ready.remote() for sampler in self._samplers])
+        """Returns when `minimum` samplers have loaded their models. Raises what their construction raised."""
+        while not self._enough.wait(TICK_S):
+            self._check()
 
     def broadcast(self, weights: PolicyWeights) -> None:
-        """Puts new weights into the object store once; the calls carry the reference, each node copies them once."""
-        if (weights.version, weights.checksum) != self._stamp:
-            self._weights, self._stamp = ray.put(weights), (weights.version, weights.checksum)
+        """Puts a version into the object store once; calls carry the reference, each node copies it once."""
+        self._versions.add(weights)
 
-    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[Any]]]:
-        for call, report in self._run("sample", list(units), lambda unit: 1 + len(unit.prompts)):
-            yield report, call.refs[1:]
+    def collect(self, units: Iterable[WorkUnit]) -> RayCollection:
+        return self._submit("sample", list(units))
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
-        results = {call.job.position: rendered for call, rendered in self._run("render", list(units), lambda _: 1)}
-        return [results[position] for position in sorted(results)]
+        collection = self._submit("render", list(units))
+        try:
+            results = dict(collection.outcomes())
+        finally:
+            collection.close()
+        return [results[job] for job in collection.jobs]
+
+    def is_lost(self, handles: Sequence[Any]) -> bool:
+        return any(map(_is_lost, handles))
 
     def shutdown(self) -> None:
-        for sampler in self._samplers:
-            ray.kill(sampler)
+        self._closing.set()
+        self._thread.join()
+        for actor in self._actors.values():
+            ray.kill(actor)
 
-    def _run(self, method: str, units: Sequence[Any], num_returns: Callable[[Any], int]) -> Iterator[tuple[_Call, Any]]:
-        """Every unit exactly once, in order of arrival; one whose sampler died, or that failed, goes back to the front.
+    # -- the caller's side --------------------------------------------------------------------------------
 
-        Raises: UnitFailed when a unit has failed too often.
-        """
-        pending = deque(_Job(position, unit) for position, unit in enumerate(units))
-        slots = deque(sampler for _ in range(IN_FLIGHT) for sampler in self._alive)
-        calls: dict[Any, _Call] = {}
-        while pending or calls:
-            while pair := self._match(pending, slots):
-                call = self._submit(method, *pair, num_returns(pair[0].unit))
-                calls[call.refs[0]] = call
-            done, _ = ray.wait([*calls, *self._restarting], num_returns=1)
-            if done[0] in self._restarting:
-                slots.extend([self._finish_restart(done[0])] * IN_FLIGHT)
-                continue
-            call = calls.pop(done[0])
-            try:
-                result = ray.get(done[0])
-            except (RayTaskError, RayActorError) as error:
-                if isinstance(error, RayTaskError):
-                    self._count_failure(call, error)
-                else:
-                    self.lost += 1
-                    self._begin_restart(call.sampler, error)
-                    slots = deque(sampler for sampler in slots if sampler != call.sampler)
-                pending.appendleft(call.job)
-                self.retried += 1
-            else:
-                yield call, result
-            if call.sampler in self._alive:
-                slots.append(call.sampler)
+    def _submit(self, method: str, units: list[Any]) -> RayCollection:
+        self._check()
+        arrived: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
+        jobs = [Job(method, unit, self._versions[unit.weights_version], arrived) for unit in units]
+        self._inbox.put(lambda: self._dispatcher.add(jobs))
+        return RayCollection(jobs, arrived, self._check, lambda: self._inbox.put(lambda: self._dispatcher.cancel(jobs)))
 
-    def _match(self, pending: deque[_Job], slots: deque[int]) -> tuple[_Job, int] | None:
-        """The first unit and slot that may come together: a unit that failed goes to another sampler, if one lives."""
-        for job in pending:
-            for sampler in slots:
-                if sampler != job.failed_on or len(self._alive) == 1:
-                    pending.remove(job)
-                    slots.remove(sampler)
-                    return job, sampler
-        return None
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
-    def _count_failure(self, call: _Call, error: RayTaskError) -> None:
-        call.job.tries, call.job.failed_on = call.job.tries + 1, call.sampler
-        if call.job.tries > UNIT_RETRIES:
-            raise UnitFailed.after(call.job.tries, error.cause or error) from error
+    # -- the thread's side --------------------------------------------------------------------------------
 
-    def _submit(self, method: str, job: _Job, sampler: int, num_returns: int) -> _Call:
-        remote = getattr(self._samplers[sampler], method).options(num_returns=num_returns)
-        refs = remote.remote(job.unit, self._weights)
-        return _Call(job, sampler, (refs,) if num_returns == 1 else tuple(refs))
-
-    def _begin_restart(self, sampler: int, error: RayActorError) -> None:
-        """Takes a dead sampler out of service; Ray restarts it, and `ready` answers when it is back."""
-        if sampler not in self._alive:
-            return  # another of its calls told us already
-        self._alive.remove(sampler)
-        self.deaths += 1
-        if self.deaths > MAX_DEATHS:
-            raise FleetError(f"samplers died {self.deaths} times; the last: {_one_line(error)}") from error
-        self._restarting[self._samplers[sampler].ready.remote()] = sampler
-
-    def _finish_restart(self, ready: Any) -> int:
-        sampler = self._restarting.pop(ready)
+    def _serve(self) -> None:
         try:
-            ray.get(ready)
+            while not self._closing.is_set():
+                self._turn()
+        except BaseException as error:
+            self._error = error  # raised where somebody waits
+
+    def _turn(self) -> None:
+        self._take_inbox()
+        while pair := self._dispatcher.assign(time.monotonic()):
+            self._call(*pair)
+        if waited_for := [*self._calls, *self._starting]:
+            done, _ = ray.wait(waited_for, num_returns=1, timeout=TICK_S)
+            for ref in done:
+                self._settle_start(ref) if ref in self._starting else self._settle_call(ref)
+        else:
+            time.sleep(TICK_S)
+        for member in self._dispatcher.overdue(time.monotonic()):
+            self._kill_hung(member)
+        self._check_patience()
+
+    def _take_inbox(self) -> None:
+        while not self._inbox.empty():
+            act = self._inbox.get()
+            act()
+
+    def _call(self, job: Job, member: Member) -> None:
+        num_returns = 1 + len(job.unit.prompts) if job.method == "sample" else 1
+        remote = getattr(self._actors[member.name], job.method).options(num_returns=num_returns)
+        refs = remote.remote(job.unit, job.weights)
+        call = _Call(job, member, (refs,) if num_returns == 1 else tuple(refs))
+        self._calls[call.refs[0]] = call
+
+    def _settle_call(self, ref: Any) -> None:
+        call = self._calls.pop(ref)
+        try:
+            result = ray.get(ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, InertWeights):
+                raise error.cause from error
+            self._dispatcher.fail(call.member, call.job, error.cause or error, time.monotonic())
         except RayActorError as error:
-            raise FleetError(f"sampler-{sampler} died and cannot be restarted: {_one_line(error)}") from error
-        self._alive.append(sampler)
-        return sampler
+            self._lose(call.member, "deaths", _one_line(error))
+        else:
+            self._dispatcher.finish(call.member, call.job, time.monotonic())
+            call.job.arrived.put((call.job, result if call.job.method == "render" else (result, call.refs[1:])))
+
+    def _kill_hung(self, member: Member) -> None:
+        running = member.jobs[0]
+        cause = f"{member.name} hung for over {self._dispatcher.deadline_s(running.method):.0f} s and was killed"
+        ray.kill(self._actors[member.name], no_restart=False)
+        self._lose(member, "hangs", cause)
+
+    def _lose(self, member: Member, fault: str, cause: str) -> None:
+        """Takes a sampler out of service; Ray restarts it where it finds a place, and `ready` answers then."""
+        self._calls = {ref: call for ref, call in self._calls.items() if call.member is not member}
+        self._starting[self._actors[member.name].ready.remote()] = member
+        self._dispatcher.die(member, fault, cause)
+
+    def _enlist(self, member: Member) -> None:
+        self._dispatcher.members[member.name] = member
+        self._actors[member.name] = self._start(member.name)
+        self._starting[self._actors[member.name].ready.remote()] = member
+
+    def _start(self, name: str) -> Any:
+        options = RaySampler.options(  # type: ignore[attr-defined]
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            **self._resources,
+            **actor_options(self._run, name, self._labels),
+        )
+        return options.remote(self._factory, name, self._run)
+
+    def _settle_start(self, ref: Any) -> None:
+        member = self._starting.pop(ref)
+        try:
+            ray.get(ref)
+        except RayActorError as error:
+            self._replace(member, error)
+            return
+        member.alive = True
+        self._build_failures.pop(member.name, None)
+        if self.live >= self._minimum:
+            self._enough.set()
+
+    def _replace(self, member: Member, error: RayActorError) -> None:
+        """A sampler that cannot be built: the run's own fault while none could be, else a new actor's chance."""
+        failures = self._build_failures[member.name] = self._build_failures.get(member.name, 0) + 1
+        if not self._enough.is_set():
+            raise error
+        self._dispatcher.faults["unbuilt"] += 1
+        if failures < MAX_BUILD_FAILURES:
+            self._enlist(member)
+        elif not self.live and not self._starting:
+            raise FleetError(f"no sampler can be built any more; the last: {_one_line(error)}") from error
+
+    def _check_patience(self) -> None:
+        now = time.monotonic()
+        if self.live or not (self._dispatcher.has_work or not self._enough.is_set()):
+            self._alive_at = now
+        elif now - self._alive_at > self._patience_s:
+            raise FleetError(
+                f"no live sampler for {self._patience_s:g} s (samplers.patience_s); add nodes, then continue the run"
+            )
+
+
+class RayCollection:
+    """Jobs under way; see `raydense.core.interfaces.Collection`.
+
+    Args:
+        arrived: where their outcomes come.
+        check: raises what has ended the fleet, if anything has.
+        give_up: forgets those that nobody has begun.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        arrived: queue.SimpleQueue[tuple[Job, Any]],
+        check: Callable[[], None],
+        give_up: Callable[[], None],
+    ) -> None:
+        self.jobs = jobs
+        self._arrived, self._check, self._give_up = arrived, check, give_up
+        self._left = len(jobs)
+
+    def __iter__(self) -> RayCollection:
+        return self
+
+    def __next__(self) -> tuple[UnitReport, Sequence[Any]]:
+        if not self._left:
+            raise StopIteration
+        result: tuple[UnitReport, Sequence[Any]] = self._take()[1]
+        return result
+
+    def outcomes(self) -> Iterator[tuple[Job, Any]]:
+        """The jobs with what came of each, in order of arrival."""
+        while self._left:
+            yield self._take()
+
+    def ready(self) -> bool:
+        return not self._arrived.empty()
+
+    def close(self) -> None:
+        self._give_up()
+
+    def _take(self) -> tuple[Job, Any]:
+        while True:
+            try:
+                outcome = self._arrived.get(timeout=TICK_S)
+            except queue.Empty:
+                self._check()
+            else:
+                self._left -= 1
+                return outcome
+
+
+def _is_lost(ref: Any) -> bool:
+    """Whether the object store has given it up; does not wait, and does not fetch it."""
+    try:
+        ray.get(ref, timeout=0)
+    except ObjectLostError:
+        return True
+    except GetTimeoutError:  # it is elsewhere
+        return False
+    return False
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from raydense.core.ddim import gaussian_log_prob
-from raydense.core.interfaces import ScoreError, Scorer
+from raydense.core.interfaces import InertWeights, ScoreError, Scorer
 from raydense.core.policy import Policy
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
@@ -88,6 +88,7 @@ class DiffusionSampler:
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
         self._embeds: dict[str, Tensor] = {}
         self._bound = ""
+        self._proved = False  # that trained weights have an effect
 
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
         """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
@@ -123,7 +124,24 @@ class DiffusionSampler:
             raise ValueError(f"the unit names weights version {version}, but version {weights.version} came with it")
         if self._bound != weights.checksum:
             self._policy.bind(weights)
+            if weights.version > 0 and not self._proved:
+                self._prove_effect()
             self._bound = weights.checksum
+
+    def _prove_effect(self) -> None:
+        """Trained weights must change a fixed probe's noise prediction. Raises: InertWeights."""
+        probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe")).to(self._policy.device)
+        first, embeds = torch.zeros(1, dtype=torch.long, device=probe.device), self._embed("a photo")[None]
+        with torch.no_grad():
+            tuned = self._policy.predict(probe, first, embeds)
+            with self._policy.reference():
+                base = self._policy.predict(probe, first, embeds)
+        if torch.equal(tuned, base):
+            raise InertWeights(
+                f"weights version {self._policy.version} predict the same noise as the base model: training has had no "
+                "effect; look at train.lr, train.clip and log_ratio/clip_fraction"
+            )
+        self._proved = True
 
     def _embed(self, prompt: str) -> Tensor:
         if prompt not in self._embeds:

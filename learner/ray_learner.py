@@ -6,16 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from raydense.core.actor_options import actor_options
-from raydense.core.interfaces import Learner, LearnerDied
+from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
 
 def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
-    """Groups out of the object store; their arrays are read-only views of it where they lie on this node."""
-    groups: list[TrajectoryGroup] = ray.get(list(refs))
+    """Groups out of the object store; their arrays are read-only views of it where they lie on this node.
+
+    Raises: GroupsLost if one went with its node.
+    """
+    try:
+        groups: list[TrajectoryGroup] = ray.get(list(refs))
+    except ObjectLostError as error:
+        raise GroupsLost(" ".join(str(error).split())) from None
     return groups
 
 
@@ -48,7 +54,8 @@ class RayLearner:
 
     Args:
         factory: makes the learner from its fetch function, in the actor's process.
-        num_cpus, num_gpus: that the actor reserves.
+        num_cpus, num_gpus, memory (bytes): that the actor reserves.
+        patience_s: that a place for it is waited for.
         labels: that its node must have, as Ray's label selectors. run: it is named after it.
     """
 
@@ -58,20 +65,23 @@ class RayLearner:
         *,
         num_cpus: float,
         num_gpus: float,
+        memory: int = 0,
+        patience_s: float = 600.0,
         labels: Mapping[str, str] = {},  # never changed
         run: str = "run",
     ) -> None:
         self._factory, self._labels, self._run = factory, labels, run
-        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
+        self._patience_s = patience_s
         self._actor = self._start()
 
     def started(self) -> RayLearner:
         """Waits until the actor is ready; a dead one is replaced by one in its first state."""
         try:
-            self._call("ready")
+            self._call("ready", timeout=self._patience_s)
         except LearnerDied:
             self._actor = self._start()
-            self._call("ready")
+            self._call("ready", timeout=self._patience_s)
         return self
 
     def weights(self) -> PolicyWeights:
@@ -99,9 +109,14 @@ class RayLearner:
         options = {**self._resources, **actor_options(self._run, "learner", self._labels)}
         return _LearnerActor.options(**options).remote(self._factory)  # type: ignore[attr-defined]
 
-    def _call(self, method: str, *arguments: Any) -> Any:
+    def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments))
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
+        except GetTimeoutError:
+            raise TimeoutError(
+                f"the learner found no place, or did not start, within {timeout:g} s (samplers.patience_s); add a node "
+                "that has what it reserves, then continue the run"
+            ) from None
         except RayActorError as error:
             raise LearnerDied(" ".join(str(error).split())) from error
         except RayTaskError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from raydense.commands import doctor, status, train
+from raydense.commands import compare, doctor, evaluate, export, sample, status, sweep, train
 from raydense.commands.common import EXIT_BAD_INPUT
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -26,6 +26,11 @@ def _root() -> None:
 app.command(epilog=train.EXAMPLE)(train.train)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(epilog=sample.EXAMPLE)(sample.sample)
+app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command(epilog=compare.EXAMPLE)(compare.compare)
+app.command(epilog=export.EXAMPLE)(export.export)
+app.command(epilog=sweep.EXAMPLE)(sweep.sweep)
 
 
 def _check_neighbours() -> None:

@@ -6,6 +6,7 @@ Its sections are in `raydense.sections`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 from collections.abc import Sequence
 from importlib import resources
@@ -30,6 +31,7 @@ from raydense.sections.run import (
     StepsConfig,
     TrainConfig,
 )
+from raydense.sections.telemetry import TelemetryConfig
 
 DEFAULT_PRESET = "tiny"
 
@@ -55,6 +57,7 @@ class Config(Section):
     replay: ReplayConfig = ReplayConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
@@ -68,10 +71,11 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
-        if self.samplers.autoscale and None in (self.samplers.count, self.samplers.num_gpus, self.learner.num_gpus):
+        size = self.samplers.max or self.samplers.count
+        if self.samplers.autoscale and None in (size, self.samplers.num_gpus, self.learner.num_gpus):
             raise ValueError(
                 "samplers.autoscale=true asks for nodes that are not there yet, so that nothing can be counted from "
-                "them; set samplers.count, samplers.num_gpus and learner.num_gpus too"
+                "them; set samplers.max, samplers.num_gpus and learner.num_gpus too"
             )
         return self
 
@@ -79,7 +83,7 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-MAY_CHANGE_ON_RESUME = ("name", "samplers", "learner.labels", "replay", "checkpoint", "stage.count")
+MAY_CHANGE_ON_RESUME = ("name", "samplers", "learner.labels", "replay", "checkpoint", "telemetry", "stage.count")
 
 
 def changed_config(config: Config, overrides: list[str], may_change: Sequence[str], who: str) -> Config:
@@ -90,19 +94,23 @@ def changed_config(config: Config, overrides: list[str], may_change: Sequence[st
 
     Raises: ConfigError listing what may not change, before and after.
     """
-    values = config.model_dump(mode="json")
-    for override in overrides:
-        _apply_override(values, override)
-    changed = _validate(values)
-    before, after = _flatten(config.model_dump()), _flatten(changed.model_dump())
-    refused = [
-        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not any(key == a or key.startswith(f"{a}.") for a in may_change)
-    ]
-    if refused:
+    changed = validated_config(config.model_dump(mode="json"), overrides)
+    if refused := changed_settings(config, changed, may_change):
         raise ConfigError(f"{who} may change only {', '.join(may_change)}; refused: {'; '.join(refused)}")
     return changed
+
+
+def changed_settings(before: Config, after: Config, leave_out: Sequence[str] = ()) -> list[str]:
+    """`key: old -> new` of every setting that differs, in the order of their names.
+
+    Args: leave_out: settings or sections that may differ.
+    """
+    old, new = flat_settings(before), flat_settings(after)
+    return [
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not any(key == a or key.startswith(f"{a}.") for a in leave_out)
+    ]
 
 
 def resumed_config(config: Config, overrides: list[str]) -> Config:
@@ -112,6 +120,11 @@ def resumed_config(config: Config, overrides: list[str]) -> Config:
     if changed.stage.count < config.stage.count:
         raise ConfigError(f"stage.count: {config.stage.count} -> {changed.stage.count}: it may only grow")
     return changed
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Every setting under its whole name, such as `train.lr`."""
+    return _flatten(config.model_dump())
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -133,12 +146,14 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     if path is not None and preset is not None:
         raise ConfigError("give a configuration file or --preset, not both")
     values = _read_file(path) if path is not None else _read_preset(preset or DEFAULT_PRESET)
-    for override in overrides or []:
+    return validated_config(values, overrides or [])
+
+
+def validated_config(values: dict[str, Any], overrides: list[str]) -> Config:
+    """Plain values as a configuration, after `key=value` overrides. Raises: ConfigError with one line a problem."""
+    values = copy.deepcopy(values)
+    for override in overrides:
         _apply_override(values, override)
-    return _validate(values)
-
-
-def _validate(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from safetensors.torch import save_file as save_tensors
 
 from raydense.core.types import PolicyWeights, Position
 
-MANIFEST = "manifest.json"
+MANIFEST, CONFIG = "manifest.json", "config.yaml"
+STAGE_WEIGHTS = ("behaviour", "began")
 
 
 class CheckpointError(RuntimeError):
@@ -33,14 +34,20 @@ class Checkpoint:
 
     learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights) and `optimizer`.
     position: how far the run has come.
-    behaviour: the weights that the current stage's work units name; None at a stage boundary.
+    behaviour: the weights that the work units of the position's stage name; None: θ as it is.
+    began: θ when that stage began, which the next stage's units may name; None at a stage boundary.
     metrics_bytes: length of metrics.jsonl then.
+    record: the ledger, outstanding units and the segments that hold the buffer; JSON-ready.
+    config: of the run, as YAML.
     """
 
     learner: Mapping[str, Any]
     position: Position
     behaviour: PolicyWeights | None
     metrics_bytes: int
+    began: PolicyWeights | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
@@ -52,8 +59,10 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     _save_weights(weights, partial / "lora.safetensors")
-    if checkpoint.behaviour is not None:
-        _save_weights(checkpoint.behaviour, partial / "behaviour.safetensors")
+    for name in STAGE_WEIGHTS:
+        if (known := getattr(checkpoint, name)) is not None:
+            _save_weights(known, partial / f"{name}.safetensors")
+    (partial / CONFIG).write_text(checkpoint.config, encoding="utf-8")
     save_tensors(moments, partial / "optimizer.safetensors")
     manifest = {
         "step": state["step"],
@@ -61,7 +70,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         "position": asdict(checkpoint.position),
         "metrics_bytes": checkpoint.metrics_bytes,
         "weights": _describe(weights),
-        "behaviour": _describe(checkpoint.behaviour),
+        **{name: _describe(getattr(checkpoint, name)) for name in STAGE_WEIGHTS},
+        "record": checkpoint.record,
         "optimizer": optimizer,
         "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
     }
@@ -95,8 +105,18 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
     }
-    behaviour = manifest["behaviour"] and _load_weights(directory / "behaviour.safetensors", manifest["behaviour"])
-    return Checkpoint(learner, Position(**manifest["position"]), behaviour, manifest["metrics_bytes"])
+    known = {
+        name: manifest[name] and _load_weights(directory / f"{name}.safetensors", manifest[name])
+        for name in STAGE_WEIGHTS
+    }
+    return Checkpoint(
+        learner=learner,
+        position=Position(**manifest["position"]),
+        metrics_bytes=manifest["metrics_bytes"],
+        record=manifest["record"],
+        config=(directory / CONFIG).read_text("utf-8"),
+        **known,
+    )
 
 
 def _save_weights(weights: PolicyWeights, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 for stage in range(stages):
     weights = learner.weights()                        # θ of this stage
-    fleet.broadcast(weights)
+    fleet.broadcast(weights)                           # one more live version; a unit names its own
     arrivals = sorted(fleet.collect(units))            # samplers: roll out, score, keep K of R
     learner.begin_stage(arrivals)                      # the replay buffer's content is replaced
     for _ in range(steps): learner.train(1)            # off-policy, on the stage's groups
@@ -36,20 +36,29 @@ class LearnerDied(RuntimeError):
     """The learner's process is gone; the run can continue from its last checkpoint with a new one."""
 
 
-UNIT_RETRIES = 3  # of a work unit that failed, before the run stops
+class GroupsLost(RuntimeError):
+    """Groups of the replay buffer can no longer be read: the node that held them is gone."""
+
+
+FAULTS = ("deaths", "hangs", "lost", "retried", "resampled")  # what a fleet counts; see `Fleet.faults`
+MAX_UNIT_FAILURES = 3  # exceptions of one work unit, on different samplers where there are several
 
 
 class ScoreError(RuntimeError):
     """A scorer failed, or gave what is no score; the message names it, a prompt and the cause."""
 
 
+class InertWeights(RuntimeError):
+    """Trained weights were bound and changed nothing: the samplers would go on with the base model."""
+
+
 class UnitFailed(RuntimeError):
-    """A work unit failed `UNIT_RETRIES` times more after its first try; the message has the last cause."""
+    """A work unit raised `MAX_UNIT_FAILURES` times; the message names it and has the last cause."""
 
     @staticmethod
-    def after(tries: int, cause: BaseException) -> UnitFailed:
+    def after(tries: int, what: str, cause: BaseException) -> UnitFailed:
         reason = " ".join(str(cause).split()) or type(cause).__name__
-        return UnitFailed(f"{reason} (tried {tries} times)")
+        return UnitFailed(f"{reason} ({what}; tried {tries} times)")
 
 
 class NonFiniteStepError(RuntimeError):
@@ -78,34 +87,54 @@ class Sampler(Protocol):
         ...
 
 
+class Collection(Protocol[GivenHandle]):
+    """Work units that a fleet is at work on: an iterator of (report, handles) in order of arrival, each unit once."""
+
+    def __iter__(self) -> Iterator[tuple[UnitReport, Sequence[GivenHandle]]]: ...
+
+    def __next__(self) -> tuple[UnitReport, Sequence[GivenHandle]]:
+        """The next arrival; waits for it. Raises: UnitFailed, or whatever ends the fleet."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether one has arrived, so that `next` does not wait."""
+        ...
+
+    def close(self) -> None:
+        """Gives up what has not arrived."""
+        ...
+
+
 class Fleet(Protocol[GivenHandle]):
     """All samplers together, as the driver sees them."""
 
     @property
-    def deaths(self) -> int:
-        """Samplers that died, this process."""
+    def faults(self) -> Mapping[str, int]:
+        """What went wrong so far, this process, by name (0 where absent).
+
+        `deaths` and `hangs` of samplers; units `lost` by them; units `retried`; units `resampled` whose groups went.
+        """
         ...
 
     @property
-    def lost(self) -> int:
-        """Units whose sampler died at work, this process; each was issued again."""
-        ...
-
-    @property
-    def retried(self) -> int:
-        """Units that were issued again, this process."""
+    def live(self) -> int:
+        """Samplers that can work now."""
         ...
 
     def broadcast(self, weights: PolicyWeights) -> None:
-        """Makes these weights available to every sampler."""
+        """Makes one more version available to every sampler; units name the version that they want."""
         ...
 
-    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[GivenHandle]]]:
-        """Results in order of arrival, which carries no meaning; every unit exactly once."""
+    def collect(self, units: Iterable[WorkUnit]) -> Collection[GivenHandle]:
+        """Starts work on the units; several collections, and `render`, may be under way at once."""
         ...
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
         """Results in the order of the units."""
+        ...
+
+    def is_lost(self, handles: Sequence[Any]) -> bool:
+        """Whether one of these groups can no longer be read."""
         ...
 
 
@@ -119,7 +148,7 @@ class Learner(Protocol[TakenHandle]):
         ...
 
     def train(self, num_steps: int) -> list[StepMetrics]:
-        """Takes gradient steps on the current stage's groups."""
+        """Takes gradient steps on the current stage's groups. Raises: GroupsLost, before the step, if some are gone."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]: ...

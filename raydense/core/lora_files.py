@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,44 +31,80 @@ _MODULE_FIRST = re.compile(r"^(?P<module>.+)\.lora(\.|_linear_layer\.|_)(?P<half
 _PROCESSOR = re.compile(r"^(?P<attention>.+)\.processor\.to_(?P<to>q|k|v|out)_lora\.(?P<half>down|up)\.weight$")
 
 
-def load_lora(location: str, expected: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float) -> PolicyWeights:
-    """Reads a LoRA as version 0 of the policy's weights.
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA as its file has it: float32 tensors under the policy's names."""
+
+    source: str  # setting and path, which begin every error about it
+    tensors: Mapping[str, FloatArray]
+    stated_alpha: float | None
+
+    @property
+    def rank(self) -> int:
+        """Raises: ConfigError if its layers have several."""
+        ranks = sorted({int(tensor.shape[0]) for name, tensor in self.tensors.items() if ".lora_A." in name})
+        if len(ranks) != 1:
+            raise ConfigError(f"{self.source} has ranks {', '.join(map(str, ranks))}; give a LoRA of one rank")
+        return ranks[0]
+
+    @property
+    def alpha(self) -> float:
+        """As stated, else the rank, as diffusers reads it."""
+        return self.stated_alpha if self.stated_alpha is not None else float(self.rank)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Full names of the layers that it adapts."""
+        return tuple(sorted({name.partition(".lora_")[0] for name in self.tensors}))
+
+
+def read_lora(location: str, setting: str = "policy.init_lora") -> LoraFile:
+    """Reads a LoRA.
 
     Args:
         location: a diffusers file (`*.safetensors`), a peft adapter (its file beside `adapter_config.json`), the
             authors' `*.bin`, or a directory with exactly one of them under its usual name.
-        expected: shapes of the policy's LoRA tensors, by name.
-        rank, alpha: the policy's. A file that does not state alpha means alpha = rank, as diffusers reads it.
-    Raises: ConfigError naming the file and every kind of difference.
+        setting: that gave the location, for errors.
+    Raises: ConfigError naming the file.
     """
-    path = _find(location)
-    source = f"policy.init_lora={path}"
+    path = _find(location, setting)
+    source = f"{setting}={path}"
     raw, stated_alpha = _read(path, source)
     named = {_policy_name(name): tensor for name, tensor in raw.items()}
     if len(named) < len(raw):
         raise ConfigError(f"{source}: several of its tensors belong to one projection; give a file with one LoRA")
-    _check_names(source, named, expected)
-    ranks = {tensor.shape[0] for name, tensor in named.items() if ".lora_A." in name}
-    if ranks != {rank}:
-        found = ", ".join(map(str, sorted(ranks)))
-        raise ConfigError(f"{source} has rank {found}, but policy.lora_rank={rank}; make them agree")
-    file_alpha = stated_alpha if stated_alpha is not None else rank
-    if file_alpha != alpha:
+    return LoraFile(source, {name: _float32(tensor) for name, tensor in named.items()}, stated_alpha)
+
+
+def load_lora(location: str, expected: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float) -> PolicyWeights:
+    """Reads a LoRA as version 0 of the policy's weights.
+
+    Args:
+        location: as of `read_lora`.
+        expected: shapes of the policy's LoRA tensors, by name.
+        rank, alpha: the policy's.
+    Raises: ConfigError naming the file and every kind of difference.
+    """
+    file = read_lora(location)
+    check_names(file, expected)
+    if file.rank != rank:
+        raise ConfigError(f"{file.source} has rank {file.rank}, but policy.lora_rank={rank}; make them agree")
+    if file.alpha != alpha:
         raise ConfigError(
-            f"{source} has alpha {file_alpha:g}, but policy.lora_alpha gives {alpha:g}; set policy.lora_alpha"
+            f"{file.source} has alpha {file.alpha:g}, but policy.lora_alpha gives {alpha:g}; set policy.lora_alpha"
         )
-    _check_shapes(source, named, expected)
-    return PolicyWeights.of(0, {name: _float32(tensor) for name, tensor in named.items()})
+    check_shapes(file, expected)
+    return PolicyWeights.of(0, file.tensors)
 
 
-def _find(location: str) -> Path:
+def _find(location: str, setting: str) -> Path:
     path = Path(location).expanduser()
     if path.is_file():
         return path
     found = [path / name for name in KNOWN_FILES if (path / name).is_file()]
     if len(found) != 1:
         what = f"holds {len(found)} of" if path.is_dir() else "is not there; give a file, or a directory with one of"
-        raise ConfigError(f"policy.init_lora={location} {what} {', '.join(KNOWN_FILES)}; name the file itself")
+        raise ConfigError(f"{setting}={location} {what} {', '.join(KNOWN_FILES)}; name the file itself")
     return found[0]
 
 
@@ -115,22 +152,24 @@ def _policy_name(name: str) -> str:
     return name
 
 
-def _check_names(source: str, named: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> None:
-    missing, surplus = sorted(expected.keys() - named.keys()), sorted(named.keys() - expected.keys())
+def check_names(file: LoraFile, expected: Mapping[str, Any]) -> None:
+    """Raises: ConfigError unless the file has exactly these tensors."""
+    missing, surplus = sorted(expected.keys() - file.tensors.keys()), sorted(file.tensors.keys() - expected.keys())
     problems = [f"{len(names)} {what}: {_some(names)}" for what, names in
                 (("missing", missing), ("surplus", surplus)) if names]  # fmt: skip
     if problems:
-        raise ConfigError(f"{source} is not this policy's LoRA; {'; '.join(problems)}")
+        raise ConfigError(f"{file.source} is not this policy's LoRA; {'; '.join(problems)}")
 
 
-def _check_shapes(source: str, named: Mapping[str, torch.Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(file: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises: ConfigError unless its tensors have these shapes."""
     misshapen = [
-        f"{name} {list(named[name].shape)}, not {list(shape)}"
+        f"{name} {list(file.tensors[name].shape)}, not {list(shape)}"
         for name, shape in sorted(expected.items())
-        if tuple(named[name].shape) != tuple(shape)
+        if file.tensors[name].shape != tuple(shape)
     ]
     if misshapen:
-        raise ConfigError(f"{source} is not this policy's LoRA; {len(misshapen)} misshapen: {_some(misshapen)}")
+        raise ConfigError(f"{file.source} is not this policy's LoRA; {len(misshapen)} misshapen: {_some(misshapen)}")
 
 
 def _some(items: list[str]) -> str:

@@ -46,15 +46,32 @@ def load_prompts(location: str) -> PromptSet:
     try:
         entries, notes = read_entries(source)
         index = selection.pop("index", None)
-        prompts, duplicates = _distinct(_selected(entries, selection))
-        if index is not None:
-            prompts = [prompts[_checked_index(index, len(prompts))]]
+        found = _prompt_set(location, _selected(entries, selection), notes)
+        if index is None:
+            return found
+        return PromptSet((found.prompts[_checked_index(index, len(found.prompts))],), found.notes)
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from None
-    if duplicates:
-        noun = "duplicate" if len(duplicates) == 1 else "duplicates"
-        notes = [*notes, f"{len(duplicates)} {noun} dropped: {_some(duplicates)}"]
-    return PromptSet(tuple(prompts), tuple(f"{location}: {note}" for note in notes))
+
+
+def load_by_label(location: str) -> dict[str, PromptSet]:
+    """As load_prompts, a set a style or category of the source; one under the empty label where it has neither.
+
+    Raises: as load_prompts.
+    """
+    source, selection = _split(location)
+    if "index" in selection:
+        return {"": load_prompts(location)}
+    by_label: dict[str, list[Entry]] = {}
+    try:
+        entries, notes = read_entries(source)
+        for entry in _selected(entries, selection):
+            by_label.setdefault(next(iter(entry.labels.values()), ""), []).append(entry)
+        sets = {label: _prompt_set(location, chosen, []) for label, chosen in by_label.items()}
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from None
+    first = next(iter(sets))
+    return {**sets, first: PromptSet(sets[first].prompts, (*(f"{location}: {n}" for n in notes), *sets[first].notes))}
 
 
 def read_prompts(location: str) -> tuple[str, ...]:
@@ -127,6 +144,15 @@ def _selected(entries: Sequence[Entry], selection: dict[str, str]) -> list[Entry
             raise ValueError(f"#{key}={wanted} is not here; allowed: {', '.join(known)}")
         chosen = [entry for entry in chosen if entry.labels.get(key) == wanted]
     return chosen
+
+
+def _prompt_set(location: str, entries: Sequence[Entry], notes: Sequence[str]) -> PromptSet:
+    """Each prompt once, with the notes on the source and on its duplicates. Raises: as _distinct."""
+    prompts, duplicates = _distinct(entries)
+    if duplicates:
+        noun = "duplicate" if len(duplicates) == 1 else "duplicates"
+        notes = [*notes, f"{len(duplicates)} {noun} dropped: {_some(duplicates)}"]
+    return PromptSet(tuple(prompts), tuple(f"{location}: {note}" for note in notes))
 
 
 def _distinct(entries: Sequence[Entry]) -> tuple[list[str], list[str]]:

@@ -54,6 +54,11 @@ class WorkUnit:
     prompts: tuple[str, ...]
     weights_version: int
 
+    def describe(self, run_seed: int) -> str:
+        """The unit as a person would find it again."""
+        prompts = ", ".join(map(repr, self.prompts))
+        return f"unit {self.index} of stage {self.stage}, run seed {run_seed}, prompts {prompts}"
+
 
 @dataclass(frozen=True)
 class RenderUnit:
@@ -62,6 +67,10 @@ class RenderUnit:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]  # one a prompt
     weights_version: int
+
+    def describe(self, run_seed: int) -> str:
+        """The unit as a person would find it again."""
+        return f"pictures {list(self.seeds)}, run seed {run_seed}, prompts {', '.join(map(repr, self.prompts))}"
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,60 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from raydense.core.interfaces import Fleet
+from raydense.core.interfaces import Collection, Fleet, GroupsLost
 from raydense.core.segments import SegmentError, read_segment, segment_path, write_segment
 from raydense.core.types import RESTORED, PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 
 Handle = TypeVar("Handle")
 AUTOMATIC_BYTES = 2**20  # of a group, from which on it is worth a file
+
+
+class ArchivingCollection(Generic[Handle]):
+    """`Collection`: what was restored, then what arrives.
+
+    Args:
+        collect: starts work on units that nobody has yet.
+        write: keeps an arrival on disk. Raises GroupsLost where its node has gone: then the unit is collected again.
+    """
+
+    def __init__(
+        self,
+        restored: list[tuple[UnitReport, Sequence[Handle]]],
+        missing: list[WorkUnit],
+        collect: Callable[[list[WorkUnit]], Collection[Handle]],
+        write: Callable[[UnitReport, Sequence[Handle]], None],
+    ) -> None:
+        self._restored, self._collect, self._write = restored[::-1], collect, write
+        self._coming, self._lost = collect(missing), list[WorkUnit]()
+
+    def __iter__(self) -> ArchivingCollection[Handle]:
+        return self
+
+    def __next__(self) -> tuple[UnitReport, Sequence[Handle]]:
+        if self._restored:
+            return self._restored.pop()
+        for report, handles in self._coming:
+            try:
+                self._write(report, handles)
+            except GroupsLost:
+                self._lost.append(report.unit)
+                continue
+            return report, handles
+        if not self._lost:
+            raise StopIteration
+        self._coming, self._lost = self._collect(self._lost), []
+        return next(self)
+
+    def ready(self) -> bool:
+        return bool(self._restored) or self._coming.ready()
+
+    def close(self) -> None:
+        self._coming.close()
 
 
 class ArchivingFleet(Generic[Handle]):
@@ -39,43 +82,46 @@ class ArchivingFleet(Generic[Handle]):
     ) -> None:
         self._inner, self._root, self._fetch, self._put = inner, root, fetch, put
         self._segments, self._keep = segments, keep
-        self._checksum = ""
+        self._checksums: dict[int, str] = {}  # by version of the weights
+        self._asked: set[tuple[int, int]] = set()  # stage and index of units that samplers were asked for
+        self._resampled = 0
 
     @property
-    def deaths(self) -> int:
-        return self._inner.deaths
+    def faults(self) -> Mapping[str, int]:
+        return {**self._inner.faults, "resampled": self._resampled}
 
     @property
-    def lost(self) -> int:
-        return self._inner.lost
-
-    @property
-    def retried(self) -> int:
-        return self._inner.retried
+    def live(self) -> int:
+        return self._inner.live
 
     def broadcast(self, weights: PolicyWeights) -> None:
-        self._checksum = weights.checksum
+        self._checksums[weights.version] = weights.checksum
         self._inner.broadcast(weights)
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
         return self._inner.render(units)
 
-    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[Handle]]]:
+    def collect(self, units: Iterable[WorkUnit]) -> ArchivingCollection[Handle]:
         """Units on disk first, then the others as they arrive, each written before it is handed on."""
-        missing: list[WorkUnit] = []
-        for unit in units:
-            restored = self._restore(unit)
-            if restored is None:
-                missing.append(unit)
-            else:
-                yield restored
+        units = list(units)
+        restored = {unit.index: found for unit in units if (found := self._restore(unit)) is not None}
+        missing = [unit for unit in units if unit.index not in restored]
         if missing and not self._keep:
-            self._drop_older(missing[0].stage)
-        for report, handles in self._inner.collect(missing):
-            if self._wanted(report):
-                path = segment_path(self._root, report.unit.stage, report.unit.index)
-                write_segment(path, report, self._fetch(handles))
-            yield report, handles
+            self._drop_older(missing[0].stage - 1)  # a stage that is collected ahead leaves its predecessor's alone
+        return ArchivingCollection(list(restored.values()), missing, self._collect_missing, self._write)
+
+    def is_lost(self, handles: Sequence[Handle]) -> bool:
+        return self._inner.is_lost(handles)
+
+    def _collect_missing(self, units: list[WorkUnit]) -> Collection[Handle]:
+        names = {(unit.stage, unit.index) for unit in units}
+        self._resampled += len(names & self._asked)
+        self._asked |= names
+        return self._inner.collect(units)
+
+    def _write(self, report: UnitReport, handles: Sequence[Handle]) -> None:
+        if self._wanted(report):
+            write_segment(segment_path(self._root, report.unit.stage, report.unit.index), report, self._fetch(handles))
 
     def _restore(self, unit: WorkUnit) -> tuple[UnitReport, Sequence[Handle]] | None:
         """What is on disk of this unit, if it is sound and of the same weights; else it is sampled again."""
@@ -86,7 +132,7 @@ class ArchivingFleet(Generic[Handle]):
             report, groups = read_segment(path)
         except SegmentError:
             return None
-        if report.unit != unit or any(group.weights_checksum != self._checksum for group in groups):
+        if report.unit != unit or any(g.weights_checksum != self._checksums[unit.weights_version] for g in groups):
             return None
         return replace(report, sampler=RESTORED), [self._put(group) for group in groups]
 

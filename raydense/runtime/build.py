@@ -49,10 +49,12 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    The checksum leaves out what does not change a run's bytes: its name, the fleet, and what is kept on disk.
+    The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
+    and where metrics go.
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
-    unread: Any = {"name": True, "samplers": True, "learner": {"labels"}, "replay": True, "checkpoint": True}
+    whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
+    unread: Any = {**whole, "learner": {"labels"}}
     settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
@@ -99,8 +101,10 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         from raydense.rewards.function import FunctionScorer
 
         return FunctionScorer(config.name, config.target)
-    if config.kind == "imagereward":
-        raise NotImplementedError(f"scorer {config.name}: kind 'imagereward' is not available yet")
+    if config.kind == "http":
+        from raydense.rewards.http import HttpScorer
+
+        return HttpScorer(**config.model_dump(exclude={"kind"}))
     options: dict[str, Any] = config.model_dump(exclude={"kind", "device"})
     options["device"] = resolve_device(config.device)
     if config.kind == "clip":
@@ -111,6 +115,10 @@ def build_scorer(config: ScorerConfig) -> Scorer:
         from raydense.rewards.aesthetic import AestheticScorer
 
         return AestheticScorer(**options)
+    if config.kind == "imagereward":
+        from raydense.rewards.imagereward import ImageRewardScorer
+
+        return ImageRewardScorer(**options)
     from raydense.rewards.hpsv2 import HPSv2Scorer
 
     return HPSv2Scorer(**{**options, "dtype": getattr(torch, config.dtype)})
@@ -151,6 +159,13 @@ def build_learner(config: Config, fetch: Callable[[Sequence[Handle]], Sequence[T
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
+    return make_learner(config, policy, fetch)
+
+
+def make_learner(
+    config: Config, policy: Policy, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]]
+) -> SGDLearner[Handle]:
+    """The learner of `config` on a policy that is there already."""
     replay: ReplayBuffer[Handle] = ReplayBuffer(config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(

@@ -12,7 +12,7 @@ import torch
 from raydense.config import Config, ConfigError
 from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
-from raydense.runtime.plan import PromptSets, judged_prompts, read_prompt_sets
+from raydense.runtime.plan import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.runtime.preflight import check_policy, check_scorer, model_file, needs_hub
 from raydense.sections.rewards import SingleScorerConfig
 
@@ -32,7 +32,11 @@ SD15_FILES: Mapping[str, Mapping[str, Any]] = {  # what differs from the classes
         "num_hidden_layers": 12,
     },
 }
-SCORER_PARAMETERS = {"hpsv2": 986_109_441, "aesthetic": 428_500_000}  # ViT-H/14; ViT-L/14 with its head
+SCORER_PARAMETERS = {  # ViT-H/14; ViT-L/14 with its head; ViT-L/16, BERT with cross-attention and a head
+    "hpsv2": 986_109_441,
+    "aesthetic": 428_500_000,
+    "imagereward": 446_206_689,
+}
 CUDA_CONTEXT = 0.6e9  # bytes a process, with the libraries' workspaces
 STORE_SHARE = 0.3  # of a node's memory, Ray's default object store
 
@@ -69,7 +73,7 @@ class Plan:
 def check_and_plan(config: Config, tflops: float) -> Plan:
     """Validates all that can be without weights, and computes the plan. Raises: ConfigError.
 
-    What only the hub has (prompt sets, a scorer that is still to come) is a note of the plan and no error.
+    Prompt sets that only the hub has are a note of the plan and no error.
     """
     notes, sets = [], None
     if from_hub := [p for p in (config.prompts.train, config.prompts.unseen) if p and needs_hub(p)]:
@@ -78,10 +82,7 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
         sets = read_prompt_sets(config)
     check_policy(config, fetch=False)
     for scorer in config.reward.judges:
-        if scorer.kind == "imagereward":
-            notes.append(f"scorer {scorer.name}: not available yet, so that a run refuses it")
-        else:
-            check_scorer(scorer)
+        check_scorer(scorer)
     plan = plan_run(config, sets, tflops)
     return replace(plan, notes=(*(sets.notes if sets else ()), *notes, *plan.notes))
 
@@ -144,13 +145,16 @@ def count_images(config: Config) -> int:
 
 
 def count_judged(config: Config, sets: PromptSets | None) -> int:
-    """Images drawn for judging (base and tuned) and for the grids."""
+    """Images drawn for judging (base and tuned, and held-out prompts in between) and for the grids."""
+    judge, total_steps = config.evaluate, config.stage.count * config.stage.steps
     if sets is None:
-        prompts = config.evaluate.prompts * (2 if config.prompts.unseen else 1)
+        prompts, held_out = judge.prompts * (2 if config.prompts.unseen else 1), judge.prompts
     else:
-        prompts = sum(len(chosen) for chosen in judged_prompts(config, sets).values())
-    grid = config.evaluate.grid_prompts * config.evaluate.grid_images
-    return 2 * prompts * config.evaluate.images_per_prompt + (config.stage.count + 1) * grid
+        prompts = sum(map(len, judged_prompts(config, sets).values()))
+        held_out = sum(map(len, held_out_prompts(config, sets).values()))
+    between = total_steps // judge.every_steps if judge.every_steps else 0
+    grids = (config.stage.count + 1) * judge.grid_prompts * judge.grid_images
+    return (2 * prompts + between * held_out) * judge.images_per_prompt + grids
 
 
 def count_transitions(config: Config) -> int:

@@ -1,16 +1,54 @@
-"""Labelled image grids as PNG files."""
+"""Labelled image grids as PNG files that say what is in them, so that single pictures can be had back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 CELL = 128  # smallest edge of a picture in a grid, pixels; smaller pictures are magnified
 GAP, LABEL = 4, 22
+TEXT = "raydense-grid"  # the PNG text chunk with prompts, titles and layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the pictures lie: rows, columns in blocks with a title each, a picture's shown size, its magnification."""
+
+    rows: int
+    columns: int
+    blocks: int
+    height: int
+    width: int
+    scale: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the sheet."""
+        width = self.columns * (self.width + GAP) + GAP + (self.blocks - 1) * 4 * GAP
+        return width, LABEL + self.rows * (self.height + GAP + LABEL)
+
+    def left(self, column: int) -> int:
+        return GAP + column * (self.width + GAP) + column // (self.columns // self.blocks) * 4 * GAP
+
+    def top(self, row: int) -> int:
+        """Of the row's prompt; its pictures lie LABEL lower."""
+        return LABEL + row * (self.height + GAP + LABEL)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid's file holds."""
+
+    images: NDArray[np.uint8]  # [rows, columns, h, w, 3]
+    prompts: tuple[str, ...]  # one a row
+    titles: tuple[str, ...]  # one a block of columns
 
 
 def save_grid(
@@ -25,24 +63,39 @@ def save_grid(
     """
     rows, columns, height, width, _ = images.shape
     scale = max(1, -(-CELL // min(height, width)))
-    cell_w, cell_h = width * scale + GAP, height * scale + GAP
-    block_gap = 4 * GAP
-    sheet = Image.new(
-        "RGB",
-        (columns * cell_w + GAP + (len(titles) - 1) * block_gap, LABEL + rows * (cell_h + LABEL)),
-        "white",
-    )
+    layout = Layout(rows, columns, len(titles), height * scale, width * scale, scale)
+    sheet = Image.new("RGB", layout.size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    per_block = columns // len(titles)
     for block, title in enumerate(titles):
-        draw.text((GAP + block * (per_block * cell_w + block_gap), 3), title, fill="black", font=font)
+        draw.text((layout.left(block * columns // len(titles)), 3), title, fill="black", font=font)
     for row in range(rows):
-        top = LABEL + row * (cell_h + LABEL)
-        draw.text((GAP, top + 3), prompts[row], fill="#444444", font=font)
+        draw.text((GAP, layout.top(row) + 3), prompts[row], fill="#444444", font=font)
         for column in range(columns):
             picture = Image.fromarray(images[row, column])
-            picture = picture.resize((width * scale, height * scale), Image.Resampling.NEAREST)
-            left = GAP + column * cell_w + (column // per_block) * block_gap
-            sheet.paste(picture, (left, top + LABEL))
-    sheet.save(path)
+            picture = picture.resize((layout.width, layout.height), Image.Resampling.NEAREST)
+            sheet.paste(picture, (layout.left(column), layout.top(row) + LABEL))
+    about = PngInfo()
+    facts = {"prompts": list(prompts), "titles": list(titles), "layout": layout.__dict__}
+    about.add_itxt(TEXT, json.dumps(facts, ensure_ascii=False))
+    partial = path.with_name(f"{path.name}.partial")
+    sheet.save(partial, format="PNG", pnginfo=about)
+    partial.replace(path)  # so that whoever looks finds a whole picture
     return np.asarray(sheet)
+
+
+def read_grid(path: Path) -> Grid:
+    """The pictures of a grid in their own size. Raises: ValueError if the file is no grid."""
+    with Image.open(path) as sheet:
+        text = sheet.info.get(TEXT)
+        if text is None:
+            raise ValueError(f"{path} is no image grid: it has no text {TEXT!r}")
+        pixels = np.asarray(sheet.convert("RGB"))
+    facts = json.loads(text)
+    layout = Layout(**facts["layout"])
+
+    def cut(row: int, column: int) -> NDArray[np.uint8]:
+        top, left = layout.top(row) + LABEL, layout.left(column)
+        return pixels[top : top + layout.height : layout.scale, left : left + layout.width : layout.scale]
+
+    images = [[cut(row, column) for column in range(layout.columns)] for row in range(layout.rows)]
+    return Grid(np.array(images), tuple(facts["prompts"]), tuple(facts["titles"]))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.core.statistics import estimate
-from raydense.core.types import FloatArray
-from raydense.runtime.plan import PromptSets, grid_prompts, judged_prompts, render_units
+from raydense.core.types import FloatArray, RenderUnit
+from raydense.runtime.plan import RENDER_BATCH, PromptSets, grid_prompts, judged_prompts, render_units
+from raydense.runtime.thumbnails import encode
+
+PICTURES_AT_ONCE = 1024  # that judging holds in memory: 0.8 GB at 512 x 512
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores float32 [P, m] by scorer name, by prompt set."""
+    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first."""
 
     scores: Mapping[str, Mapping[str, FloatArray]]
+    pictures: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
 
     def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
         return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
@@ -32,19 +36,40 @@ class Judgement:
 
 def judge(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: int) -> Judgement:
     """Scores `evaluate.prompts` prompts of each set with the weights that were broadcast last."""
-    per_prompt = config.evaluate.images_per_prompt
-    units, owners = [], []
-    for name, prompts in judged_prompts(config, sets).items():
-        chunk = render_units(prompts, per_prompt, weights_version)
-        units += chunk
-        owners += [name] * len(chunk)
-    scores: dict[str, dict[str, list[FloatArray]]] = {}
-    for name, rendered in zip(owners, fleet.render(units), strict=True):
-        for scorer, values in rendered.scores.items():
-            scores.setdefault(name, {}).setdefault(scorer, []).append(values)
-    return Judgement(
-        {name: {s: np.concatenate(v).reshape(-1, per_prompt) for s, v in by.items()} for name, by in scores.items()}
-    )
+    return judge_prompts(judged_prompts(config, sets), config.evaluate.images_per_prompt, fleet, weights_version)
+
+
+def judge_prompts(
+    sets: Mapping[str, Sequence[str]],
+    per_prompt: int,
+    fleet: Fleet[Any],
+    weights_version: int,
+    progress: Callable[[int], None] = lambda pictures: None,
+) -> Judgement:
+    """Scores `per_prompt` pictures of each prompt of each set, with the same noise whatever the weights.
+
+    Args: progress: hears how many pictures were drawn since it last did. No more than `PICTURES_AT_ONCE` are held.
+    """
+    scores: dict[str, dict[str, FloatArray]] = {}
+    pictures: dict[str, list[bytes]] = {}
+    for name, prompts in sets.items():
+        parts: dict[str, list[FloatArray]] = {}
+        drawn, pictures[name] = 0, []
+        for units in _batches(render_units(prompts, per_prompt, weights_version)):
+            for rendered in fleet.render(units):
+                for scorer, values in rendered.scores.items():
+                    parts.setdefault(scorer, []).append(values)
+                pictures[name] += [encode(image) for image in rendered.images[-drawn % per_prompt :: per_prompt]]
+                drawn += len(rendered.images)
+                progress(len(rendered.images))
+        scores[name] = {scorer: np.concatenate(values).reshape(-1, per_prompt) for scorer, values in parts.items()}
+    return Judgement(scores, pictures)
+
+
+def _batches(units: Sequence[RenderUnit]) -> Iterator[Sequence[RenderUnit]]:
+    size = max(1, PICTURES_AT_ONCE // RENDER_BATCH)
+    for start in range(0, len(units), size):
+        yield units[start : start + size]
 
 
 def draw_grid(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: int) -> NDArray[np.uint8]:

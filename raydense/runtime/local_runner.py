@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from raydense.config import Config
-from raydense.core.interfaces import UNIT_RETRIES, Fleet, Learner, Sampler, UnitFailed
-from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
+from raydense.core.interfaces import MAX_UNIT_FAILURES, Fleet, InertWeights, Learner, Sampler, UnitFailed
+from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, WorkUnit
+from raydense.core.versions import LiveVersions
 from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler, resolve_device
+from raydense.runtime.collecting import SerialCollection
 from raydense.runtime.placement import check_shared_memory
 
-Unit = TypeVar("Unit")
+Unit = TypeVar("Unit", WorkUnit, RenderUnit)
 Result = TypeVar("Result")
 
 
 class LocalFleet:
-    """One sampler in this process."""
+    """One sampler in this process; a collection is sampled when it is waited for. Args: run_seed: for messages."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._weights: PolicyWeights | None = None
-        self.retried = self.lost = 0
+    live = 1
 
-    @property
-    def deaths(self) -> int:
-        return 0  # this process is the sampler
+    def __init__(self, sampler: Sampler, run_seed: int) -> None:
+        self._sampler, self._run_seed = sampler, run_seed
+        self._versions = LiveVersions(lambda weights: weights)
+        self.faults: Counter[str] = Counter()
 
     def broadcast(self, weights: PolicyWeights) -> None:
-        self._weights = weights
+        self._versions.add(weights)
 
-    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[TrajectoryGroup]]]:
-        for unit in units:
-            yield self._try(self._sampler.sample, unit)
+    def collect(self, units: Iterable[WorkUnit]) -> SerialCollection[TrajectoryGroup]:
+        return SerialCollection(self._try(self._sampler.sample, *job) for job in self._jobs(units))
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
-        return [self._try(self._sampler.render, unit) for unit in units]
+        return [self._try(self._sampler.render, *job) for job in self._jobs(units)]
 
-    def _try(self, method: Callable[[Unit, PolicyWeights], Result], unit: Unit) -> Result:
+    def is_lost(self, handles: Sequence[TrajectoryGroup]) -> bool:
+        return False  # they are in this process
+
+    def _jobs(self, units: Iterable[Unit]) -> list[tuple[Unit, PolicyWeights]]:
+        """Each with the weights that it names, which may be of the past when its turn comes."""
+        return [(unit, self._versions[unit.weights_version]) for unit in units]
+
+    def _try(self, method: Callable[[Unit, PolicyWeights], Result], unit: Unit, weights: PolicyWeights) -> Result:
         """The unit's result, at a later try if need be. Raises: UnitFailed."""
-        weights, tries = self._current(), 0
-        while True:
+        for tries in range(1, MAX_UNIT_FAILURES + 1):
             try:
                 return method(unit, weights)
+            except InertWeights:
+                raise
             except Exception as error:  # a scorer's, above all, which may ask a service that is out for a moment
-                tries += 1
-                if tries > UNIT_RETRIES:
-                    raise UnitFailed.after(tries, error) from error
-                self.retried += 1
-
-    def _current(self) -> PolicyWeights:
-        if self._weights is None:
-            raise RuntimeError("no weights were broadcast yet")
-        return self._weights
+                if tries == MAX_UNIT_FAILURES:
+                    raise UnitFailed.after(tries, unit.describe(self._run_seed), error) from error
+                self.faults["retried"] += 1
+        raise AssertionError("unreachable")
 
 
 def build_local(
@@ -71,7 +74,7 @@ def build_local(
         return groups
 
     fleet = ArchivingFleet(
-        LocalFleet(build_sampler(config)),
+        LocalFleet(build_sampler(config), config.seed),
         segments,
         fetch=same,
         put=lambda group: group,

@@ -7,9 +7,10 @@ One process: a learner, and segments mapped from the disk. Nothing is judged or 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raydense.config import Config, ConfigError, changed_config, load_config
@@ -26,12 +27,14 @@ from raydense.core.types import (
 )
 from raydense.runtime.build import build_learner
 from raydense.runtime.checkpoints import CheckpointStore
+from raydense.runtime.collecting import SerialCollection
 from raydense.runtime.mirror import Mirror
 from raydense.runtime.plan import stage_units
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.sinks import open_sinks
 from raydense.runtime.stage_loop import run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
@@ -42,6 +45,7 @@ MAY_CHANGE = (
     "train",
     "replay",
     "checkpoint",
+    "telemetry",
     "stage.count",
     "stage.steps",
     "steps.gamma",
@@ -53,7 +57,8 @@ MAY_CHANGE = (
 class OfflineFleet:
     """`Fleet` that only reads: each unit's groups as the run in `root` sampled them, whatever weights that was with."""
 
-    deaths = lost = retried = 0
+    live = 0
+    faults: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -64,10 +69,15 @@ class OfflineFleet:
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
         raise NotImplementedError("an offline run draws nothing")
 
-    def collect(self, units: Iterable[WorkUnit]) -> Iterator[tuple[UnitReport, Sequence[TrajectoryGroup]]]:
-        for unit in units:
-            report, groups = read_segment(segment_path(self._root, unit.stage, unit.index))
-            yield replace(report, unit=unit, sampler=RESTORED), groups
+    def collect(self, units: Iterable[WorkUnit]) -> SerialCollection[TrajectoryGroup]:
+        return SerialCollection(map(self._read, units))
+
+    def is_lost(self, handles: Sequence[TrajectoryGroup]) -> bool:
+        return False  # they are in this process
+
+    def _read(self, unit: WorkUnit) -> tuple[UnitReport, Sequence[TrajectoryGroup]]:
+        report, groups = read_segment(segment_path(self._root, unit.stage, unit.index))
+        return replace(report, unit=unit, sampler=RESTORED), groups
 
 
 def train_offline(
@@ -88,9 +98,11 @@ def train_offline(
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
+        sinks = open_sinks(config, run_dir, 0, display.say)
         recorder = Recorder(
-            config, sets, run_dir, fleet, learner, display, store, stop, metrics_bytes=0, pictures=False
+            config, sets, run_dir, fleet, learner, display, store, stop, sinks, metrics_bytes=0, pictures=False
         )
+        recorder.process_started("offline", resumed=False)
         try:
             recorder.checkpoint(Position())
             with stop.listening(display.say):

@@ -13,9 +13,10 @@ GRAIN = 10_000  # Ray counts fractions of a GPU in ten-thousandths
 
 @dataclass(frozen=True)
 class Placement:
-    """The fleet's size, and what each actor reserves."""
+    """The fleet: how many are asked for, how many must be ready when work begins, and what each actor reserves."""
 
     samplers: int
+    minimum: int
     sampler_gpus: float
     learner_gpus: float
 
@@ -28,7 +29,8 @@ def place(config: Config, gpus: int) -> Placement:
     """Settles what the configuration leaves open.
 
     One GPU: the learner takes half, the samplers share the other half; they work in turns. Several: the learner takes
-    one, and the others have a sampler each, or as many as `samplers.count` asks for, shared evenly.
+    one, and the others have a sampler each, or as many as `samplers.count` asks for, shared evenly. Of a fleet that
+    grows (`samplers.max`), each sampler has a whole GPU where there is one.
     Args: gpus: of the whole cluster.
     Raises: ConfigError if the learner leaves no GPU for samplers that should have one.
     """
@@ -37,7 +39,9 @@ def place(config: Config, gpus: int) -> Placement:
     if learner_gpus is None:
         learner_gpus = 0.0 if gpus == 0 or _stays_off_gpus(learner.device) else 0.5 if gpus == 1 else 1.0
     left = gpus - learner_gpus
-    count = fleet.count or max(1, math.floor(left))
+    now = max(1, math.floor(left))
+    count = fleet.max or fleet.count or now
+    minimum = fleet.min if fleet.min is not None else 1 if fleet.max else count
     sampler_gpus = fleet.num_gpus
     if sampler_gpus is None:
         if gpus == 0 or _stays_off_gpus(config.sampler.device):
@@ -48,8 +52,8 @@ def place(config: Config, gpus: int) -> Placement:
                 "or set samplers.num_gpus=0 to sample on CPUs"
             )
         else:
-            sampler_gpus = _even_share(left, count)
-    return Placement(count, sampler_gpus, learner_gpus)
+            sampler_gpus = _even_share(left, min(now, count) if fleet.max else count)
+    return Placement(count, min(minimum, count), sampler_gpus, learner_gpus)
 
 
 def check_shared_memory(config: Config, free_bytes: int) -> None:

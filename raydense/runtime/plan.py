@@ -65,6 +65,18 @@ def judged_prompts(config: Config, sets: PromptSets) -> dict[str, tuple[str, ...
     return {name: evenly_spaced(prompts, config.evaluate.prompts) for name, prompts in sets.named().items()}
 
 
+def held_out_prompts(config: Config, sets: PromptSets) -> dict[str, tuple[str, ...]]:
+    """What evaluation during training judges: the unseen prompts; the trained ones where there are no others."""
+    judged = judged_prompts(config, sets)
+    return {name: prompts for name, prompts in judged.items() if name == "unseen" or len(judged) == 1}
+
+
+def evaluation_due(config: Config, step: int) -> bool:
+    """Whether the held-out prompts are judged after this gradient step of the run."""
+    every = config.evaluate.every_steps
+    return every is not None and step > 0 and step % every == 0
+
+
 def grid_prompts(config: Config, sets: PromptSets) -> tuple[str, ...]:
     """Rows of the image grids: half from each set."""
     named = list(sets.named().values())

@@ -13,6 +13,7 @@ from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.prompts import truncation_notes
 from raydense.runtime.plan import PromptSets, read_prompt_sets
+from raydense.runtime.sinks import check_telemetry
 from raydense.sections.rewards import SingleScorerConfig
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
@@ -30,6 +31,7 @@ def check_inputs(config: Config) -> PromptSets:
     check_policy(config)
     for scorer in config.reward.judges:
         check_scorer(scorer)
+    check_telemetry(config)
     return replace(sets, notes=(*sets.notes, *_cut_off(config, sets)))
 
 
@@ -78,13 +80,16 @@ def check_policy(config: Config, fetch: bool = True) -> None:
 
 
 def check_scorer(scorer: SingleScorerConfig) -> None:
-    """Raises: ConfigError if the scorer is not available, or a local file of it is not there."""
+    """Raises: ConfigError if a local file of the scorer is not there, or its function is none."""
     match scorer.kind:
         case "imagereward":
-            raise ConfigError(
-                f"scorer {scorer.name}: kind 'imagereward' is not available yet; use another, such as "
-                "--set 'reward.scorer={kind: hpsv2}'"
-            )
+            if scorer.checkpoint is not None:
+                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+            if scorer.tokenizer is not None and not (Path(scorer.tokenizer).expanduser() / "vocab.txt").is_file():
+                raise ConfigError(
+                    f"scorer {scorer.name}: tokenizer={scorer.tokenizer} holds no vocab.txt; give a directory with the "
+                    "one of bert-base-uncased"
+                )
         case "callable":
             from raydense.rewards.function import FunctionScorer
 
@@ -92,6 +97,14 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                 FunctionScorer(scorer.name, scorer.target)
             except ValueError as error:
                 raise ConfigError(str(error)) from None
+        case "http":
+            from raydense.rewards.http import read_token
+
+            if scorer.token_env is not None:
+                try:
+                    read_token(scorer.name, scorer.token_env)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from None
         case "clip":
             local_directory(f"scorer {scorer.name}: model", scorer.model)
         case "aesthetic":

@@ -21,6 +21,7 @@ from raydense.config import Config, ConfigError
 from raydense.runtime.placement import Placement
 
 NAMESPACE = "raydense"
+GB = 1e9
 PROBE_S = 5.0  # for a cluster's head to take a connection
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or put the cluster's token into ~/.ray/auth_token"
 
@@ -46,6 +47,7 @@ def ray_session() -> Iterator[None]:
 def _connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     _probe(address)
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that the fleet has given to others
     where = f"RAY_ADDRESS={address}" if address else "Ray"
     options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
     try:
@@ -121,34 +123,38 @@ def _probe(address: str) -> None:
 
 
 def check_resources(config: Config, placement: Placement) -> None:
-    """Raises: ConfigError if the cluster as it is now cannot place every actor, each on one node.
+    """Raises: ConfigError if the cluster as it is now cannot place the learner and `minimum` samplers, each on a node.
 
-    With `samplers.autoscale`, what does not fit waits for nodes, and nothing is checked.
+    The samplers beyond these may wait for nodes that are yet to join; with `samplers.autoscale`, so may all.
     """
-    fleet, learner = config.samplers, config.learner
-    if fleet.autoscale:
+    if config.samplers.autoscale:
         return
+    fleet, learner, count = config.samplers, config.learner, placement.minimum
+    asked = "samplers.count" if fleet.min is None and fleet.max is None else "samplers.min"
     total = ray.cluster_resources()
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    for resource, key, each, own in (
-        ("CPU", "num_cpus", fleet.num_cpus, learner.num_cpus),
-        ("GPU", "num_gpus", placement.sampler_gpus, placement.learner_gpus),
+    for resource, key, each, own, unit in (
+        ("CPU", "num_cpus", fleet.num_cpus, learner.num_cpus, 1.0),
+        ("GPU", "num_gpus", placement.sampler_gpus, placement.learner_gpus, 1.0),
+        ("memory", "memory_gb", fleet.memory_gb, learner.memory_gb, GB),
     ):
-        needed, available = placement.samplers * each + own, total.get(resource, 0.0)
+        noun = "GB of memory" if resource == "memory" else f"{resource}s"
+        needed, available = count * each + own, total.get(resource, 0.0) / unit
         if needed > available:
             raise ConfigError(
-                f"samplers.count={placement.samplers} with samplers.{key}={each:g} and learner.{key}={own:g} need "
-                f"{needed:g} {resource}s, but the cluster has {available:g}; lower them or add nodes, or set "
-                "samplers.autoscale=true if it grows"
+                f"{asked}={count} with samplers.{key}={each:g} and learner.{key}={own:g} need {needed:g} {noun}, but "
+                f"the cluster has {available:.4g}; lower them or add nodes, or set samplers.autoscale=true if it grows"
             )
         for role, wanted, labels in (("samplers", each, fleet.labels), ("learner", own, learner.labels)):
+            if role == "samplers" and count == 0:
+                continue
             matching = [node for node in nodes if _matches(node.get("Labels", {}), labels)]
             if not matching:
                 raise ConfigError(f"{role}.labels={labels} match no node; correct them or add a node with such labels")
-            largest = max(node["Resources"].get(resource, 0.0) for node in matching)
+            largest = max(node["Resources"].get(resource, 0.0) / unit for node in matching)
             if wanted > largest:
                 raise ConfigError(
-                    f"{role}.{key}={wanted:g}: the largest node has {largest:g} {resource}s; lower it or add a node"
+                    f"{role}.{key}={wanted:g}: the largest node has {largest:.4g} {noun}; lower it or add a node"
                 )
 
 

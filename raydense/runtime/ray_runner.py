@@ -11,14 +11,15 @@ from typing import Any
 import ray
 import torch
 
+from actors.dispatch import Deadlines
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner, fetch_groups
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler
-from raydense.runtime.placement import check_shared_memory, place
-from raydense.runtime.ray_cluster import check_resources, ray_session
+from raydense.runtime.placement import Placement, check_shared_memory, place
+from raydense.runtime.ray_cluster import GB, check_resources, ray_session
 
 
 @contextmanager
@@ -33,17 +34,12 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
             partial(build_learner, config),
             num_cpus=config.learner.num_cpus,
             num_gpus=placement.learner_gpus,
+            memory=int(config.learner.memory_gb * GB),
+            patience_s=config.samplers.patience_s,
             labels=config.learner.labels,
             run=config.name,
         )
-        fleet = RayFleet(
-            partial(build_sampler, config),
-            count=placement.samplers,
-            num_cpus=config.samplers.num_cpus,
-            num_gpus=placement.sampler_gpus,
-            labels=config.samplers.labels,
-            run=config.name,
-        )
+        fleet = _fleet(config, placement)
         try:
             fleet.wait_ready()
             archive = ArchivingFleet(
@@ -58,6 +54,37 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
         finally:
             fleet.shutdown()
             learner.shutdown()
+
+
+@contextmanager
+def sampling_fleet_on_ray(config: Config) -> Iterator[Fleet[Any]]:
+    """Samplers alone, to draw and judge; stops them at the end."""
+    with ray_session():
+        placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
+        check_resources(config, placement)
+        fleet = _fleet(config, placement)
+        try:
+            fleet.wait_ready()
+            yield fleet
+        finally:
+            fleet.shutdown()
+
+
+def _fleet(config: Config, placement: Placement) -> RayFleet:
+    settings = config.samplers
+    return RayFleet(
+        partial(build_sampler, config),
+        maximum=placement.samplers,
+        minimum=placement.minimum,
+        num_cpus=settings.num_cpus,
+        num_gpus=placement.sampler_gpus,
+        memory=int(settings.memory_gb * GB),
+        deadlines=Deadlines(settings.hang_s, settings.hang_factor, settings.hang_floor_s),
+        patience_s=settings.patience_s,
+        run_seed=config.seed,
+        labels=settings.labels,
+        run=config.name,
+    )
 
 
 def _free_gpu_bytes(num_gpus: float) -> int | None:

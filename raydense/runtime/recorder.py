@@ -13,19 +13,23 @@ import numpy as np
 
 from raydense.config import Config
 from raydense.core.checkpoint import Checkpoint
-from raydense.core.interfaces import Fleet, Learner
+from raydense.core.interfaces import FAULTS, Fleet, Learner
 from raydense.core.lora import save_diffusers_lora
 from raydense.core.metrics import MetricSink
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.runtime.build import lora_config, lora_origin
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.grids import save_grid
-from raydense.runtime.judging import Judgement, draw_grid
-from raydense.runtime.plan import PromptSets, grid_prompts
+from raydense.runtime.judging import Judgement, draw_grid, judge_prompts
+from raydense.runtime.plan import PromptSets, evaluation_due, grid_prompts, held_out_prompts
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.run_dir import RunDirectory
+from raydense.runtime.stage_loop import StageState
+from raydense.runtime.stage_metrics import judgement_values, stage_values
 from raydense.runtime.stopping import StopFlag, StopRequested
-from raydense.runtime.telemetry import RunLog
+from raydense.runtime.summary import versions
+from raydense.runtime.telemetry import Meter, RunLog
+from raydense.runtime.thumbnails import save_thumbnails
 
 
 class Recorder:
@@ -41,8 +45,8 @@ class Recorder:
         display: ProgressDisplay,
         checkpoints: CheckpointStore,
         stop: StopFlag,
+        sinks: Sequence[MetricSink],
         metrics_bytes: int,
-        sinks: Sequence[MetricSink] = (),
         pictures: bool = True,
     ) -> None:
         self._config, self._sets, self._dir = config, sets, run_dir
@@ -56,15 +60,26 @@ class Recorder:
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
         self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
+        self._account: dict[str, int] = {}  # of the last stage collected
+        self._sampling = False  # whether the run waits for units
+        self._images_rate, self._steps_rate = Meter(), Meter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds the block's wall time to the phase."""
+        """Adds the block's wall time to the phase, and takes it out of the one around it."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self._end_phase(name, self.position, time.perf_counter() - started)
+            elapsed = time.perf_counter() - started
+            self._phase_started += elapsed
+            self._end_phase(name, self.position, elapsed)
+
+    def process_started(self, runner: str, resumed: bool) -> None:
+        """A run may have several processes; each says with what versions it computes."""
+        step = self._first_step(self.position.stages) + self.position.steps
+        facts = {"runner": runner, "resumed": resumed, "versions": versions()}
+        self._log.telemetry("start", self.position.stages, step, {}, time=round(time.time(), 3), **facts)
 
     def close(self) -> None:
         self._log.close()
@@ -73,8 +88,10 @@ class Recorder:
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
         self._rewards = []
+        self._sampling = True
         self._pulled_bytes = self._steps = 0
         self._phase_started = time.perf_counter()
+        self._images_rate.restart()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
         elapsed = time.perf_counter() - self._phase_started
@@ -92,10 +109,13 @@ class Recorder:
             images=len(rewards),
             weights_version=report.unit.weights_version,
         )
+        if report.sampler != RESTORED:
+            self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
         self._rewards += rewards
         facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
-        self._display.update(f"{self._title(stage)} sampling", done, total, facts)
-        if self._stop.signal_number is not None:
+        if self._sampling:  # else this stage's steps are on display, and units come from beside them
+            self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+        if self._sampling and self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
     def stage_collected(
@@ -105,58 +125,62 @@ class Recorder:
         images = sum(len(g.rewards) for r in reports if r.sampler != RESTORED for g in r.groups)
         self._end_phase("sampling", Position(stage), elapsed, **{"throughput/images_per_s": images / elapsed})
         self._phase_started = time.perf_counter()
+        self._steps_rate.restart()
+        self._account, self._sampling = dict(account), False
         self._log.telemetry("ledger", stage, step, self._fleet_counts(), **account)
         if again:
             return  # the metrics hold this stage's row from before the cut
         groups = [group for report in reports for group in report.groups]
-        rewards = np.array([g.rewards for g in groups])
-        version = groups[0].weights_version
-        values = {
-            "replay/groups": len(groups),
-            "replay/bytes": sum(g.nbytes for g in groups),
-            "policy/version": version,
-            "policy/staleness": stage - version // self._config.stage.steps,
-            "reward/mean": float(rewards.mean()),
-            "reward/std_within": float(rewards.std(axis=1).mean()),
-        }
-        for name in groups[0].monitors:
-            values[f"reward/monitor/{name}"] = float(np.mean([g.monitors[name] for g in groups]))
-        self._log.metrics("stage", stage, step, values, weights_checksum=groups[0].weights_checksum)
-        self._checkpoints.note_reward(Position(stage).name, float(rewards.mean()))
+        values, ends = stage_values(stage, groups, self._config.stage.steps)
+        checksum = groups[0].weights_checksum
+        self._log.metrics("stage", stage, step, values, intervals=ends, weights_checksum=checksum)
+        self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
 
-    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None:
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
+        self.position = position
         self._steps += len(metrics)
+        self._tell_rate("throughput/steps_per_s", self._steps_rate.add(len(metrics)), position)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
             self._log.metrics("step", position.stages, row.step, row.values)
         last, per_stage = metrics[-1], self._config.stage.steps
+        self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
         facts = {name: last.values.get(name, math.nan) for name in ("loss", "log_ratio/clip_fraction")}
         self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
-            self.checkpoint(position, behaviour)
+            self.checkpoint(position, state)
         if position.steps < per_stage and stop is not None:
             raise StopRequested(stop)
 
-    def stage_finished(self, stage: int, weights: PolicyWeights) -> None:
+    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None:
         elapsed = time.perf_counter() - self._phase_started
         facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
         self._end_phase("training", Position(stage, self._config.stage.steps), elapsed, **facts)
-        self.position = Position(stage + 1)
         if self._pictures:
             self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
-        self.checkpoint(Position(stage + 1))
+        self.checkpoint(Position(stage + 1), following)
         if self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
     # -- files --------------------------------------------------------------------------------------------
 
-    def checkpoint(self, position: Position, behaviour: PolicyWeights | None = None) -> None:
+    def checkpoint(self, position: Position, state: StageState = StageState()) -> None:  # noqa: B008 (immutable)
         """Writes a checkpoint from which the rest of the run gives the same bytes."""
         with self.phase("saving"):
-            state = self._learner.state_dict()
-            self.save_lora(state["weights"])
-            self._checkpoints.save(Checkpoint(state, position, behaviour, self._log.metrics_bytes))
+            learner = self._learner.state_dict()
+            self.save_lora(learner["weights"])
+            self._checkpoints.save(
+                Checkpoint(
+                    learner,
+                    position,
+                    state.behaviour,
+                    self._log.metrics_bytes,
+                    began=state.began,
+                    record=self._record(state),
+                    config=self._config.to_yaml(),
+                )
+            )
             self._dir.publish()
         self.position = position
 
@@ -166,6 +190,7 @@ class Recorder:
     def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""
         with self.phase("rendering"):
+            known = self._base_grid is None and self.position > Position()  # a run that continues drew it before
             images, prompts = draw_grid(self._config, self._sets, self._fleet, weights.version), self._rows()
             sheet = save_grid(self._dir.images / f"{name}.png", images, prompts, [title])
             if self._base_grid is None:
@@ -173,15 +198,47 @@ class Recorder:
             else:
                 both = np.concatenate([self._base_grid, images], axis=1)
                 sheet = save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
-            self._log.image(weights.version, "images", sheet)
+            if not known:
+                self._log.image(weights.version, "images", sheet)
 
     def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
-        values = {
-            f"evaluate/{name}/{scorer}": float(scores.mean())
-            for name, by_scorer in judgement.scores.items()
-            for scorer, scores in by_scorer.items()
+        """Of the base and the tuned model; what was judged during training has its row already."""
+        judged_before = held_out_prompts(self._config, self._sets) if self._is_due(weights_version) else ()
+        scores = {name: by for name, by in judgement.scores.items() if name not in judged_before}
+        self._write_judgement(Judgement(scores), weights_version)
+        if judgement.pictures:
+            save_thumbnails(self._dir.images / f"judged-{weights_version:06d}.zip", judgement.pictures)
+
+    def _is_due(self, step: int) -> bool:
+        return self._pictures and evaluation_due(self._config, step)
+
+    def _evaluate_if_due(self, step: int) -> None:
+        """Judges the held-out prompts with the learner's weights; nothing of it comes back into the run."""
+        if not self._is_due(step):
+            return
+        sets = held_out_prompts(self._config, self._sets)
+        with self.phase("evaluating"):
+            weights = self._learner.weights()
+            self._fleet.broadcast(weights)
+            judgement = judge_prompts(sets, self._config.evaluate.images_per_prompt, self._fleet, weights.version)
+        self._write_judgement(judgement, weights.version)
+
+    def _write_judgement(self, judgement: Judgement, step: int) -> None:
+        values, ends = judgement_values(judgement.scores)
+        if values:
+            self._log.metrics("evaluation", self.position.stages, step, values, intervals=ends)
+
+    def _record(self, state: StageState) -> dict[str, Any]:
+        """What else is true at a checkpoint: the last account, the fleet's faults, units under way, segments."""
+        segments = sorted(p.relative_to(self._dir.segments).as_posix() for p in self._dir.segments.rglob("*.arrow"))
+        return {
+            "ledger": {**self._account, **self._fleet.faults},
+            "outstanding": {
+                "units": list(state.outstanding),
+                "weights_version": state.began.version if state.began else None,
+            },
+            "segments": segments,
         }
-        self._log.metrics("evaluation", self.position.stages, weights_version, values)
 
     def _rows(self) -> tuple[str, ...]:
         return grid_prompts(self._config, self._sets)
@@ -189,12 +246,18 @@ class Recorder:
     def _title(self, stage: int) -> str:
         return f"stage {stage + 1}/{self._config.stage.count}"
 
+    def _tell_rate(self, name: str, rate: float | None, position: Position) -> None:
+        """Between a stage's rows, for who watches; None: not yet time to."""
+        if rate is not None:
+            step = self._first_step(position.stages) + position.steps
+            self._log.telemetry("rate", position.stages, step, {name: rate})
+
     def _first_step(self, stage: int) -> int:
         return stage * self._config.stage.steps
 
     def _fleet_counts(self) -> dict[str, float]:
-        fleet = self._fleet
-        return {"fleet/deaths": fleet.deaths, "fleet/retried": fleet.retried, "fleet/lost": fleet.lost}
+        faults = self._fleet.faults
+        return {"fleet/live_samplers": self._fleet.live, **{f"fleet/{name}": faults.get(name, 0) for name in FAULTS}}
 
     def _end_phase(self, name: str, position: Position, elapsed: float, **facts: float) -> None:
         """Adds wall time to a phase, and tells of it."""

@@ -106,6 +106,10 @@ class RunDirectory:
         return self.root / "telemetry.jsonl"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def images(self) -> Path:
         return self.root / "images"
 

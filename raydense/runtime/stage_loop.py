@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from raydense.config import Config, ConfigError
-from raydense.core.interfaces import Fleet, Learner
-from raydense.core.ledger import Ledger
-from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
+from raydense.config import Config
+from raydense.core.interfaces import Fleet, GroupsLost, Learner
+from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport
+from raydense.runtime.collecting import StageCollection
 from raydense.runtime.plan import PromptSets, stage_units
 
 Handle = TypeVar("Handle")
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What a stage that continues must know beside the learner's state; where it is yet to begin, None is θ as it is.
+
+    behaviour: the weights that its own work units name, and its trajectories were sampled with.
+    began: θ when it began, which in the overlapped schedule the next stage's units name.
+    outstanding: the next stage's units that are under way.
+    """
+
+    behaviour: PolicyWeights | None = None
+    began: PolicyWeights | None = None
+    outstanding: Sequence[int] = ()
 
 
 class Observer(Protocol):
@@ -25,9 +40,9 @@ class Observer(Protocol):
         self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None: ...
 
-    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], behaviour: PolicyWeights) -> None: ...
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None: ...
 
-    def stage_finished(self, stage: int, weights: PolicyWeights) -> None: ...
+    def stage_finished(self, stage: int, weights: PolicyWeights, following: StageState) -> None: ...
 
 
 def run_stages(
@@ -37,70 +52,59 @@ def run_stages(
     learner: Learner[Handle],
     observer: Observer,
     start: Position = Position(),  # noqa: B008 (immutable)
-    behaviour: PolicyWeights | None = None,
+    known: StageState = StageState(),
 ) -> PolicyWeights:
     """Runs every stage: broadcast, collect, replace the buffer, train. Returns the final weights.
 
-    A run that continues inside a stage gives `start` and the `behaviour` weights that this stage was sampled with.
+    In the overlapped schedule the next stage is collected while this one trains, with the weights that this one began
+    with (METHOD §5). A run that continues gives `start` and the weights that this stage knows.
     """
-    weights = behaviour or learner.weights()
-    for stage in range(start.stages, config.stage.count):
-        taken = start.steps if stage == start.stages else 0
-        observer.stage_started(stage, weights)
-        fleet.broadcast(weights)
+    overlapped = config.stage.schedule == "overlapped"
 
+    def collect(stage: int, weights: PolicyWeights) -> StageCollection[Handle]:
         units = stage_units(config, prompts.train, stage, weights.version)
-        reports, groups, account = _collect(units, weights, fleet, observer, config.replay.max_bytes)
-        observer.stage_collected(stage, reports, account, taken > 0)
+        return StageCollection(fleet, units, weights, observer.unit_collected, config.replay.max_bytes)
 
-        learner.begin_stage(stage, groups)
-        del groups  # the replay buffer alone keeps them alive
-        for step in range(taken, config.stage.steps):
-            observer.steps_taken(Position(stage, step + 1), learner.train(1), weights)
+    ahead: StageCollection[Handle] | None = None
+    final = learner.weights()
+    try:
+        for stage in range(start.stages, config.stage.count):
+            began = known.began or learner.weights()
+            behaviour = known.behaviour or began
+            observer.stage_started(stage, behaviour)
+            current, ahead = ahead or collect(stage, behaviour), None
+            current.finish()
+            taken = start.steps if stage == start.stages else 0
+            observer.stage_collected(stage, current.reports, current.account, taken > 0)
+            if overlapped and stage + 1 < config.stage.count:
+                ahead = collect(stage + 1, began)
 
-        weights = learner.weights()
-        fleet.broadcast(weights)
-        observer.stage_finished(stage, weights)
-    return weights
+            learner.begin_stage(stage, current.handles)
+            for step in range(taken, config.stage.steps):
+                metrics = _train_step(learner, stage, current)
+                observer.steps_taken(
+                    Position(stage, step + 1), metrics, StageState(behaviour, began, ahead.outstanding if ahead else ())
+                )
+                if ahead is not None:
+                    ahead.poll()
 
-
-def _collect(
-    units: Sequence[WorkUnit],
-    weights: PolicyWeights,
-    fleet: Fleet[Handle],
-    observer: Observer,
-    max_bytes: int | None,
-) -> tuple[list[UnitReport], list[Handle], Mapping[str, int]]:
-    """All reports, groups and the account of a stage, in the order of the units: that of arrival has no meaning."""
-    ledger = Ledger(units)
-    arrivals: dict[int, tuple[UnitReport, Sequence[Handle]]] = {}
-    for report, handles in fleet.collect(units):
-        if report.sampler != RESTORED:  # whoever restores a unit decides which weights it may be of
-            _check_stamps(report, weights)
-        _check_capacity(report, sum(len(unit.prompts) for unit in units), max_bytes)
-        ledger.finish(report)
-        arrivals[report.unit.index] = report, handles
-        observer.unit_collected(report, len(ledger), len(units))
-    ordered = [arrivals[index] for index in sorted(arrivals)]
-    groups = [handle for _, handles in ordered for handle in handles]
-    return [report for report, _ in ordered], groups, ledger.balance(len(groups))
-
-
-def _check_stamps(report: UnitReport, weights: PolicyWeights) -> None:
-    """Every group must carry the stamp of the weights that its unit names."""
-    for group in report.groups:
-        if (group.weights_version, group.weights_checksum) != (weights.version, weights.checksum):
-            raise RuntimeError(
-                f"group {group.index} of stage {group.stage} was sampled with weights version {group.weights_version} "
-                f"({group.weights_checksum}), not {weights.version} ({weights.checksum})"
-            )
+            final = learner.weights()
+            fleet.broadcast(final)
+            learner.begin_stage(stage + 1, ())  # frees this stage's groups before more are collected
+            del current
+            known = StageState(behaviour=began if overlapped else None)
+            observer.stage_finished(stage, final, known)
+    finally:
+        if ahead is not None:
+            ahead.close()
+    return final
 
 
-def _check_capacity(report: UnitReport, groups: int, max_bytes: int | None) -> None:
-    """The first unit tells what a stage will take; better then than when the store is full."""
-    expected = groups * max(group.nbytes for group in report.groups)
-    if max_bytes is not None and expected > max_bytes:
-        raise ConfigError(
-            f"replay.max_bytes={max_bytes} is less than the {expected} bytes of a stage's {groups} groups; raise it "
-            "or lower stage.groups or sampler.keep"
-        )
+def _train_step(learner: Learner[Handle], stage: int, groups: StageCollection[Handle]) -> Sequence[StepMetrics]:
+    """One step; a step whose groups went with their node is taken when they are there again."""
+    while True:
+        try:
+            return learner.train(1)
+        except GroupsLost:
+            groups.recover()
+            learner.begin_stage(stage, groups.handles)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydense.config import Config, ConfigError, load_config
+from raydense.core.interfaces import FAULTS
 from raydense.core.metrics import read_rows
 from raydense.runtime.run_dir import RunDirectory
 
@@ -73,7 +74,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if step:
         yield "last step", ", ".join(f"{name} {step[name]:.4g}" for name in LAST_STEP if name in step)
     samplers = ", ".join(f"{name} ({units} units)" for name, units in fleet["units_by_sampler"].items())
-    yield "fleet", f"{samplers or 'nothing sampled yet'}; {fleet['deaths']} deaths, {fleet['retried']} units retried"
+    faults = f"{fleet['deaths']} deaths, {fleet['hangs']} hangs, {fleet['retried']} units retried"
+    yield "fleet", f"{samplers or 'nothing sampled yet'}; {faults}, {fleet['resampled']} sampled again"
     if fleet["images_per_s"]:
         yield "speed", f"{fleet['images_per_s']:.3g} images/s a sampler"
     for account in status["ledger"][-1:]:
@@ -114,8 +116,7 @@ def _fleet(telemetry: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "units_by_sampler": dict(sorted(Counter(row["sampler"] for row in latest).items())),
         "images_per_s": sum(row["images"] for row in latest) / busy if busy else None,
-        "deaths": ledger[-1]["fleet/deaths"] if ledger else 0,
-        "retried": ledger[-1]["fleet/retried"] if ledger else 0,
+        **{name: ledger[-1].get(f"fleet/{name}", 0) if ledger else 0 for name in FAULTS},
     }
 
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from raydense.config import Config
 from raydense.runtime.judging import Judgement, compare
 
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
+
+
+def read_summary(run: Path) -> Mapping[str, Any] | None:
+    """What a finished run wrote; None before."""
+    path = run / "summary.json"
+    content: Mapping[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return content
 
 
 def summarise(
@@ -32,5 +41,10 @@ def summarise(
         "monitors": scores,
         "wall_s": round(wall_s, 2),
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that make a run's numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class RunLog:
     def __init__(
         self, run_dir: RunDirectory, metrics_bytes: int, sinks: Sequence[MetricSink], warn: Callable[[str], None]
     ) -> None:
+        self._excused: set[str] = set()
         self._metrics = JsonLines(run_dir.metrics, keep_bytes=metrics_bytes)
         self._telemetry = JsonLines(run_dir.telemetry)
         self._sinks, self._warn = list(sinks), warn
@@ -44,7 +46,10 @@ class RunLog:
 
     def telemetry(self, kind: str, stage: int, step: int, values: Mapping[str, float], **notes: Any) -> None:
         """A row of times, faults and whatever else differs from run to run."""
-        self._telemetry.write({"kind": kind, "stage": stage, "step": step, **values, **notes})
+        try:
+            self._telemetry.write({"kind": kind, "stage": stage, "step": step, **values, **notes})
+        except OSError as error:
+            self._excuse("telemetry.jsonl", error)
         if values:
             self._tell(lambda sink: sink.scalars(step, values))
 
@@ -61,9 +66,36 @@ class RunLog:
         for sink in tuple(self._sinks):
             try:
                 call(sink)
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise
+            except Exception as error:  # of a network or a library: the run needs none of them
                 self._sinks.remove(sink)
-                reason = " ".join(str(error).split()) or type(error).__name__
-                self._warn(f"{type(sink).__name__} failed ({reason}); the run goes on without it")
+                self._excuse(type(sink).__name__, error)
+
+    def _excuse(self, who: str, error: Exception) -> None:
+        """Says a failure the first time. Raises: the failure, if the disk is full, which the run cannot outlive."""
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise error
+        if who not in self._excused:
+            self._excused.add(who)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self._warn(f"{who} failed ({reason}); the run goes on without it")
+
+
+class Meter:
+    """How many a second, told at most every `every_s`."""
+
+    def __init__(self, every_s: float = 10.0) -> None:
+        self._every_s = every_s
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._count = time.perf_counter(), 0
+
+    def add(self, count: int) -> float | None:
+        """The rate since it was last told, if it is time to; else None."""
+        self._count += count
+        elapsed = time.perf_counter() - self._since
+        if elapsed < self._every_s:
+            return None
+        rate = self._count / elapsed
+        self.restart()
+        return rate

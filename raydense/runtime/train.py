@@ -20,7 +20,8 @@ from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
 from raydense.runtime.run_dir import RunDirectory
-from raydense.runtime.stage_loop import run_stages
+from raydense.runtime.sinks import open_sinks
+from raydense.runtime.stage_loop import StageState, run_stages
 from raydense.runtime.stopping import StopFlag
 from raydense.runtime.summary import summarise
 
@@ -98,9 +99,12 @@ class _Run:
             self._display,
             self._store,
             self._stop,
+            self._sinks(_next_step(checkpoint)),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
-            sinks=self._sinks(),
         )
+        runner = "local" if self._local else "ray"
+        recorder.position = checkpoint.position if checkpoint else recorder.position
+        recorder.process_started(runner, resumed=checkpoint is not None)
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
             before, after = self._stages(fleet, learner, recorder, checkpoint)
@@ -110,19 +114,20 @@ class _Run:
             raise
         finally:
             recorder.close()
-        wall_s, runner = time.perf_counter() - self._started, "local" if self._local else "ray"
+        wall_s = time.perf_counter() - self._started
         summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner)
         self._dir.write_scores(score_table(self._config, self._sets, before, after))
         self._dir.write_summary(summary)
         self._dir.publish()
         return summary
 
-    def _sinks(self) -> list[MetricSink]:
-        if self._local:
-            return []
-        from raydense.runtime.ray_metrics import RayMetricsSink
+    def _sinks(self, first_step: int) -> list[MetricSink]:
+        sinks = list(open_sinks(self._config, self._dir, first_step, self._display.say))
+        if not self._local:
+            from raydense.runtime.ray_metrics import RayMetricsSink
 
-        return [RayMetricsSink(self._config.name)]
+            sinks.append(RayMetricsSink(self._config.name))
+        return sinks
 
     def _stages(
         self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None
@@ -139,10 +144,9 @@ class _Run:
             self._display.say(f"continuing from {checkpoint.position.name}")
             before = self._dir.read_base_judgement()
             learner.load_state_dict(checkpoint.learner)
-            recorder.position = checkpoint.position
         with self._stop.listening(self._display.say):
-            behaviour = checkpoint.behaviour if checkpoint else None
-            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, behaviour)
+            known = StageState(checkpoint.behaviour, checkpoint.began) if checkpoint else StageState()
+            final = run_stages(self._config, self._sets, fleet, learner, recorder, recorder.position, known)
         self._display.update("judging the tuned model", 0, 1)
         fleet.broadcast(final)
         return before, self._judge(fleet, recorder, final.version)
@@ -152,6 +156,11 @@ class _Run:
             judgement = judge(self._config, self._sets, fleet, version)
         recorder.record_judgement(judgement, version)
         return judgement
+
+
+def _next_step(checkpoint: Checkpoint | None) -> int:
+    """The first gradient step that is still to come; 0 before a run's first checkpoint."""
+    return checkpoint.learner["step"] + 1 if checkpoint else 0
 
 
 @contextmanager

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from raydense.sections.base import Device, NetworkDtype, PositiveInt, Section
+from raydense.sections.base import (
+    Device,
+    NetworkDtype,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Unsigned,
+)
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ClipScorerConfig(Section):
@@ -47,11 +58,12 @@ class AestheticScorerConfig(Section):
 
 
 class ImageRewardScorerConfig(Section):
-    """ImageReward, the paper's single-prompt preference model; planned, and refused when a run starts."""
+    """ImageReward, the paper's single-prompt preference model."""
 
     kind: Literal["imagereward"]
     name: str = "imagereward"
-    checkpoint: str | None = None  # a local file; None: from the hub
+    checkpoint: str | None = None  # a local ImageReward.pt; None: from the hub
+    tokenizer: str | None = None  # a local directory with the vocab.txt of bert-base-uncased; None: from the hub
     batch_size: PositiveInt = 16
     device: Device = "auto"
 
@@ -71,8 +83,37 @@ class CallableScorerConfig(Section):
         return target
 
 
+class HttpScorerConfig(Section):
+    """A scorer served elsewhere: `raydense.rewards.http` says what goes over the wire."""
+
+    kind: Literal["http"]
+    name: str
+    url: str
+    token_env: str | None = None  # the environment variable with a bearer token; never the token itself
+    batch_size: PositiveInt = 16
+    timeout_s: PositiveFloat = 60.0
+    retries: Unsigned = 4
+    backoff_s: NonNegativeFloat = 0.5  # doubles with each retry
+
+    @model_validator(mode="after")
+    def _nothing_secret_in_sight(self) -> HttpScorerConfig:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"url={self.url}: expected http://host/path or https://host/path")
+        if parts.username or parts.password:
+            raise ValueError("url holds a user name or password, which would be logged; name a variable in token_env")
+        if self.token_env is not None and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+            raise ValueError(f"url={self.url} would carry the token of token_env unencrypted; use https")
+        return self
+
+
 SingleScorerConfig = Annotated[
-    ClipScorerConfig | HPSv2ScorerConfig | AestheticScorerConfig | ImageRewardScorerConfig | CallableScorerConfig,
+    ClipScorerConfig
+    | HPSv2ScorerConfig
+    | AestheticScorerConfig
+    | ImageRewardScorerConfig
+    | CallableScorerConfig
+    | HttpScorerConfig,
     Field(discriminator="kind"),
 ]
 
@@ -89,6 +130,7 @@ class MixtureScorerConfig(Section):
 
     kind: Literal["mixture"]
     name: str = "mixture"
+    normalise: Literal["none", "zscore"] = "none"  # zscore: (score - mean) / std, of the stage before
     components: Annotated[tuple[ComponentConfig, ...], Field(min_length=1)]
 
 
@@ -98,9 +140,18 @@ ScorerConfig = Annotated[
     | AestheticScorerConfig
     | ImageRewardScorerConfig
     | CallableScorerConfig
+    | HttpScorerConfig
     | MixtureScorerConfig,
     Field(discriminator="kind"),
 ]
+
+
+class WatchConfig(Section):
+    """When a run suspects that its reward is being hacked (`raydense.runtime.watch` has the rule)."""
+
+    sigmas: PositiveFloat = 3.0  # standard errors, by which the reward rose and a monitor fell
+    collapse: PositiveFloat = 3.0  # standard deviations between the first stage's groups, by which pictures changed
+    stop: bool = False  # the run, where it is suspected; else it is only said and logged
 
 
 class RewardConfig(Section):
@@ -108,6 +159,7 @@ class RewardConfig(Section):
 
     scorer: ScorerConfig
     monitors: tuple[SingleScorerConfig, ...] = ()
+    watch: WatchConfig = WatchConfig()
 
     @property
     def judges(self) -> tuple[SingleScorerConfig, ...]:

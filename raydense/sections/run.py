@@ -81,13 +81,29 @@ class SamplerConfig(Section):
 
 
 class SamplersConfig(Section):
-    """The fleet: how many sampler actors, and what each reserves of the cluster."""
+    """The fleet: how many sampler actors, what each reserves of the cluster, and how long it is waited for."""
 
     count: PositiveInt | None = None  # None: one a GPU beside the learner's; one where there are fewer than two
+    min: Unsigned | None = None  # ready before work begins; None: all, or 1 beside max; 0: begin without
+    max: PositiveInt | None = None  # asked for; those without a place join when it appears; None: `count`
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: what the learner leaves, shared evenly; 0 without a GPU
+    memory_gb: NonNegativeFloat = 0.0  # of main memory that each reserves, so that a node is not overfilled
+    patience_s: PositiveFloat = 1800.0  # without a live sampler, or for the learner's place, before the run stops
+    hang_s: PositiveFloat = 3600.0  # a unit may take, until one was measured
+    hang_factor: Annotated[float, Field(gt=1)] = 10.0  # times the slowest unit so far: a sampler hangs and is replaced
+    hang_floor_s: PositiveFloat = 60.0  # never sooner
     labels: Labels = Field(default_factory=dict)  # that a sampler's node must have
     autoscale: bool = False  # actors that fit no node yet wait: they are what the cluster grows by
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> SamplersConfig:
+        if self.count is not None and self.max is not None:
+            raise ValueError(f"count={self.count} and max={self.max}: for a fleet that grows, set count=null")
+        largest = self.max if self.max is not None else self.count
+        if self.min is not None and largest is not None and self.min > largest:
+            raise ValueError(f"min={self.min} exceeds {'max' if self.max else 'count'}={largest}; lower min")
+        return self
 
 
 class StageConfig(Section):
@@ -96,6 +112,7 @@ class StageConfig(Section):
     count: PositiveInt
     groups: PositiveInt  # trajectory groups collected a stage
     steps: PositiveInt  # gradient steps a stage (M)
+    schedule: Literal["synchronous", "overlapped"] = "synchronous"  # overlapped: collect the next stage while training
 
 
 class TrainConfig(Section):
@@ -133,6 +150,7 @@ class LearnerConfig(Section):
     threads: PositiveInt = 1
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: one of several, half of a single one, 0 without
+    memory_gb: NonNegativeFloat = 0.0  # of main memory that it reserves
     labels: Labels = Field(default_factory=lambda: {"ray.io/market-type": "!spot"})  # an unlabelled node will do
 
 
@@ -153,7 +171,9 @@ class CheckpointConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Fixed-seed judging of the base and the tuned model."""
+    """Fixed-seed judging: of the base and the tuned model, and of the held-out prompts during training."""
+
+    every_steps: PositiveInt | None = None  # gradient steps of the whole run; None: at its ends only
 
     prompts: PositiveInt = 32  # of each prompt set, evenly spaced through it
     images_per_prompt: PositiveInt = 4

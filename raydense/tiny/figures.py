@@ -12,7 +12,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
+from raydense.core.prompts import read_prompts
 from raydense.tiny.oracle import score
+from raydense.tiny.renderings import render_bank
 from raydense.tiny.scenes import render_batch, split_captions
 from raydense.tiny.train_scorer import cosine_scores
 from raydense.tiny.train_unet import sample_images
@@ -20,6 +22,7 @@ from raydense.tiny.train_vae import reconstruction_psnr
 
 _WEIGHTS = Path(__file__).parent / "weights"
 _SAMPLES = 16
+_REAL_SEED = 77
 
 
 def ranking_quality(rewards: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
@@ -46,8 +49,15 @@ def measure(pipeline: Any, scorer: Any, processor: Any, captions: Sequence[str])
     )
 
 
+def ceiling(scorer: Any, processor: Any, captions: Sequence[str]) -> float:
+    """Mean score of 16 real renderings of each caption: what alignment could reach."""
+    images = render_bank(captions, _SAMPLES, _REAL_SEED).images
+    prompts = [caption for caption in captions for _ in range(_SAMPLES)]
+    return float(cosine_scores(scorer, processor, images.reshape(-1, *images.shape[2:]), prompts).mean())
+
+
 def main() -> None:
-    """Prints one line for the autoencoder and one for each prompt set."""
+    """Prints one line for the autoencoder, one for each prompt set, and the ceilings of the alignment prompts."""
     torch.set_num_threads(1)
     pipeline = StableDiffusionPipeline.from_pretrained(
         _WEIGHTS / "pipeline", torch_dtype=torch.float32, safety_checker=None
@@ -58,6 +68,9 @@ def main() -> None:
     print(f"autoencoder: {reconstruction_psnr(pipeline.vae):.1f} dB")
     print("train: " + measure(pipeline, scorer.eval(), processor, train[::9]))
     print("unseen: " + measure(pipeline, scorer.eval(), processor, unseen))
+    for name in ("align", "unseen"):
+        captions = read_prompts(f"pkg://raydense.tiny/prompts/{name}.txt")
+        print(f"real renderings of {name}.txt: reward {ceiling(scorer, processor, captions):.3f}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import gc, json, random, statistics, sys, time
 from pathlib import Path
 import numpy as np
 import ray
+from actors.dispatch import Deadlines
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import fetch_groups
 from raydense.core.replay import ReplayBuffer
@@ -36,7 +37,8 @@ class FakeSampler:
                                   np.zeros(5, np.float32), 0, "") for i in unit.group_indices]
         return UnitReport(unit, (), {}, self.name), groups
 
-fleet = RayFleet(FakeSampler, count=1, num_cpus=0.5, num_gpus=0)
+fleet = RayFleet(FakeSampler, maximum=1, minimum=1, num_cpus=0.5, num_gpus=0,
+                 deadlines=Deadlines(60.0, 10.0, 60.0), patience_s=60.0, run_seed=0)
 fleet.broadcast(PolicyWeights.of(0, {}))
 started = time.perf_counter()
 arrivals = {r.unit.index: h[0] for r, h in fleet.collect([WorkUnit(0, i, (i,), ("p",), 0) for i in range(count)])}

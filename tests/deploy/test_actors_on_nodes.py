@@ -19,6 +19,7 @@ import json, time
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.cluster_utils import Cluster
+from actors.dispatch import Deadlines
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner
 
@@ -34,15 +35,19 @@ ray.init(address=cluster.address, log_to_driver=False)
 
 learner = RayLearner(lambda fetch: Idle(), num_cpus=1, num_gpus=1, labels={"ray.io/market-type": "!spot"}, run="seven")
 learner_node = learner.started().weights()
-fleet = RayFleet(lambda name: Idle(), count=2, num_cpus=1, num_gpus=1, labels={"raydense/role": "sampler"}, run="seven")
+fleet = RayFleet(lambda name: Idle(), maximum=2, minimum=1, num_cpus=1, num_gpus=1,
+                 deadlines=Deadlines(60.0, 10.0, 60.0), patience_s=60.0, run_seed=0,
+                 labels={"raydense/role": "sampler"}, run="seven")
 deadline = time.monotonic() + 60
 while not (demand := get_cluster_status(cluster.address).resource_demands.ray_task_actor_demand):
     assert time.monotonic() < deadline
     time.sleep(0.5)
 bundles = [[dict(b.bundle), b.count] for d in demand for b in d.bundles_by_count]
-spot.append(cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id)
 fleet.wait_ready()
-handles = fleet._samplers
+spot.append(cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id)
+while fleet.live < 2:
+    time.sleep(0.2)
+handles = list(fleet._actors.values())
 print(json.dumps({
     "learner_node": learner_node, "on_demand": on_demand, "spot": spot, "demand": bundles,
     "sampler_nodes": ray.get([handle.ready.remote() for handle in handles]),

@@ -123,6 +123,20 @@ def test_saving_the_same_position_again_replaces_it(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
 
 
+def test_all_that_a_stage_knows_comes_back(tmp_path: Path) -> None:
+    _, state = trained()
+    old, began = (PolicyWeights.of(v, {"p0": np.full((2, 3), v, np.float32)}) for v in (1, 2))
+    record = {"ledger": {"issued": 4}, "outstanding": {"units": [1, 3], "weights_version": 2}, "segments": ["a.arrow"]}
+    save_checkpoint(
+        tmp_path / "c", Checkpoint(state, Position(1, 2), old, 123, began=began, record=record, config="seed: 1\n")
+    )
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.behaviour is not None
+    assert loaded.began is not None
+    assert [w.checksum for w in (loaded.behaviour, loaded.began)] == [old.checksum, began.checksum]
+    assert (loaded.record, loaded.config) == (record, "seed: 1\n")
+
+
 def test_the_manifest_says_what_the_checkpoint_is(tmp_path: Path) -> None:
     _, state = trained()
     save_checkpoint(tmp_path / "c", checkpoint(state))
@@ -130,4 +144,4 @@ def test_the_manifest_says_what_the_checkpoint_is(tmp_path: Path) -> None:
     assert manifest["step"] == 3
     assert manifest["weights"] == {"version": 3, "checksum": state["weights"].checksum}
     assert manifest["position"] == {"stages": 1, "steps": 0}
-    assert sorted(manifest["sha256"]) == ["lora.safetensors", "optimizer.safetensors"]
+    assert sorted(manifest["sha256"]) == ["config.yaml", "lora.safetensors", "optimizer.safetensors"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from raydense.core.statistics import estimate
+from raydense.core.statistics import clustered_interval, estimate, mean_interval, win_rate
 
 
 def test_a_hand_computed_case() -> None:
@@ -36,3 +36,51 @@ def test_one_cluster_has_no_clustered_error_and_json_says_null() -> None:
 def test_float32_scores_are_averaged_in_float64() -> None:
     values = np.full((1, 10**6), 0.1, np.float32)
     assert estimate(values).mean == pytest.approx(float(np.float32(0.1)), rel=1e-12)
+
+
+def test_students_interval_by_hand() -> None:
+    found = mean_interval([1.0, 2.0, 6.0])
+    # deviations −2 −1 3: variance 7, over 3 values; the 97.5 % point of t with 2 degrees of freedom is 4.3027
+    margin = 4.302652729911275 * math.sqrt(7 / 3)
+    assert (found.mean, found.low, found.high) == pytest.approx((3.0, 3 - margin, 3 + margin))
+    assert mean_interval([1.0]).as_dict() == {"mean": 1.0, "low": None, "high": None}
+
+
+def test_prompts_are_the_sample_and_of_one_prompt_its_pictures() -> None:
+    assert clustered_interval([[1.0, 3.0], [5.0, 7.0], [6.0, 8.0]]) == mean_interval([2.0, 6.0, 7.0])
+    assert clustered_interval([[1.0, 2.0, 6.0]]) == mean_interval([1.0, 2.0, 6.0])
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says_where_pictures_of_a_prompt_agree() -> None:
+    draws, covered = np.random.default_rng(0), 0
+    for _ in range(500):
+        values = draws.standard_normal((8, 1)) + 0.5 * draws.standard_normal((8, 6))
+        found = clustered_interval(values)
+        covered += found.low < 0 < found.high
+    assert covered / 500 == pytest.approx(0.95, abs=0.03)
+
+
+def test_a_tie_is_half_a_win() -> None:
+    assert win_rate([[1.0, 2.0], [3.0, 4.0]], [[0.0, 2.0], [5.0, 6.0]]).mean == (1 + 0.5) / 4
+
+
+def test_the_interval_of_wins_is_the_exact_one_where_pairs_are_independent() -> None:
+    # 7 of 10 prompts won, one picture each: Clopper and Pearson's 0.348 to 0.933, or a little wider
+    found = win_rate([[1.0]] * 7 + [[-1.0]] * 3, [[0.0]] * 10)
+    assert found.mean == 0.7
+    assert 0.30 < found.low <= 0.348
+    assert 0.933 <= found.high < 0.96
+
+
+def test_pictures_that_agree_within_prompts_are_no_more_wins_than_one_of_them() -> None:
+    ours = np.array([[1.0]] * 7 + [[-1.0]] * 3)
+    one, many = win_rate(ours, 0 * ours), win_rate(np.repeat(ours, 40, axis=1), np.zeros((10, 40)))
+    assert many.low < one.low + 0.03
+    assert many.high > one.high - 0.03
+
+
+def test_winning_everywhere_is_not_certainty() -> None:
+    found = win_rate(np.ones((6, 5)), np.zeros((6, 5)))
+    assert (found.mean, found.high) == (1.0, 1.0)
+    assert 0.3 < found.low < 0.7
+    assert win_rate([[1.0]], [[0.0]]).as_dict() == {"mean": 1.0, "low": None, "high": None}

@@ -48,7 +48,8 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "small.yaml"
-    file.write_text(yaml.safe_dump(small_values))
+    evaluate = {**small_values["evaluate"], "every_steps": 2}
+    file.write_text(yaml.safe_dump({**small_values, "evaluate": evaluate}))
     return file
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from raydense.config import Config
-from raydense.core.interfaces import UNIT_RETRIES, UnitFailed
-from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup
+from raydense.core.interfaces import MAX_UNIT_FAILURES, UnitFailed
+from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
 from raydense.runtime.build import build_learner, build_sampler
 from raydense.runtime.local_runner import LocalFleet
 from raydense.runtime.plan import stage_units
@@ -18,8 +18,8 @@ from raydense.runtime.plan import stage_units
 
 def test_the_fleet_samples_with_the_weights_that_were_broadcast(small_config: Callable[..., Config]) -> None:
     config = small_config()
-    fleet = LocalFleet(build_sampler(config))
-    with pytest.raises(RuntimeError, match="no weights were broadcast"):
+    fleet = LocalFleet(build_sampler(config), run_seed=3)
+    with pytest.raises(RuntimeError, match="weights version 0 is not live; broadcast it"):
         fleet.render([RenderUnit(("a cat",), (0,), 0)])
     weights = build_learner(config, fetch=lambda groups: groups).weights()
     fleet.broadcast(weights)
@@ -33,7 +33,7 @@ def test_the_fleet_samples_with_the_weights_that_were_broadcast(small_config: Ca
 
 def test_sampler_and_learner_start_from_the_same_weights(small_config: Callable[..., Config]) -> None:
     config = small_config()
-    fleet, learner = LocalFleet(build_sampler(config)), build_learner(config, fetch=lambda groups: groups)
+    fleet, learner = LocalFleet(build_sampler(config), run_seed=3), build_learner(config, fetch=lambda groups: groups)
     fleet.broadcast(learner.weights())
     groups = [g for _, handles in fleet.collect(stage_units(config, ("a cat",), 0, 0)) for g in handles]
     learner.begin_stage(0, groups)
@@ -58,17 +58,20 @@ class FailingSampler:
     render = sample
 
 
-@pytest.mark.parametrize("failures", [0, 1, UNIT_RETRIES])
+@pytest.mark.parametrize("failures", [0, 1, MAX_UNIT_FAILURES - 1])
 def test_a_unit_that_failed_is_tried_again(failures: int) -> None:
     sampler = FailingSampler(failures)
-    fleet = LocalFleet(sampler)
+    fleet = LocalFleet(sampler, run_seed=3)
     fleet.broadcast(PolicyWeights.of(0, {}))
-    assert [unit for unit, _ in fleet.collect(["a", "b"])] == ["a", "b"]
-    assert (fleet.retried, sampler.calls) == (failures, failures + 2)
+    units = [WorkUnit(0, index, (index,), ("a cat",), 0) for index in range(2)]
+    assert [unit for unit, _ in fleet.collect(units)] == units
+    assert (fleet.faults["retried"], sampler.calls) == (failures, failures + 2)
 
 
 def test_a_unit_that_always_fails_ends_the_run_with_its_cause() -> None:
-    fleet = LocalFleet(FailingSampler(UNIT_RETRIES + 1))
+    fleet = LocalFleet(FailingSampler(MAX_UNIT_FAILURES), run_seed=3)
     fleet.broadcast(PolicyWeights.of(0, {}))
-    with pytest.raises(UnitFailed, match=r"^the judge is out \(tried 4 times\)$"):
-        fleet.render(["a"])
+    with pytest.raises(
+        UnitFailed, match=r"^the judge is out \(pictures \[5\], run seed 3, prompts 'a cat'; tried 3 times\)$"
+    ):
+        fleet.render([RenderUnit(("a cat",), (5,), 0)])

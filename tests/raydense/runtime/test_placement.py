@@ -94,7 +94,7 @@ try:
         weights = make_learner().weights()
         fleet.broadcast(weights)
         left = ray.available_resources()
-        print(len(fleet._inner._samplers), f"{left.get('GPU', 0):.2f}")
+        print(len(fleet._inner._actors), f"{left.get('GPU', 0):.2f}")
 finally:
     ray.shutdown()
 """

@@ -75,9 +75,9 @@ def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("placement", "num_cpus", "said"),
     [
-        (Placement(2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
-        (Placement(9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
-        (Placement(1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
+        (Placement(2, 2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
+        (Placement(9, 9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
+        (Placement(1, 1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
     ],
 )
 def test_actors_without_a_place(
@@ -118,7 +118,7 @@ def test_labels_that_no_node_has(small_config: Callable[..., Config], monkeypatc
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}, "Labels": SPOT}])
     with pytest.raises(ConfigError, match=r"learner.labels={'ray.io/market-type': '!spot'} match no node"):
-        check_resources(small_config(), Placement(1, 0.0, 0.0))
+        check_resources(small_config(), Placement(1, 1, 0.0, 0.0))
 
 
 def test_a_cluster_that_grows_refuses_nothing_that_may_come(
@@ -127,9 +127,9 @@ def test_a_cluster_that_grows_refuses_nothing_that_may_come(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {})
     monkeypatch.setattr(ray, "nodes", lambda: [])
     samplers = {"autoscale": True, "count": 8, "num_gpus": 1}
-    check_resources(small_config(samplers=samplers, learner={"num_gpus": 1}), Placement(8, 1.0, 1.0))
+    check_resources(small_config(samplers=samplers, learner={"num_gpus": 1}), Placement(8, 8, 1.0, 1.0))
 
 
 def test_nothing_is_counted_from_nodes_that_are_still_to_come(small_config: Callable[..., Config]) -> None:
-    with pytest.raises(ValueError, match=r"set samplers.count, samplers.num_gpus and learner.num_gpus too"):
+    with pytest.raises(ValueError, match=r"set samplers.max, samplers.num_gpus and learner.num_gpus too"):
         small_config(samplers={"autoscale": True})

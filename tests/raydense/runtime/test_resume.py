@@ -19,7 +19,12 @@ import yaml
 
 from raydense.cli import main
 
-LONG = {"stage": {"count": 3, "groups": 6, "steps": 8}, "checkpoint": {"every_steps": 3}, "replay": {"segments": True}}
+LONG = {
+    "stage": {"count": 3, "groups": 6, "steps": 8},
+    "checkpoint": {"every_steps": 3},
+    "replay": {"segments": True},
+    "evaluate": {"every_steps": 6, "prompts": 2, "images_per_prompt": 2, "grid_prompts": 2, "grid_images": 2},
+}
 Condition = Callable[[Path], bool]
 
 # Children are forked from a server that has imported torch already: real processes, real signals, no import time.
@@ -90,6 +95,7 @@ CUTS: dict[str, Condition] = {
     "before the first checkpoint": lambda run: (run / "images" / "base.png").exists(),
     "while sampling": lambda run: (run / "segments" / "stage-0001" / "unit-000001.arrow").exists(),
     "while training": lambda run: rows(run, "step") >= 13,
+    "after an evaluation": lambda run: rows(run, "evaluation") >= 3,
     "while checkpointing": lambda run: any((run / "checkpoints").glob("stage-*-step-*.partial")),
 }
 

@@ -1,0 +1,171 @@
+"""Who works on what: the bookkeeping of an elastic pool, without Ray and without a clock of its own.
+
+A job goes to the member that is expected to finish it first, at most `IN_FLIGHT` at a time; one whose member died,
+hung or raised goes back to the front. Every job ends exactly once, or the run stops with the reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydense.core.interfaces import MAX_UNIT_FAILURES, UnitFailed
+
+IN_FLIGHT = 2  # jobs a member; hides the control plane's latency
+MAX_UNIT_DEATHS = 10  # of members, while this one job was running
+
+
+class FleetError(RuntimeError):
+    """The fleet cannot finish its work; the message says why."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long one job may run before its member counts as hung.
+
+    first_s: until one of its kind was measured. factor: of the slowest one measured. floor_s: never less.
+    """
+
+    first_s: float
+    factor: float
+    floor_s: float
+
+
+@dataclass(eq=False)
+class Job:
+    """One unit for one method of a sampler."""
+
+    method: str
+    unit: Any
+    weights: Any  # a handle of the version that the unit names
+    arrived: Any  # the queue that (job, result) is put into
+    failures: int = 0  # exceptions of its own
+    deaths: int = 0  # of members that ran it
+    failed_on: set[str] = field(default_factory=set)
+    wanted: bool = True
+
+
+@dataclass(eq=False)
+class Member:
+    """One sampler: alive or being started, with the jobs that it holds; the first of them is running."""
+
+    name: str
+    alive: bool = False
+    jobs: deque[Job] = field(default_factory=deque)
+    running_since: float = 0.0
+    done: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def seconds_a_job(self) -> float | None:
+        return self.busy_s / self.done if self.done else None
+
+
+class Dispatcher:
+    """Args: run_seed: for messages."""
+
+    def __init__(self, deadlines: Deadlines, run_seed: int) -> None:
+        self._deadlines, self._run_seed = deadlines, run_seed
+        self._urgent: deque[Job] = deque()  # pictures and judging: somebody waits for them
+        self._pending: deque[Job] = deque()
+        self._slowest: dict[str, float] = {}  # method → seconds
+        self.members: dict[str, Member] = {}
+        self.faults: Counter[str] = Counter()
+
+    def add(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            (self._urgent if job.method == "render" else self._pending).append(job)
+
+    def cancel(self, jobs: list[Job]) -> None:
+        """Forgets those of the jobs that nobody has begun."""
+        for job in jobs:
+            job.wanted = False
+        for queue in (self._urgent, self._pending):
+            kept = [job for job in queue if job.wanted]
+            queue.clear()
+            queue.extend(kept)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._urgent or self._pending or any(m.jobs for m in self.members.values()))
+
+    @property
+    def live(self) -> list[Member]:
+        return [member for member in self.members.values() if member.alive]
+
+    def assign(self, now: float) -> tuple[Job, Member] | None:
+        """The next job and the member that should have it; None if nothing waits or nobody has room."""
+        room = [member for member in self.live if len(member.jobs) < IN_FLIGHT]
+        for queue in (self._urgent, self._pending) if room else ():
+            for job in queue:
+                allowed = [m for m in room if m.name not in job.failed_on] or self._last_resort(job, room)
+                if allowed:
+                    member = min(allowed, key=self._expected_finish)
+                    queue.remove(job)
+                    if not member.jobs:
+                        member.running_since = now
+                    member.jobs.append(job)
+                    return job, member
+        return None
+
+    def finish(self, member: Member, job: Job, now: float) -> None:
+        """The member delivered it."""
+        if member.jobs[0] is job:
+            seconds = now - member.running_since
+            member.busy_s, member.done = member.busy_s + seconds, member.done + 1
+            self._slowest[job.method] = max(self._slowest.get(job.method, 0.0), seconds)
+        self._leave(member, job, now)
+
+    def fail(self, member: Member, job: Job, error: BaseException, now: float) -> None:
+        """The job raised; it goes back, to another member if one lives. Raises: UnitFailed at the last failure."""
+        self._leave(member, job, now)
+        job.failures += 1
+        job.failed_on.add(member.name)
+        if job.failures >= MAX_UNIT_FAILURES:
+            raise UnitFailed.after(job.failures, job.unit.describe(self._run_seed), error) from error
+        self._put_back([job])
+
+    def die(self, member: Member, fault: str, cause: str) -> None:
+        """The member is gone; its jobs go back, and only the running one is under suspicion. Raises: FleetError."""
+        jobs = list(member.jobs)
+        member.jobs.clear()
+        member.alive = False
+        self.faults[fault] += 1
+        self.faults["lost"] += len(jobs)
+        self._put_back(jobs)
+        if jobs:
+            jobs[0].deaths += 1
+            if jobs[0].deaths > MAX_UNIT_DEATHS:
+                what = jobs[0].unit.describe(self._run_seed)
+                raise FleetError(f"{jobs[0].deaths} samplers died over one unit ({what}); the last: {cause}")
+
+    def overdue(self, now: float) -> list[Member]:
+        """Live members whose running job has passed its deadline."""
+        return [m for m in self.live if m.jobs and now - m.running_since > self.deadline_s(m.jobs[0].method)]
+
+    def deadline_s(self, method: str) -> float:
+        rule, slowest = self._deadlines, self._slowest.get(method)
+        return rule.first_s if slowest is None else max(rule.floor_s, rule.factor * slowest)
+
+    def _last_resort(self, job: Job, room: list[Member]) -> list[Member]:
+        """A job that failed on every live member may run on any of them again."""
+        return room if all(member.name in job.failed_on for member in self.live) else []
+
+    def _expected_finish(self, member: Member) -> tuple[float, int, str]:
+        measured = [s for m in self.live if (s := m.seconds_a_job) is not None]
+        typical = sum(measured) / len(measured) if measured else 1.0
+        own = member.seconds_a_job
+        return (len(member.jobs) + 1) * (typical if own is None else own), len(member.jobs), member.name
+
+    def _leave(self, member: Member, job: Job, now: float) -> None:
+        was_first = member.jobs[0] is job
+        member.jobs.remove(job)
+        if was_first:
+            member.running_since = now
+
+    def _put_back(self, jobs: list[Job]) -> None:
+        again = [job for job in jobs if job.wanted]
+        self.faults["retried"] += len(again)
+        for job in reversed(again):
+            (self._urgent if job.method == "render" else self._pending).appendleft(job)

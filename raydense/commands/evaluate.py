@@ -1,0 +1,81 @@
+"""`raydense evaluate`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raydense.commands.common import (
+    EXIT_CODES,
+    Debug,
+    Local,
+    LogFormatOption,
+    Overrides,
+    Preset,
+    explained,
+)
+from raydense.config import ConfigError, changed_config, load_config
+
+EXAMPLE = (
+    "Example: `raydense evaluate runs/one runs/two --prompts set://hpsv2-benchmark --scorer hpsv2 --out runs/table`"
+    f"\n\n{EXIT_CODES}"
+)
+MAY_CHANGE = ("seed", "policy", "steps", "sampler", "samplers", "evaluate", "reward")
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="RUN|LORA...", help="Run directories, or LoRAs by file.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PROMPTS", help="File or set; repeatable. Default: the run's, seen and unseen."),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(metavar="YAML|KIND", help="A judge; repeatable. Default: the run's scorer and monitors."),
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Pictures a prompt. Default: the run's.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts a column, evenly spaced through it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="For the tables. Default: runs/evaluate-TIME.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    local: Local = False,
+    log_format: LogFormatOption = "auto",
+    debug: Debug = False,
+) -> None:
+    """Compares LoRAs with their base model: same prompts, same noise, several judges; means, win-rates, intervals."""
+    with explained(debug):
+        from raydense.runtime.evaluate import evaluate as judge_models
+        from raydense.runtime.evaluate import read_columns, with_scorers
+        from raydense.runtime.evaluation_table import sheets, write_evaluation
+        from raydense.runtime.models import find_sources, shared_config
+        from raydense.runtime.preflight import check_policy, check_scorer
+        from raydense.runtime.progress import ProgressDisplay
+
+        sources = find_sources(models)
+        chosen = load_config(config_file, preset) if config_file or preset else None
+        config, notes = shared_config(sources, chosen)
+        config = changed_config(config, overrides or [], MAY_CHANGE, "an evaluation")
+        config = with_scorers(config, scorer or [])
+        check_policy(config)
+        for judge in config.reward.judges:
+            check_scorer(judge)
+        columns = read_columns(config, prompts or [], limit)
+        out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
+        if (out / "evaluation.json").exists():
+            raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
+        display = ProgressDisplay(Console(soft_wrap=True), log_format)
+        with display:
+            for note in (*notes, *columns.notes):
+                display.say(note)
+            found = judge_models(
+                config, sources, columns, images or config.evaluate.images_per_prompt, local=local, display=display
+            )
+        write_evaluation(out, found)
+        for sheet in sheets(found):
+            display.result({"table": sheet.title, "columns": sheet.columns, "rows": sheet.rows}, sheet.rich())
+        display.say(f"tables  {out}/evaluation.md, evaluation.csv, evaluation.json")

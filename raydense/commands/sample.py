@@ -1,0 +1,79 @@
+"""`raydense sample`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raydense.commands.common import Debug, Overrides, Preset, explained
+from raydense.config import ConfigError, changed_config, load_config
+
+EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
+MAY_CHANGE = ("seed", "policy", "steps", "sampler")
+
+
+def sample(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="A row of the grid each.")],
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="RUN|LORA", help="A run's LoRA, or one by file; repeatable.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Also the base model, with the same seeds.")] = False,
+    images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt and model.")] = 4,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise. Default: the configuration's.")] = None,
+    trajectory: Annotated[
+        bool, typer.Option("--trajectory", help="Also a strip of the predicted pictures (x̂0) along the chain.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="PNG file. Default: sample-TIME.png.")] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    debug: Debug = False,
+) -> None:
+    """Draws prompts in this process: a grid, the base model beside the tuned ones, with the same noise."""
+    with explained(debug):
+        if not lora and not base:
+            raise ConfigError("nothing to draw: give --lora, --base or both")
+        out = out or Path(f"sample-{datetime.now():%Y%m%d-%H%M%S}.png")
+        strip = out.with_name(f"{out.stem}-trajectory.png")
+        for path in (out, *([strip] if trajectory else [])):
+            if path.exists():
+                raise ConfigError(f"--out={path} is there already and is never overwritten; give another name")
+
+        from raydense.runtime.models import BASE, find_sources, fit_models, shared_config
+        from raydense.runtime.preflight import check_policy
+        from raydense.runtime.progress import ProgressDisplay
+        from raydense.runtime.sample import distances, draw, save_chains, save_pictures, shown_steps
+
+        sources = find_sources(lora or [])
+        chosen = load_config(config_file, preset) if config_file or preset or not sources else None
+        config, notes = shared_config(sources, chosen)
+        changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+        config = changed_config(config, changes, MAY_CHANGE, "a drawing")
+        check_policy(config)
+        joint, models = fit_models(config, sources, "--lora")
+        if not base:
+            models = [model for model in models if model.name != BASE]
+        with ProgressDisplay(Console(soft_wrap=True)) as display:
+            for note in notes:
+                display.say(note)
+            drawings = draw(
+                joint,
+                models,
+                prompts,
+                images,
+                chains=trajectory,
+                progress=lambda done, total: display.update("drawing", done, total),
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_pictures(out, drawings)
+        typer.echo(f"pictures    {out}")
+        if trajectory:
+            save_chains(strip, joint, drawings)
+            typer.echo(f"trajectory  {strip}; distance of x̂0 from the finished picture, by step:")
+            for drawing in drawings:
+                steps = zip(shown_steps(joint), distances(drawing), strict=True)
+                typer.echo(f"  {drawing.model}: {drawing.prompt}: " + ", ".join(f"{t}: {d:.3f}" for t, d in steps))

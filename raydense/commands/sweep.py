@@ -1,0 +1,70 @@
+"""`raydense sweep`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raydense.commands.common import (
+    EXIT_CODES,
+    EXIT_FAILED,
+    ConfigFile,
+    Debug,
+    Local,
+    Overrides,
+    Preset,
+    explained,
+    fail,
+)
+
+EXAMPLE = (
+    "Example: `raydense sweep --local --grid steps.gamma=0.8,1 --grid steps.exclude_last=0,2 --seeds 101,102,103 "
+    f"--out runs/gamma`\n\n{EXIT_CODES}"
+)
+
+
+def sweep(
+    out: Annotated[Path, typer.Option(help="For the runs and the results; finished runs in it are kept.")],
+    config_file: ConfigFile = None,
+    preset: Preset = None,
+    overrides: Overrides = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values of one setting; repeatable: all combinations.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="S1,S2", help="Each combination with each (default: the configuration's).")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side (default: as many as fit).")] = None,
+    local: Local = False,
+    debug: Debug = False,
+) -> None:
+    """Trains every combination of settings and seeds, then compares: a table, a plot. Continues where it was cut."""
+    with explained(debug):
+        from raydense.runtime.stopping import StopRequested
+        from raydense.runtime.sweep import parse_grid, parse_seeds, plan_sweep
+        from raydense.runtime.sweep_runs import SweepRunner, default_jobs
+        from raydense.runtime.sweep_table import write_results
+
+        trials = plan_sweep(out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds))
+        source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
+        console = Console(soft_wrap=True)
+        runner = SweepRunner(
+            source,
+            local=local,
+            jobs=jobs or default_jobs(trials[0].config, local),
+            say=lambda line: console.print(line, highlight=False, markup=False),
+        )
+        try:
+            runner.run(trials)
+        except StopRequested as stop:
+            fail(f"stopped; continue with: {shlex.join(['raydense', *sys.argv[1:]])}", 128 + stop.signal_number)
+        if any(trial.finished for trial in trials):
+            console.print(write_results(out, trials).rich())
+            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png", highlight=False)
+        if runner.failed:
+            fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)

@@ -1,0 +1,53 @@
+"""The single scores of a finished run, as arrays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raydense.core.statistics import Interval, clustered_interval
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Of one judge on one prompt set: float64 [P, m] each, same prompts and noise."""
+
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+
+    @property
+    def gain(self) -> NDArray[np.float64]:
+        return self.after - self.before
+
+    def intervals(self) -> tuple[Interval, Interval, Interval]:
+        """Of before, after and gain, clustered by prompt."""
+        return clustered_interval(self.before), clustered_interval(self.after), clustered_interval(self.gain)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """By prompt set: the prompts in their order, and the scores by judge."""
+
+    prompts: Mapping[str, tuple[str, ...]]
+    judged: Mapping[str, Mapping[str, Paired]]
+
+
+def read_scores(run: Path) -> Scores | None:
+    """What a run wrote into scores.json; None where it is not there yet, as in a run that has not finished."""
+    path = run / "scores.json"
+    if not path.is_file():
+        return None
+    content = {name: by_prompt for name, by_prompt in json.loads(path.read_text("utf-8")).items() if by_prompt}
+    judged = {
+        name: {
+            judge: Paired(*(np.array([row[judge][when] for row in by_prompt.values()]) for when in ("before", "after")))
+            for judge in next(iter(by_prompt.values()))
+        }
+        for name, by_prompt in content.items()
+    }
+    return Scores({name: tuple(by_prompt) for name, by_prompt in content.items()}, judged)

@@ -1,0 +1,252 @@
+"""Ours against the published way (`published.py`): `python tests/benchmarks/compare.py [--model unet-78m] [--json FILE]`.
+
+Both take the same gradient steps on the same draws, and the same rollouts, in this process, alternating; reported are
+median and spread of the ratio of times. First it is asserted that loss and gradient agree to 1e-5, and that the
+baseline's U-Net calls take what plain diffusers takes, within 5 %. `--memory` compares peak memory of two processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from published import Published
+
+from actors.sampler import rollout
+from learner.batch_source import BatchSource
+from learner.losses import step_weights
+from raydense.config import Config
+from raydense.core.policy import Policy
+from raydense.core.replay import ReplayBuffer
+from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.runtime.bench_models import MODELS, bench_policy
+from raydense.runtime.build import make_learner
+
+EQUAL = 1e-5  # of the loss, and of the gradient's norm
+CALLS = 1.05  # the baseline's U-Net calls against plain diffusers
+OVERRIDES = {
+    "tiny": ["sampler.guidance_scale=7.5", "train.batch_groups=4", "learner.micro_batch=null"],
+    "unet-78m": ["learner.threads=2"],
+}
+ROUNDS = {"tiny": 16, "unet-78m": 5}
+DRIFT = {"tiny": 2e-3, "unet-78m": 1e-4}  # standard deviation of LoRA B: away from π_I, mostly within the clip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=list(OVERRIDES), default="tiny")
+    parser.add_argument("--what", choices=["step", "rollout", "memory"], nargs="*", default=["step", "rollout"])
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--set", nargs="*", default=[], help="overrides of the preset, for both")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", choices=["ours", "published"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    config = MODELS[arguments.model].config(*OVERRIDES[arguments.model], *arguments.set)
+    torch.set_num_threads(config.learner.threads)
+    if arguments.memory_of:
+        print(peak_bytes_of(arguments.memory_of, arguments.model, config))
+        return
+    rounds = arguments.rounds or ROUNDS[arguments.model]
+    result: dict[str, Any] = {"model": arguments.model, "threads": config.learner.threads, "rounds": rounds}
+    if "memory" in arguments.what:
+        result["memory"] = compare_memory(sys.argv)
+    if "step" in arguments.what or "rollout" in arguments.what:
+        pair = Pair(arguments.model, config)
+        result["unet_call_ratio"] = pair.check_calls()
+        if "step" in arguments.what:
+            result["step"] = pair.compare_steps(rounds)
+        if "rollout" in arguments.what:
+            result["rollout"] = pair.compare_rollouts(rounds)
+    print(json.dumps(result, indent=1))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+class Pair:
+    """Both implementations with the same LoRA, on the same stored groups."""
+
+    def __init__(self, model: str, config: Config) -> None:
+        self.config = config
+        self.policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
+        self.policy.bind(drifted(self.policy, DRIFT[model]))
+        self.published = Published(self.policy, config)
+        size = config.sampler.latent_size or int(self.policy.unet.config.sample_size)
+        self.shape = (int(self.policy.unet.config.in_channels), size, size)
+        self.groups = make_groups(self.policy, config, self.shape, count=4 if model == "tiny" else 1)
+
+    def fetch(self, indices: Any) -> list[TrajectoryGroup]:
+        """Every group of the stage; their content repeats."""
+        return [replace(self.groups[i % len(self.groups)], index=i) for i in indices]
+
+    def compare_steps(self, rounds: int) -> dict[str, float]:
+        """Gradient steps over the preset's draws."""
+        learner: Any = make_learner(self.config, self.policy, self.fetch)
+        draws = batch_source(self.config, self.fetch)
+        for source in (learner, draws):
+            source.begin_stage(0, list(range(self.config.stage.groups)))
+        self._check_gradient(learner, draws)
+
+        def theirs(step: int) -> None:
+            batch = draws.take(step)
+            self.published.step(batch.transitions, self._prompts(batch))
+
+        return ratios(theirs, lambda step: learner.train(1), range(1, 1 + rounds))
+
+    def _check_gradient(self, learner: Any, draws: BatchSource[int]) -> None:
+        """The first step of both, from the same weights: same loss, same gradient."""
+        batch = draws.take(0)
+        (row,) = learner.train(1)
+        loss = self.published.step(batch.transitions, self._prompts(batch))
+        ours, theirs = (torch.cat([p.grad.flatten() for p in parameters]).double()  # type: ignore[union-attr]
+                        for parameters in (self.policy.parameters(), self.published.parameters))  # fmt: skip
+        error = float((ours - theirs).norm() / theirs.norm())
+        clipped = next(v for n, v in row.values.items() if "clip" in n)
+        print(f"loss {loss:.7f}, ours {row.values['loss']:.7f}; gradient differs by {error:.1e}; clipped {clipped:.0%}")
+        assert float(theirs.norm()) > 0
+        assert abs(loss - row.values["loss"]) <= EQUAL * abs(loss)
+        assert error <= EQUAL
+
+    def _prompts(self, batch: Any) -> list[str]:
+        return [g.prompt for g in self.fetch(batch.plan.groups.tolist())]
+
+    def compare_rollouts(self, rounds: int) -> dict[str, float]:
+        """A trajectory-step: the published batch of one prompt's R against a filled work unit."""
+        sampler, steps = self.config.sampler, self.config.steps.count
+        storage = getattr(torch, sampler.storage_dtype)
+        draws = torch.Generator().manual_seed(0)
+        one, unit = sampler.trajectories, sampler.trajectories * sampler.unit_prompts
+        noise = torch.randn((unit, steps + 1, *self.shape), generator=draws)
+        embeds = self.policy.encode("a red circle").expand(unit, -1, -1)
+        self.published.unet.load_state_dict(self.policy.unet.state_dict())
+        latents, log_probs = rollout(self.policy, noise[:one], embeds[:one], storage)
+        again, log_probs_again = self.published.rollout(noise[:one], "a red circle", storage)
+        torch.testing.assert_close(again.float(), latents.float(), rtol=0, atol=0.02)
+        torch.testing.assert_close(log_probs_again[:, 0], log_probs[:, 0], rtol=1e-4, atol=1e-4)
+
+        def theirs(_: int) -> None:
+            self.published.rollout(noise[:one], "a red circle", storage)
+
+        return ratios(theirs, lambda _: rollout(self.policy, noise, embeds, storage), range(rounds), unit / one)
+
+    def check_calls(self) -> float:
+        """The baseline's U-Net call against that of a diffusers pipeline with the LoRA loaded."""
+        plain = self.policy.unet
+        draws = torch.Generator().manual_seed(0)
+        x = torch.randn((2, *self.shape), generator=draws)
+        embeds, t = self.policy.encode("a red circle").expand(2, -1, -1), torch.tensor(501)
+
+        def diffusers(_: int) -> None:
+            with torch.no_grad():
+                plain(x, t, encoder_hidden_states=embeds, return_dict=False)
+
+        def theirs(_: int) -> None:
+            with torch.no_grad():
+                self.published.call(self.published.unet, x, t, embeds)
+
+        found = ratios(theirs, diffusers, range(61))["median"]
+        assert found <= CALLS, f"the baseline's U-Net calls take {found:.3f} of plain diffusers'"
+        return found
+
+
+def ratios(
+    theirs: Callable[[int], Any], ours: Callable[[int], Any], steps: range, share: float = 1.0
+) -> dict[str, float]:
+    """Times of `theirs` over those of `ours`, a round each, in turns; `share`: how much more ours does in a call."""
+    found, seconds = [], {0: 0.0, 1: 0.0}
+    for step in steps:
+        times = {0: 0.0, 1: 0.0}
+        for which in (0, 1) if step % 2 else (1, 0):
+            started = time.perf_counter()
+            (theirs, ours)[which](step)
+            times[which] = time.perf_counter() - started
+            seconds[which] += times[which]
+        found.append(times[0] * share / times[1])
+    low, median, high = np.quantile(found, [0.25, 0.5, 0.75])
+    return {
+        "median": round(float(median), 3), "quartile_low": round(float(low), 3), "quartile_high": round(float(high), 3),
+        "published_s": round(seconds[0] / len(found), 5), "ours_s": round(seconds[1] / len(found), 5),
+    }  # fmt: skip
+
+
+def drifted(policy: Policy, scale: float) -> PolicyWeights:
+    """A LoRA some way from π_I."""
+    draws = np.random.default_rng(0)
+    tensors = {
+        name: array + np.float32(scale) * draws.standard_normal(array.shape).astype(np.float32) * ("lora_B" in name)
+        for name, array in policy.weights().tensors.items()
+    }
+    return PolicyWeights.of(0, tensors)
+
+
+def make_groups(policy: Policy, config: Config, shape: tuple[int, ...], count: int) -> list[TrajectoryGroup]:
+    """Groups that the policy rolled out, as it is now."""
+    draws, kept = torch.Generator().manual_seed(0), config.sampler.keep
+    groups = []
+    for index in range(count):
+        prompt = f"a {['red', 'blue', 'green', 'yellow'][index]} circle"
+        embeds = policy.encode(prompt)
+        noise = torch.randn((kept, config.steps.count + 1, *shape), generator=draws)
+        latents, log_probs = rollout(policy, noise, embeds.expand(kept, -1, -1), torch.float16)
+        rewards = torch.randn(kept, generator=draws).numpy()
+        groups.append(
+            TrajectoryGroup(0, index, prompt, embeds.numpy(), latents.numpy(), log_probs.numpy(), rewards, 0, "")
+        )
+    return groups
+
+
+def batch_source(config: Config, fetch: Any) -> BatchSource[int]:
+    """The run's own draws."""
+    steps, train = config.steps, config.train
+    return BatchSource(
+        ReplayBuffer(config.stage.groups), fetch, run_seed=config.seed, batch_groups=train.batch_groups,
+        step_weights=step_weights(steps.count, steps.gamma, steps.exclude_last), tuple_size=train.tuple_size,
+        tuples=train.tuples, tuple_choice=train.tuple_choice, step_draws=steps.draws,
+    )  # fmt: skip
+
+
+def peak_bytes_of(which: str, model: str, config: Config) -> int:
+    """Peak resident memory of a process that takes two gradient steps one way."""
+    policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
+    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
+    shape = (config.sampler.keep, config.steps.count + 1, int(policy.unet.config.in_channels), size, size)
+    group = TrajectoryGroup(0, 0, "a cat", policy.encode("a cat").numpy(), np.zeros(shape, np.float16),
+                            np.zeros(shape[:2], np.float32), np.arange(shape[0], dtype=np.float32), 0, "")  # fmt: skip
+
+    def fetch(indices: Any) -> list[TrajectoryGroup]:
+        return [replace(group, index=i) for i in indices]
+
+    if which == "ours":
+        learner: Any = make_learner(config, policy, fetch)
+        learner.begin_stage(0, list(range(config.stage.groups)))
+        learner.train(2)
+    else:
+        published = Published(policy, config)
+        del policy.unet
+        draws = batch_source(config, fetch)
+        draws.begin_stage(0, list(range(config.stage.groups)))
+        for step in range(2):
+            published.step(draws.take(step).transitions, ["a cat"] * config.train.batch_groups)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def compare_memory(argv: list[str]) -> dict[str, float]:
+    peaks = {}
+    for which in ("published", "ours"):
+        done = subprocess.run([sys.executable, *argv, "--memory-of", which], check=True, capture_output=True, text=True)
+        peaks[which] = int(done.stdout.split()[-1])
+    return {"published_bytes": peaks["published"], "ours_bytes": peaks["ours"],
+            "share": round(peaks["ours"] / peaks["published"], 3)}  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
