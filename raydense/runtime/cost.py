@@ -52,7 +52,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole run whose samplers and learner work in turns, each on devices of its own.
+    """Of a whole run, samplers and learner on devices of their own; `hours` by its schedule, in turns or overlapped.
 
     money: of all devices for all hours; None without a price. balanced_samplers: that many devices sample for as long
     as the learner learns.
@@ -60,6 +60,7 @@ class Cost:
 
     sampling_hours: float
     training_hours: float
+    hours: float
     devices: int
     gpu_hours: float
     money: float | None
@@ -78,10 +79,12 @@ def estimate(config: Config, plan: Plan, rates: Rates, price_per_gpu_hour: float
     learner_gpus = config.learner.num_gpus
     shared = learner_gpus is not None and 0 < learner_gpus < 1
     devices = sampler_devices(config) + (0 if shared else max(1, math.ceil(learner_gpus or 0)))
-    gpu_hours = devices * (sampling + training)
+    hours = max(sampling, training) if config.stage.schedule == "overlapped" else sampling + training
+    gpu_hours = devices * hours
     return Cost(
         sampling_hours=sampling,
         training_hours=training,
+        hours=hours,
         devices=devices,
         gpu_hours=gpu_hours,
         money=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,

@@ -181,7 +181,7 @@ def _step_flops(config: Config, rolled: Cost, trained: Cost) -> float:
 
 def sampler_devices(config: Config) -> int:
     fleet = config.samplers
-    count = fleet.count or 1
+    count = fleet.max or fleet.count or 1
     return max(1, math.floor(count * fleet.num_gpus)) if fleet.num_gpus else count
 
 

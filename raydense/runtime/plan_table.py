@@ -26,7 +26,6 @@ def show_plan(config: Config, plan: Plan, cost: Cost, console: Console) -> None:
 def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
     stage, fleet = config.stage, config.samplers
     store = plan.replay_bytes + 2 * plan.lora_bytes
-    hours = cost.sampling_hours + cost.training_hours
     return [
         ("images", f"{plan.images:,} rolled out ({stage.count} stages x {stage.groups:,} groups x "
                    f"{config.sampler.trajectories}), {plan.judged_images:,} for judging and grids"),
@@ -46,13 +45,14 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
                  f"{plan.training_flops:.2e} FLOP training"),
         ("rates", f"{cost.rates.images_per_s:.3g} images/s a sampler, {cost.rates.transitions_per_s:.4g} transitions/s "
                   f"the learner ({cost.rates.source})"),
-        ("hours", f"{hours:.3g}: {cost.sampling_hours:.3g} sampling on {sampler_devices(config)}, "
-                  f"{cost.training_hours:.3g} training"),
+        ("hours", f"{cost.hours:.3g}: {cost.sampling_hours:.3g} sampling on {sampler_devices(config)}, "
+                  f"{cost.training_hours:.3g} training, {stage.schedule}"),
         ("balance", f"{cost.balanced_samplers:.3g} samplers' devices sample for as long as the learner learns"),
-        ("cost", f"{cost.gpu_hours:.3g} device-hours ({cost.devices} devices for {hours:.3g} h)"
+        ("cost", f"{cost.gpu_hours:.3g} device-hours ({cost.devices} devices for {cost.hours:.3g} h)"
                  + ("" if cost.money is None else f": {cost.money:,.2f} at the given price")),
-        ("Ray", f"{_auto(fleet.count)} samplers of {fleet.num_cpus:g} CPU and {_auto(fleet.num_gpus)} GPU, "
-                f"a learner of {config.learner.num_cpus:g} CPU and {_auto(config.learner.num_gpus)} GPU"),
+        ("Ray", f"{_auto(fleet.max or fleet.count)} samplers of {fleet.num_cpus:g} CPU and "
+                f"{_auto(fleet.num_gpus)} GPU, a learner of {config.learner.num_cpus:g} CPU and "
+                f"{_auto(config.learner.num_gpus)} GPU"),
     ]  # fmt: skip
 
 

@@ -61,8 +61,8 @@ def test_samplers_without_a_node_make_nodes_come(small_values: dict[str, Any], t
          f"--autoscaling-config={tmp_path / 'cluster.yaml'}"],
         env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    settings = ["samplers.autoscale=true", "samplers.count=2", "samplers.num_gpus=1", "learner.num_gpus=1",
-                "samplers.labels.raydense/role=sampler", "stage.count=1"]  # fmt: skip
+    settings = ["samplers.autoscale=true", "samplers.max=2", "samplers.min=2", "samplers.num_gpus=1",
+                "learner.num_gpus=1", "samplers.labels.raydense/role=sampler", "stage.count=1"]  # fmt: skip
     sets = [argument for setting in settings for argument in ("--set", setting)]
     command = [BIN / "raydense", "train", "config.yaml", "--out", "run", "--log-format", "plain", *sets]
     try:
@@ -79,7 +79,7 @@ def test_samplers_without_a_node_make_nodes_come(small_values: dict[str, Any], t
         head.send_signal(signal.SIGTERM)  # `--block` then ends all that it started
         head.wait(60)
         shutil.rmtree(directory, ignore_errors=True)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:] + (tmp_path / "head.log").read_text()[-3000:]
     assert "WARNING" not in done.stderr  # it has tokens
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["runner"] == "ray"
     assert "1 learner" in status

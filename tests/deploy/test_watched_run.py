@@ -185,8 +185,3 @@ def test_alerts_see_living_samplers(watched: Watched) -> None:
     alive = rules["RaydenseNoLiveSampler"].split("unless on () ")[1]
     assert _query(watched, alive) != []
     assert max(float(v) for s in _query(watched, alive.removesuffix(" > 0")) for _, v in s["values"]) == 2
-
-
-def test_zzz_debug(watched: Watched) -> None:
-    lines = [f"{s['metric']} {[v for _, v in s['values']]}" for s in _query(watched, 'ray_actors{Name="RaySampler"}')]
-    raise AssertionError("\n".join(lines))

@@ -46,6 +46,14 @@ def test_hours_money_and_balance_of_the_papers_multi_prompt_setting(tmp_path: Pa
     assert cost["rates"]["source"] == "measured: sd15 on NVIDIA H100"
 
 
+def test_overlapped_work_takes_as_long_as_the_slower_half(tmp_path: Path) -> None:
+    rates = write_rates(tmp_path / "bench.json", tiny=H100)
+    overlapped = ["--set", "stage.schedule=overlapped", "--rates", rates, "--log-format", "json"]
+    cost = json.loads(invoke(*overlapped).stdout)["cost"]
+    assert cost["hours"] == max(cost["sampling_hours"], cost["training_hours"])
+    assert cost["gpu_hours"] == cost["devices"] * cost["hours"]
+
+
 def test_the_table_says_what_it_rests_on(tmp_path: Path) -> None:
     rates = write_rates(tmp_path / "bench.json", any={**H100})
     text = unwrapped(invoke("--rates", rates, "--price-per-gpu-hour", "1").stdout)
