@@ -22,7 +22,8 @@ from raydense.tiny import oracle
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 SETTINGS = ["learner.threads=1", "stage.count=1", "stage.groups=8", "stage.steps=3", "train.batch_groups=8",
-            "replay.segments=true", "replay.keep_segments=true", "evaluate.prompts=1", "evaluate.images_per_prompt=1", "reward.monitors=[]",
+            "replay.segments=true", "replay.keep_segments=true", "evaluate.prompts=1",
+            "evaluate.images_per_prompt=1", "reward.monitors=[]",
             "reward.scorer={kind: callable, name: oracle, target: 'raydense.tiny.oracle:score'}"]  # fmt: skip
 
 
