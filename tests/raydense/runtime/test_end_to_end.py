@@ -26,6 +26,7 @@ RUNS = {
     "local": ["--local"],
     "ray, 1 sampler": ["--set", "samplers.count=1"],
     "ray, 2 samplers": ["--set", "samplers.count=2"],
+    "ray, 3 samplers": ["--set", "samplers={count: 3, num_cpus: 0.3}"],
 }
 LORA = "lora/pytorch_lora_weights.safetensors"
 pytestmark = pytest.mark.ray
