@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from raydense.config import Config, load_config
 from raydense.core.ddim import make_schedule
 from raydense.core.policy import Policy
-from raydense.rewards.clip import ClipScorer
-from raydense.runtime.build import build_policy, build_scorer, lora_config
+from raydense.runtime.build import build_policy, lora_config
 from raydense.tiny.models import build_scheduler, build_tokenizer
 
 TOKENS = 77
@@ -87,22 +86,6 @@ def bench_policy(name: str, config: Config, *, dtype: torch.dtype, device: torch
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=config.learner.gradient_checkpointing,
     )
-
-
-def bench_scorer(name: str, config: Config, device: torch.device) -> ClipScorer:
-    """A CLIP of the size that the model's preset scores with: ViT-H/14, as HPSv2, for sd15."""
-    model = MODELS[name]
-    if model.vision is None:
-        scorer = build_scorer(config.reward.scorer)
-        assert isinstance(scorer, ClipScorer)
-        return scorer
-    text = CLIPTextConfig(max_position_embeddings=TOKENS)
-    vision = {**model.vision, "image_size": 224}
-    clip = _random(
-        lambda: CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision)), torch.float32, device
-    )
-    processor = CLIPProcessor(image_processor=CLIPImageProcessor(), tokenizer=_tokenizer())
-    return ClipScorer.of("random-clip", clip, processor, batch_size=8, device=device)
 
 
 def _tokenizer() -> Any:

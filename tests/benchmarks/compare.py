@@ -1,4 +1,4 @@
-"""Ours against the published way (`published.py`): `python tests/benchmarks/compare.py [--model unet-78m] [--json FILE]`.
+"""Ours against the published way (`published.py`): `python tests/benchmarks/compare.py [--model NAME] [--json FILE]`.
 
 Both take the same gradient steps on the same draws, and the same rollouts, in this process, alternating; reported are
 median and spread of the ratio of times. First it is asserted that loss and gradient agree to 1e-5, and that the

@@ -1,4 +1,4 @@
-"""The real stage loop, fleet and learner actor, with compute replaced by sleep: what the driver costs and overlap gains."""
+"""The real stage loop, fleet and learner actor, compute replaced by sleep: what the driver costs and overlap gains."""
 
 from __future__ import annotations
 
