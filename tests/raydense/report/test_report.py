@@ -30,7 +30,7 @@ FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",
     "figure-log_ratio-clip_fraction", "figure-log_ratio-abs_mean", "figure-log_ratio-old_abs_mean", "figure-steps",
     "figure-phases", "figure-throughput-images_per_s", "figure-throughput-steps_per_s", "figure-gains-train",
-    "figure-gains-unseen",
+    "figure-gains-unseen", "figure-images-saturation", "figure-images-entropy", "figure-images-similarity",
 }  # fmt: skip
 
 
