@@ -1,4 +1,4 @@
-"""The models of `raydense bench`: real architectures, random weights, nothing downloaded."""
+"""The models of benchmarks: real architectures, random weights, nothing downloaded."""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ class Rates:
 
     @classmethod
     def measured(cls, location: str, config: Config) -> Rates:
-        """From FILE or FILE#MODEL, the output of `raydense bench --json`. Raises: ConfigError."""
+        """From FILE or FILE#MODEL. Raises: ConfigError.
+
+        FILE: {"device": …, "models": {MODEL: {"sampler": {"images_per_s": …}, "learner": {"transitions_per_s": …}}}}.
+        """
         name, _, wanted = location.partition("#")
         content = _read(name)
         models = content.get("models", {})
@@ -97,9 +100,9 @@ def _read(name: str) -> Mapping[str, Any]:
     try:
         content = json.loads(Path(name).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--rates={name} cannot be read ({error}); give what `raydense bench --json` wrote") from None
+        raise ConfigError(f"--rates={name} cannot be read ({error}); give a JSON file of measured rates") from None
     if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
-        raise ConfigError(f"--rates={name} has no models; give what `raydense bench --json` wrote")
+        raise ConfigError(f"--rates={name} has no models; give a JSON file of measured rates")
     return content
 
 
@@ -109,7 +112,5 @@ def _rate(location: str, model: Any, role: str, unit: str) -> float:
     except (KeyError, TypeError, ValueError):
         rate = math.nan
     if not (math.isfinite(rate) and rate > 0):
-        raise ConfigError(
-            f"--rates={location}: {role}.{unit} is missing or no positive number; run `raydense bench` again"
-        )
+        raise ConfigError(f"--rates={location}: {role}.{unit} is missing or no positive number; measure it again")
     return rate
