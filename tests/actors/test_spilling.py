@@ -54,6 +54,8 @@ for i in random.Random(0).choices(range(count), k=64):
     reads.append(time.perf_counter() - started)
     wrong += int(group.index != i or float(group.latents[0, 0, 0, 0, 0]) != i)
     del group
+fleet.shutdown()
+del fleet  # and the weights with it: Ray may have spilled them into one file with groups
 replay.replace([])
 gc.collect()
 deadline = time.monotonic() + 60
