@@ -68,6 +68,7 @@ class ArchivingFleet(Generic[Handle]):
         fetch, put: handles → groups, and a group → its handle.
         segments: whether to write; None: where a group has at least `AUTOMATIC_BYTES`.
         keep: whether segments of finished stages stay.
+        older: stages before the one collected whose segments are still needed; 1 where one trains meanwhile.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class ArchivingFleet(Generic[Handle]):
         *,
         segments: bool | None,
         keep: bool,
+        older: int,
     ) -> None:
         self._inner, self._root, self._fetch, self._put = inner, root, fetch, put
-        self._segments, self._keep = segments, keep
+        self._segments, self._keep, self._older = segments, keep, older
         self._checksums: dict[int, str] = {}  # by version of the weights
         self._asked: set[tuple[int, int]] = set()  # stage and index of units that samplers were asked for
         self._resampled = 0
@@ -107,7 +109,7 @@ class ArchivingFleet(Generic[Handle]):
         restored = {unit.index: found for unit in units if (found := self._restore(unit)) is not None}
         missing = [unit for unit in units if unit.index not in restored]
         if missing and not self._keep:
-            self._drop_older(missing[0].stage - 1)  # a stage that is collected ahead leaves its predecessor's alone
+            self._drop_before(missing[0].stage - self._older)
         return ArchivingCollection(list(restored.values()), missing, self._collect_missing, self._write)
 
     def is_lost(self, handles: Sequence[Handle]) -> bool:
@@ -141,7 +143,7 @@ class ArchivingFleet(Generic[Handle]):
             return report.groups[0].nbytes >= AUTOMATIC_BYTES
         return self._segments
 
-    def _drop_older(self, stage: int) -> None:
+    def _drop_before(self, stage: int) -> None:
         """A stage boundary's checkpoint needs no groups of the stages before it."""
-        for older in range(stage):
-            shutil.rmtree(segment_path(self._root, older, 0).parent, ignore_errors=True)
+        for finished in range(stage):
+            shutil.rmtree(segment_path(self._root, finished, 0).parent, ignore_errors=True)

@@ -53,7 +53,7 @@ class Plan:
     lora_parameters: int
     lora_bytes: int  # float32
     group_bytes: int
-    replay_bytes: int  # of one stage: the object store that the run needs
+    replay_bytes: int  # of the stages held at once: the object store that the run needs
     segment_bytes: int  # on disk at once
     checkpoint_bytes: int  # LoRA, Adam's moments; of all that are kept
     sampler_gpu_bytes: int
@@ -114,7 +114,7 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
     sampling = (images + judged) * image_flops
     training = count_transitions(config) * _guidance_passes(config) * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
-    stages_on_disk = config.stage.count if config.replay.keep_segments else 1
+    stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
     return Plan(
         images=images,
         judged_images=judged,
@@ -124,7 +124,7 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
         lora_parameters=trained.lora_parameters,
         lora_bytes=lora_bytes,
         group_bytes=group,
-        replay_bytes=config.stage.groups * group,
+        replay_bytes=config.stage.held * config.stage.groups * group,
         segment_bytes=int(segments) * stages_on_disk * config.stage.groups * group,
         checkpoint_bytes=3 * lora_bytes * config.checkpoint.keep_last,
         sampler_gpu_bytes=_sampler_bytes(config, rolled, decoder, encoder, sampler_dtype),

@@ -80,5 +80,6 @@ def build_local(
         put=lambda group: group,
         segments=config.replay.segments,
         keep=config.replay.keep_segments,
+        older=config.stage.held - 1,
     )
     return fleet, lambda: build_learner(config, fetch=same)

@@ -33,7 +33,8 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
                            f"{config.train.batch_groups} groups"),
         ("LoRA", f"rank {config.policy.lora_rank}: {plan.lora_parameters:,} values, {size(plan.lora_bytes)}; "
                  f"U-Net: {plan.unet_parameters:,}"),
-        ("replay", f"{size(plan.replay_bytes)} a stage ({stage.groups:,} groups of {size(plan.group_bytes)})"),
+        ("replay", f"{size(plan.replay_bytes)}: {stage.held} of {stage.count} stages at once "
+                   f"({stage.groups:,} groups of {size(plan.group_bytes)} each)"),
         ("object store", f"{size(store)}: Ray's default of {STORE_SHARE:.0%} gives it on nodes with "
                          f"{size(store / STORE_SHARE)} of memory in all; beyond it, Ray spills to disk"),
         ("disk", f"{size(plan.segment_bytes)} of segments, {size(plan.checkpoint_bytes)} of checkpoints"),

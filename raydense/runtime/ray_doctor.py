@@ -30,7 +30,7 @@ def check_ray(config: Config, plan: Plan) -> Iterator[Check]:
                 yield Check("placement", False, str(error))
             store = total.get("object_store_memory", 0.0)
             spills = "" if store >= plan.replay_bytes else ": it will spill to disk"
-            yield Check("object store", True, f"{size(store)} for a stage of {size(plan.replay_bytes)}{spills}")
+            yield Check("object store", True, f"{size(store)} for groups of {size(plan.replay_bytes)}{spills}")
     except ConfigError as error:
         yield Check("Ray", False, str(error))
 

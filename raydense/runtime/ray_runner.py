@@ -49,6 +49,7 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
                 put=ray.put,
                 segments=config.replay.segments,
                 keep=config.replay.keep_segments,
+                older=config.stage.held - 1,
             )
             yield archive, learner.started
         finally:

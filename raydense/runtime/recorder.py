@@ -251,11 +251,12 @@ class Recorder:
     def _record(self, state: StageState) -> dict[str, Any]:
         """What else is true at a checkpoint: the last account, the fleet's faults, units under way, segments."""
         segments = sorted(p.relative_to(self._dir.segments).as_posix() for p in self._dir.segments.rglob("*.arrow"))
+        named = state.began or state.behaviour  # at a boundary, the next stage is the one to come
         return {
             "ledger": {**self._account, **self._fleet.faults},
             "outstanding": {
                 "units": list(state.outstanding),
-                "weights_version": state.began.version if state.began else None,
+                "weights_version": named.version if state.outstanding and named else None,
             },
             "segments": segments,
         }

@@ -100,7 +100,7 @@ def run_stages(
             learner.begin_stage(stage + 1, ())  # frees this stage's groups before more are collected
             account = current.account
             del current
-            known = StageState(behaviour=began if overlapped else None)
+            known = StageState(began if overlapped else None, outstanding=ahead.outstanding if ahead else ())
             observer.stage_finished(stage, final, account, known)
     finally:
         if ahead is not None:

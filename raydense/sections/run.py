@@ -114,6 +114,11 @@ class StageConfig(Section):
     steps: PositiveInt  # gradient steps a stage (M)
     schedule: Literal["synchronous", "overlapped"] = "synchronous"  # overlapped: collect the next stage while training
 
+    @property
+    def held(self) -> int:
+        """Stages whose groups are needed at once."""
+        return min(2, self.count) if self.schedule == "overlapped" else 1
+
 
 class TrainConfig(Section):
     """The loss and the optimizer (METHOD §4)."""

@@ -143,6 +143,21 @@ def test_an_overlapped_run_continues_to_the_same_bytes(
     assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (8, 1)]
 
 
+def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
+    undisturbed: Path, overlapped: tuple[Path, Path]
+) -> None:
+    def stages(run: Path) -> list[str]:
+        return sorted(path.name for path in (run / "segments").iterdir())
+
+    assert stages(undisturbed) == ["stage-0002"]
+    assert stages(overlapped[1]) == ["stage-0001", "stage-0002"]  # one trained while the other was collected
+    record = json.loads((overlapped[1] / "checkpoints/stage-0001/manifest.json").read_text())["record"]
+    assert record["outstanding"] == {"units": [0, 1, 2], "weights_version": 0}  # of the second stage, in one process
+    record = json.loads((undisturbed / "checkpoints/stage-0002/manifest.json").read_text())["record"]
+    assert record["outstanding"] == {"units": [], "weights_version": None}
+    assert record["segments"] == [f"stage-0001/unit-{unit:06d}.arrow" for unit in range(3)]
+
+
 def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
     config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
