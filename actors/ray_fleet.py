@@ -9,21 +9,22 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
 from raydense.core.actor_options import actor_options
+from raydense.core.errors import one_line
 from raydense.core.interfaces import InertWeights, Sampler
-from raydense.core.types import PolicyWeights, Rendered, RenderUnit, UnitReport, WorkUnit
+from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
 from raydense.core.versions import LiveVersions
 
-TICK_S = 0.1  # between two looks at the clock and the inbox, where nothing else happens
 MAX_BUILD_FAILURES = 3  # of one sampler in a row, before its place is given up
 
 
@@ -103,7 +104,7 @@ class RayFleet:
         """Puts a version into the object store once; calls carry the reference, each node copies it once."""
         self._versions.add(weights)
 
-    def collect(self, units: Iterable[WorkUnit]) -> RayCollection:
+    def collect(self, units: Iterable[WorkUnit]) -> JobCollection:
         return self._submit("sample", list(units))
 
     def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
@@ -125,12 +126,12 @@ class RayFleet:
 
     # -- the caller's side --------------------------------------------------------------------------------
 
-    def _submit(self, method: str, units: list[Any]) -> RayCollection:
+    def _submit(self, method: str, units: list[Any]) -> JobCollection:
         self._check()
         arrived: queue.SimpleQueue[tuple[Job, Any]] = queue.SimpleQueue()
         jobs = [Job(method, unit, self._versions[unit.weights_version], arrived) for unit in units]
         self._inbox.put(lambda: self._dispatcher.add(jobs))
-        return RayCollection(jobs, arrived, self._check, lambda: self._inbox.put(lambda: self._dispatcher.cancel(jobs)))
+        return JobCollection(jobs, arrived, self._check, lambda: self._inbox.put(lambda: self._dispatcher.cancel(jobs)))
 
     def _check(self) -> None:
         if self._error is not None:
@@ -181,7 +182,7 @@ class RayFleet:
                 raise error.cause from error
             self._dispatcher.fail(call.member, call.job, error.cause or error, time.monotonic())
         except RayActorError as error:
-            self._lose(call.member, "deaths", _one_line(error))
+            self._lose(call.member, "deaths", one_line(error))
         else:
             self._dispatcher.finish(call.member, call.job, time.monotonic())
             call.job.arrived.put((call.job, result if call.job.method == "render" else (result, call.refs[1:])))
@@ -234,67 +235,17 @@ class RayFleet:
         if failures < MAX_BUILD_FAILURES:
             self._enlist(member)
         elif not self.live and not self._starting:
-            raise FleetError(f"no sampler can be built any more; the last: {_one_line(error)}") from error
+            raise FleetError(f"no sampler can be built any more; the last: {one_line(error)}") from error
 
     def _check_patience(self) -> None:
         now = time.monotonic()
-        if self.live or not (self._dispatcher.has_work or not self._enough.is_set()):
+        somebody_waits = self._dispatcher.has_work or not self._enough.is_set()
+        if self.live or not somebody_waits:
             self._alive_at = now
         elif now - self._alive_at > self._patience_s:
             raise FleetError(
                 f"no live sampler for {self._patience_s:g} s (samplers.patience_s); add nodes, then continue the run"
             )
-
-
-class RayCollection:
-    """Jobs under way; see `raydense.core.interfaces.Collection`.
-
-    Args:
-        arrived: where their outcomes come.
-        check: raises what has ended the fleet, if anything has.
-        give_up: forgets those that nobody has begun.
-    """
-
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        arrived: queue.SimpleQueue[tuple[Job, Any]],
-        check: Callable[[], None],
-        give_up: Callable[[], None],
-    ) -> None:
-        self.jobs = jobs
-        self._arrived, self._check, self._give_up = arrived, check, give_up
-        self._left = len(jobs)
-
-    def __iter__(self) -> RayCollection:
-        return self
-
-    def __next__(self) -> tuple[UnitReport, Sequence[Any]]:
-        if not self._left:
-            raise StopIteration
-        result: tuple[UnitReport, Sequence[Any]] = self._take()[1]
-        return result
-
-    def outcomes(self) -> Iterator[tuple[Job, Any]]:
-        """The jobs with what came of each, in order of arrival."""
-        while self._left:
-            yield self._take()
-
-    def ready(self) -> bool:
-        return not self._arrived.empty()
-
-    def close(self) -> None:
-        self._give_up()
-
-    def _take(self) -> tuple[Job, Any]:
-        while True:
-            try:
-                outcome = self._arrived.get(timeout=TICK_S)
-            except queue.Empty:
-                self._check()
-            else:
-                self._left -= 1
-                return outcome
 
 
 def _is_lost(ref: Any) -> bool:
@@ -303,10 +254,6 @@ def _is_lost(ref: Any) -> bool:
         ray.get(ref, timeout=0)
     except ObjectLostError:
         return True
-    except GetTimeoutError:  # it is elsewhere
-        return False
+    except GetTimeoutError:
+        return False  # it is elsewhere
     return False
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

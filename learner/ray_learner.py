@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from raydense.core.actor_options import actor_options
+from raydense.core.errors import one_line
 from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
@@ -21,7 +22,7 @@ def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
     try:
         groups: list[TrajectoryGroup] = ray.get(list(refs))
     except ObjectLostError as error:
-        raise GroupsLost(" ".join(str(error).split())) from None
+        raise GroupsLost(one_line(error)) from None
     return groups
 
 
@@ -118,6 +119,6 @@ class RayLearner:
                 "that has what it reserves, then continue the run"
             ) from None
         except RayActorError as error:
-            raise LearnerDied(" ".join(str(error).split())) from error
+            raise LearnerDied(one_line(error)) from error
         except RayTaskError as error:
             raise (error.cause or error) from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from raydense.core.errors import one_line
+
 PROBE_S = 5.0
 
 
@@ -32,7 +34,7 @@ def hub_file(
     except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
         if isinstance(cached := try_to_load_from_cache(repository, filename, repo_type=kind), str):
             return Path(cached)
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise FileNotFoundError(f"{filename} cannot be had from {repository} ({reason}); {instead}") from None
 
 
@@ -47,5 +49,5 @@ def probe_hub() -> None:
     try:
         session.head(constants.ENDPOINT, timeout=PROBE_S)
     except Exception as error:  # as above
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ConnectionError(f"tried {constants.ENDPOINT}: {reason}; nor is it in {constants.HF_HUB_CACHE}") from None

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from raydense.core.errors import one_line
 from raydense.core.types import (
     FloatArray,
     PolicyWeights,
@@ -40,7 +41,7 @@ class GroupsLost(RuntimeError):
     """Groups of the replay buffer can no longer be read: the node that held them is gone."""
 
 
-FAULTS = ("deaths", "hangs", "lost", "retried", "resampled")  # what a fleet counts; see `Fleet.faults`
+FAULTS = ("deaths", "hangs", "unbuilt", "lost", "retried", "resampled")  # what a fleet counts; see `Fleet.faults`
 MAX_UNIT_FAILURES = 3  # exceptions of one work unit, on different samplers where there are several
 
 
@@ -57,7 +58,7 @@ class UnitFailed(RuntimeError):
 
     @staticmethod
     def after(tries: int, what: str, cause: BaseException) -> UnitFailed:
-        reason = " ".join(str(cause).split()) or type(cause).__name__
+        reason = one_line(cause)
         return UnitFailed(f"{reason} ({what}; tried {tries} times)")
 
 
@@ -112,7 +113,8 @@ class Fleet(Protocol[GivenHandle]):
     def faults(self) -> Mapping[str, int]:
         """What went wrong so far, this process, by name (0 where absent).
 
-        `deaths` and `hangs` of samplers; units `lost` by them; units `retried`; units `resampled` whose groups went.
+        `deaths` and `hangs` of samplers, and those that stayed `unbuilt`; units `lost` by samplers, `retried`, and
+        `resampled` where their groups had gone.
         """
         ...
 

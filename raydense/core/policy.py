@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from raydense.core.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
+from raydense.core.errors import one_line
 from raydense.core.locations import resolve
 from raydense.core.seeding import derive_seed
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
@@ -211,7 +212,7 @@ def load_policy(
         try:
             return cls.from_pretrained(path, subfolder=subfolder, revision=revision, **options)
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise FileNotFoundError(
                 f"policy.model={model}: cannot load its {subfolder} ({reason}); give a pipeline directory, "
                 "or a hub id on a machine that reaches the hub"

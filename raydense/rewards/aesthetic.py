@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel
 
+from raydense.core.errors import one_line
 from raydense.core.locations import resolve
 from raydense.core.types import FloatArray
+from raydense.rewards.head import regression_head
 from raydense.rewards.weights import load_strictly, read_state_dict
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
@@ -31,16 +33,7 @@ class AestheticHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
+        self.layers = regression_head(width)
 
     def forward(self, embedding: torch.Tensor) -> torch.Tensor:
         score: torch.Tensor = self.layers(embedding).squeeze(-1)
@@ -79,7 +72,7 @@ class AestheticScorer:
             clip: Any = CLIPModel.from_pretrained(path, revision=revision, dtype=torch.float32, use_safetensors=True)
             self._processor: Any = CLIPImageProcessor.from_pretrained(path, revision=revision)
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise FileNotFoundError(
                 f"scorer {name}: clip_model={clip_model} cannot be loaded ({reason}); give a directory with "
                 f"{CLIP_MODEL}, or a hub id on a machine that reaches the hub"

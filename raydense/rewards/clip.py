@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPModel, CLIPProcessor
 
+from raydense.core.errors import one_line
 from raydense.core.locations import resolve
 from raydense.core.types import FloatArray
 
@@ -44,7 +45,7 @@ class ClipScorer:
             )
             self._processor: Any = CLIPProcessor.from_pretrained(path, revision=revision)
         except OSError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise FileNotFoundError(
                 f"scorer {name}: model={model} cannot be loaded ({reason}); give a directory with a CLIP model, "
                 "or a hub id on a machine that reaches the hub"

@@ -21,6 +21,7 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from raydense.core.errors import one_line
 from raydense.core.types import FloatArray
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may change
@@ -131,7 +132,7 @@ def _cause(error: BaseException) -> str:
     """The innermost reason, without addresses of objects."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _start(text: str) -> str:

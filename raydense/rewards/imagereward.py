@@ -25,6 +25,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 
 from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
+from raydense.rewards.head import regression_head
 from raydense.rewards.weights import load_strictly, read_state_dict
 
 REPOSITORY, CHECKPOINT = "THUDM/ImageReward", "ImageReward.pt"
@@ -56,16 +57,7 @@ class ImageRewardModel(nn.Module):
         super().__init__()
         self.vision: Any = BlipVisionModel(vision)
         self.text: Any = BlipTextModel(text, add_pooling_layer=False)
-        self.head = nn.Sequential(  # five affine maps, as released: dropout is off, and there is no activation
-            nn.Linear(text.hidden_size, 1024),
-            nn.Dropout(0.2),
-            nn.Linear(1024, 128),
-            nn.Dropout(0.2),
-            nn.Linear(128, 64),
-            nn.Dropout(0.1),
-            nn.Linear(64, 16),
-            nn.Linear(16, 1),
-        )
+        self.head = regression_head(text.hidden_size)
 
     def forward(self, pixels: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         patches = self.vision(pixel_values=pixels).last_hidden_state

@@ -35,10 +35,7 @@ class Run:
     def open(cls, path: str | os.PathLike[str]) -> Run:
         """Raises: ConfigError if there is no run."""
         root = Path(path).expanduser()
-        directory = RunDirectory(root)
-        if not directory.config_file.is_file():
-            raise ConfigError(f"{root} holds no config.yaml; give the directory of a run")
-        return cls(root, load_config(directory.config_file))
+        return cls(root, RunDirectory(root).read_config())
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"

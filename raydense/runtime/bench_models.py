@@ -14,16 +14,10 @@ from raydense.config import Config, load_config
 from raydense.core.ddim import make_schedule
 from raydense.core.policy import Policy
 from raydense.runtime.build import build_policy, lora_config
+from raydense.runtime.dry_run import SD15_FILES
 from raydense.tiny.models import build_scheduler, build_tokenizer
 
 TOKENS = 77
-_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-}
-_VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
-_VIT_B = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class BenchModel:
     """One architecture, and the preset whose schedule of draws it is measured with.
 
     unet, vae, text: what differs from the diffusers and transformers classes' defaults, which are SD1.5's U-Net.
-    vision: the scorer's image tower. None in all four: the embedded pipeline and its own scorer.
+        None in all three: the embedded pipeline.
     overrides: of the preset.
     """
 
@@ -40,7 +34,6 @@ class BenchModel:
     unet: Mapping[str, Any] | None = None
     vae: Mapping[str, Any] | None = None
     text: Mapping[str, Any] | None = None
-    vision: Mapping[str, Any] | None = None
 
     def config(self, *overrides: str) -> Config:
         """The preset as it is measured."""
@@ -53,17 +46,15 @@ MODELS: Mapping[str, BenchModel] = {
         "single-prompt",
         ("sampler.latent_size=32", "train.batch_groups=1", "learner.dtype=float32", "sampler.dtype=float32"),
         unet={"sample_size": 32, "cross_attention_dim": 320, "block_out_channels": (96, 192, 384, 384)},
-        vae={**_VAE, "block_out_channels": (64, 128, 256, 256)},
+        vae={**SD15_FILES["vae"], "block_out_channels": (64, 128, 256, 256)},
         text={"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 5, "num_hidden_layers": 6},
-        vision={**_VIT_B, "patch_size": 16},
     ),
     "sd15": BenchModel(
         "single-prompt",
         (),
-        unet={"sample_size": 64, "cross_attention_dim": 768},
-        vae={**_VAE, "block_out_channels": (128, 256, 512, 512)},
-        text={"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12},
-        vision={**_VIT_H, "patch_size": 14},
+        unet=SD15_FILES["unet"],
+        vae=SD15_FILES["vae"],
+        text=SD15_FILES["text_encoder"],
     ),
 }
 

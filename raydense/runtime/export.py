@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from raydense.config import Config, ConfigError, load_config
+from raydense.config import Config, ConfigError
 from raydense.core.locations import PACKAGE_SCHEME, resolve
 from raydense.core.lora import FILE_NAME
 from raydense.runtime.build import lora_config
@@ -70,14 +70,13 @@ def export(run: Path, to: Path) -> None:
     Raises: ConfigError if `run` has no LoRA, or `to` holds something.
     """
     directory = RunDirectory(run)
-    if not directory.config_file.is_file():
-        raise ConfigError(f"{run} holds no config.yaml; give the directory of a run")
+    config = directory.read_config()
     lora = directory.lora / FILE_NAME
     if not lora.is_file():
         raise ConfigError(f"{run} has no LoRA yet; a run writes one with its first checkpoint")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to={to} is not empty and is never overwritten; give a new directory")
-    config, scores = load_config(directory.config_file), read_scores(run)
+    scores = read_scores(run)
     to.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(lora, to / FILE_NAME)
     shutil.copyfile(directory.config_file, to / "config.yaml")

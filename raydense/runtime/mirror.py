@@ -14,6 +14,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy
 
 from raydense.config import ConfigError
 from raydense.core.checkpoint import MANIFEST
+from raydense.core.errors import one_line
 
 
 class Mirror:
@@ -30,7 +31,7 @@ class Mirror:
             self._remote, self._root = FileSystem.from_uri(uri)
             self._listing = self._list()
         except (ArrowException, OSError, ValueError) as error:
-            reason = " ".join(str(error).split()).replace(uri, self.uri)
+            reason = one_line(error).replace(uri, self.uri)
             raise ConfigError(f"--out={self.uri} cannot be reached ({reason}); give another place") from None
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raydense.config import Config, ConfigError, changed_config, load_config
+from raydense.config import Config, ConfigError, changed_config
 from raydense.core.interfaces import Learner
 from raydense.core.segments import read_segment, segment_path
 from raydense.core.types import (
@@ -32,7 +32,7 @@ from raydense.runtime.collecting import SerialCollection
 from raydense.runtime.mirror import Mirror
 from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import stage_units
-from raydense.runtime.preferences import PreferenceLearner, read_preferences
+from raydense.runtime.preferences import PreferenceLearner, Preferences, read_preferences
 from raydense.runtime.preflight import check_inputs
 from raydense.runtime.progress import ProgressDisplay
 from raydense.runtime.recorder import Recorder
@@ -106,11 +106,7 @@ def train_offline(
     given = read_preferences(preferences, config) if preferences else None
     run_dir = RunDirectory.create(out, config, mirror)
     fleet = OfflineFleet(segments)
-    learner: Learner[TrajectoryGroup] = build_learner(
-        config, fetch=lambda groups: groups, capacity=sum(map(len, given.orders.values())) if given else None
-    )
-    if given:
-        learner = PreferenceLearner(learner, given)
+    learner = _learner(config, given)
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
@@ -144,12 +140,22 @@ def train_offline(
     return summary
 
 
+def _learner(config: Config, given: Preferences | None) -> Learner[TrajectoryGroup]:
+    """Of the stored groups as they are, or of the orders that people gave of them."""
+
+    def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
+        return groups
+
+    if given is None:
+        return build_learner(config, fetch=same)
+    capacity = sum(map(len, given.orders.values()))
+    return PreferenceLearner(build_learner(config, fetch=same, capacity=capacity), given)
+
+
 def offline_config(source: Path, overrides: list[str]) -> Config:
     """The configuration of the run in `source` with overrides of how it learns, not of what it sampled."""
-    file = RunDirectory(source).config_file
-    if not file.is_file():
-        raise ConfigError(f"--replay-from={source} holds no config.yaml; give the directory of a run")
-    return changed_config(load_config(file), overrides, MAY_CHANGE, "a run from stored groups")
+    config = RunDirectory(source).read_config("--replay-from")
+    return changed_config(config, overrides, MAY_CHANGE, "a run from stored groups")
 
 
 def _check_segments(config: Config, prompts: Sequence[str], root: Path) -> None:

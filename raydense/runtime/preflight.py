@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError
+from raydense.core.errors import one_line
 from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.prompts import truncation_notes
@@ -166,7 +167,7 @@ def _fetch(config: Config) -> None:
             probe_hub()
             hf_hub_download(policy.model, name, revision=policy.revision)
         except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise ConfigError(
                 f"policy.model={policy.model} cannot be had from the hub ({reason}); give a pipeline directory, or run "
                 "where the hub can be reached"

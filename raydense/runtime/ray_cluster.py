@@ -18,6 +18,7 @@ from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 
 from raydense.config import Config, ConfigError
+from raydense.core.errors import one_line
 from raydense.runtime.placement import Placement
 
 NAMESPACE = "raydense"
@@ -62,13 +63,13 @@ def _connect() -> None:
         if not address:
             raise
         raise ConfigError(
-            f"{where}: a server answers, but the cluster cannot be joined ({_one_line(error)}); if it uses tokens, "
+            f"{where}: a server answers, but the cluster cannot be joined ({one_line(error)}); if it uses tokens, "
             f"{TOKEN_ADVICE}"
         ) from None
     except RuntimeError as error:
         if "Version mismatch" not in str(error):
             raise
-        raise ConfigError(f"{where}: {_one_line(error)}; install the cluster's versions of Python and Ray") from None
+        raise ConfigError(f"{where}: {one_line(error)}; install the cluster's versions of Python and Ray") from None
 
 
 @contextmanager
@@ -165,7 +166,3 @@ def _matches(labels: Mapping[str, str], selectors: Mapping[str, str]) -> bool:
         if (labels.get(key) in values) == selector.startswith("!"):
             return False
     return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

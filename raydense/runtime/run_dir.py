@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydense.config import Config, ConfigError
+from raydense.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
     from raydense.runtime.judging import Judgement
@@ -82,6 +82,13 @@ class RunDirectory:
             run_dir.discard()
             raise ConfigError(f"--out={root} cannot be written ({error.strerror}); give another directory") from None
         return run_dir
+
+    def read_config(self, setting: str = "") -> Config:
+        """The run's configuration. Args: setting: the option that named the directory. Raises: ConfigError."""
+        if not self.config_file.is_file():
+            shown = f"{setting}={self.shown}" if setting else self.shown
+            raise ConfigError(f"{shown} holds no config.yaml; give the directory of a run")
+        return load_config(self.config_file)
 
     def discard(self) -> None:
         """Removes a directory that `create` made, if no checkpoint was written into it."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydense.config import Config, ConfigError
+from raydense.core.errors import one_line
 from raydense.core.metrics import MetricSink
 from raydense.runtime.run_dir import RunDirectory
 
@@ -131,7 +132,7 @@ def open_sinks(config: Config, run_dir: RunDirectory, purge_step: int, warn: Cal
         try:
             sinks.append(open_sink())
         except Exception as error:  # of the network, the file system or the library: the run needs none of them
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             warn(f"{name} cannot be opened ({reason}); the run goes on without it")
     return sinks
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from raydense.config import Config, ConfigError, load_config
+from raydense.config import Config, ConfigError
 from raydense.core.interfaces import FAULTS
 from raydense.core.metrics import read_rows
 from raydense.runtime.run_dir import RunDirectory
@@ -35,9 +35,7 @@ def read_status(root: Path) -> dict[str, Any]:
     Raises: ConfigError if `root` holds no run.
     """
     run_dir = RunDirectory(root)
-    if not run_dir.config_file.is_file():
-        raise ConfigError(f"{root} holds no config.yaml; give the directory of a run")
-    config = load_config(run_dir.config_file)
+    config = run_dir.read_config()
     metrics, telemetry = list(read_rows(run_dir.metrics)), list(read_rows(run_dir.telemetry))
     summary = _json(root / "summary.json")
     return {

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raydense.core.errors import one_line
 from raydense.core.metrics import JsonLines, MetricSink
 from raydense.runtime.run_dir import RunDirectory
 
@@ -76,7 +77,7 @@ class RunLog:
             raise error
         if who not in self._excused:
             self._excused.add(who)
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             self._warn(f"{who} failed ({reason}); the run goes on without it")
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raydense.config import Config, ConfigError, load_config, resumed_config
+from raydense.config import Config, ConfigError, resumed_config
 from raydense.core.checkpoint import Checkpoint
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
 from raydense.core.metrics import MetricSink
@@ -57,9 +57,7 @@ def resume(
     run_dir = RunDirectory(root, mirror)
     if mirror:
         mirror.pull()
-    if not run_dir.config_file.is_file():
-        raise ConfigError(f"--resume={run_dir.shown} holds no config.yaml; give the directory of a run")
-    config = resumed_config(load_config(run_dir.config_file), overrides)
+    config = resumed_config(run_dir.read_config("--resume"), overrides)
     run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
     return _Run(config, check_inputs(config), run_dir, local, display).execute()
 
