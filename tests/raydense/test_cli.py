@@ -112,3 +112,14 @@ def test_a_package_that_took_a_neighbours_name_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"package 'actors' is {tmp_path / 'actors'}, not" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        position = str(len(words.split()) - 1)
+        environment = {**os.environ, "_RAYDENSE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": position}
+        command = Path(sys.executable).with_name("raydense")
+        return subprocess.run([command], capture_output=True, text=True, env=environment).stdout.split()
+
+    assert completed("raydense tr") == ["train"]
+    assert completed("raydense train --pre") == ["--preset", "--preferences"]
