@@ -180,6 +180,7 @@ def make_learner(
         fetch,
         run_seed=config.seed,
         total_steps=config.stage.count * config.stage.steps,
+        keep=config.sampler.keep,
         gamma=steps.gamma,
         step_draws=steps.draws,
         exclude_last=steps.exclude_last,
@@ -198,6 +199,7 @@ def make_learner(
         eps=train.eps,
         max_grad_norm=train.max_grad_norm,
         micro_batch=config.learner.micro_batch,
+        cache_references=config.learner.cache_references,
         autocast=torch.bfloat16 if config.learner.dtype == "bfloat16" else None,
         threads=config.learner.threads,
     )

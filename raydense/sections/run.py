@@ -149,6 +149,7 @@ class LearnerConfig(Section):
     """Where and how the learner computes."""
 
     micro_batch: PositiveInt | None = None  # tuples a U-Net call; None: the whole batch
+    cache_references: bool = True  # False: log π_I anew for each draw, in the composition of its own micro-batch
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; LoRA and Adam's moments stay float32
     gradient_checkpointing: bool = False  # less memory, about a third more work
     device: Device = "auto"
