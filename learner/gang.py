@@ -28,25 +28,24 @@ class Gang:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self._listener: socket.socket | None = None
-        self._device = torch.device("cpu")
 
     def listen(self, host: str) -> int:
         """Opens the meeting place at a free port of this address, and of no other; for rank 0."""
         self._listener = socket.create_server((host, 0))
         return int(self._listener.getsockname()[1])
 
-    def join(self, host: str, port: int, device: torch.device, timeout_s: float) -> None:
-        """Meets the others: NCCL between GPUs, gloo between CPUs. `timeout_s` holds for every later exchange too.
+    def join(self, host: str, port: int, timeout_s: float) -> None:
+        """Meets the others; `timeout_s` holds for every later exchange too: NCCL for a GPU's tensors, gloo for others.
 
         Raises: LearnerDied if one does not come.
         """
-        self._device, timeout = device, timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=timeout_s)
         if host == LOOPBACK:  # else by the machine's name, which may be another interface's
             os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
         own = self._listener.detach() if self._listener else None
         try:
             store = dist.TCPStore(host, port, self.size, own is not None, timeout=timeout, master_listen_fd=own)  # type: ignore[attr-defined]
-            backend = "nccl" if device.type == "cuda" else "gloo"
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout)
         except RuntimeError as error:
             raise self._broken(error) from error
@@ -70,7 +69,7 @@ class Gang:
             result = get()
         except GroupsLost as error:
             lost = error
-        losses = torch.tensor([float(lost is not None)], device=self._device)
+        losses = torch.tensor([float(lost is not None)])
         self.add_up([losses])
         if float(losses) > 0:
             raise lost or GroupsLost("another worker of the learner cannot read its groups")
