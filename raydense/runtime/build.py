@@ -55,7 +55,7 @@ def lora_origin(config: Config) -> dict[str, Any]:
     """
     lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
     whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
-    unread: Any = {**whole, "learner": {"labels"}, "reward": {"watch"}}
+    unread: Any = {**whole, "learner": {"labels", "timeout_s"}, "reward": {"watch"}}
     settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
