@@ -31,12 +31,9 @@ def plan_jobs(models: Sequence[str], overrides: Sequence[str]) -> list[Job]:
 
 def _plan(name: str, overrides: Sequence[str]) -> Job:
     model, whole = MODELS[name], MODELS[name].config(*overrides)
-    devices = {"sampler": resolve_device(whole.sampler.device), "learner": resolve_device(whole.learner.device)}
-    for role, device in devices.items():
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"{role}.device={device}: this process sees no GPU; use cpu or auto")
+    devices = [_device("sampler", whole.sampler.device), _device("learner", whole.learner.device)]
     given = {override.partition("=")[0].strip() for override in overrides}
-    on_cpu = any(device.type == "cpu" for device in devices.values())
+    on_cpu = any(device.type == "cpu" for device in devices)
     cut = tuple(setting for setting in model.cut if on_cpu and setting.partition("=")[0] not in given)
     config = model.config(*cut, *overrides)
     if model.unet is None:
@@ -45,6 +42,15 @@ def _plan(name: str, overrides: Sequence[str]) -> Job:
             check_scorer(scorer)
     units = tuple(stage_units(config, read_prompt_sets(config).train, 0, 0))
     return Job(name, config, units, whole.steps.count, cut)
+
+
+def _device(role: str, name: str) -> torch.device:
+    device = resolve_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{role}.device={name} is not measured; use cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{role}.device={name}: this process sees {torch.cuda.device_count()} GPUs; use cpu or auto")
+    return device
 
 
 def machine(jobs: Sequence[Job]) -> dict[str, Any]:

@@ -72,13 +72,13 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     rate = matmul_rate(device, dtype, config.sampler.threads)
     images, longer = len(groups) * config.sampler.trajectories, job.steps / config.steps.count
     seconds = [sum(p.values()) + (longer - 1) * p["denoise"] for p in phases]
-    sizes = _sizes(config, policy)
+    sizes, vae = _sizes(config, policy), policy.vae.config  # type: ignore[union-attr]
     unet_flops = watch.flops(config, dtype, sizes)
-    decoder = decoder_cost(policy.vae.config, latent_size=sizes["latent_size"], dtype=dtype)
+    decoder = decoder_cost(vae, latent_size=sizes["latent_size"], dtype=dtype)
     return {
         **_rates("images_per_s", images, seconds),
         "images": images,
-        "image_size": sizes["latent_size"] * 2 ** (len(policy.vae.config.block_out_channels) - 1),
+        "image_size": sizes["latent_size"] * 2 ** (len(vae.block_out_channels) - 1),
         "steps": job.steps,
         "steps_run": config.steps.count,
         "scorer": scorer.name,
@@ -162,7 +162,7 @@ def _rounds(
     name: str, line: Timeline, first: str, work: Callable[[int], None], rounds: int, progress: Progress
 ) -> list[Phases]:
     """Seconds by phase of each round, after one to warm up."""
-    found = []
+    found: list[Phases] = []
     for index in range(rounds + 1):
         progress(name, index, rounds + 1)
         line.start(first)
