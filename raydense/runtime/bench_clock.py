@@ -23,7 +23,7 @@ from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import unet_cost
 
 SAMPLED_EVERY_S = 0.01
-MATMUL_SIZE = {"cuda": 8192, "cpu": 4096}
+MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
 MATMUL_ROUNDS = 7
 
 
