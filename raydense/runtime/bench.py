@@ -15,6 +15,7 @@ from raydense.runtime.bench_clock import device_name
 from raydense.runtime.bench_models import MODELS
 from raydense.runtime.bench_roles import Job, Progress, measure_learner, measure_sampler, measure_scorer
 from raydense.runtime.build import resolve_device
+from raydense.runtime.micro_batch import local_gpu, settled
 from raydense.runtime.plan import read_prompt_sets, stage_units
 from raydense.runtime.preflight import check_policy, check_scorer
 
@@ -35,7 +36,7 @@ def _plan(name: str, overrides: Sequence[str]) -> Job:
     given = {override.partition("=")[0].strip() for override in overrides}
     on_cpu = any(device.type == "cpu" for device in devices)
     cut = tuple(setting for setting in model.cut if on_cpu and setting.partition("=")[0] not in given)
-    config = model.config(*cut, *overrides)
+    config = settled(model.config(*cut, *overrides), local_gpu)
     if model.unet is None:
         check_policy(config)
         for scorer in config.reward.judges:

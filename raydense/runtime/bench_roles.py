@@ -65,15 +65,14 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
         watch = UNetWatch(policy.unet, line, ("denoise", "denoise"))
 
         def unit(index: int) -> None:
-            watch.reset()
             groups[:] = sampler.sample(job.units[index % len(job.units)], weights)[1]
 
-        phases = _rounds(f"{job.model}: sampler", line, "other", unit, rounds, progress)
+        phases = _rounds(f"{job.model}: sampler", line, "other", unit, rounds, progress, watch)
     rate = matmul_rate(device, dtype, config.sampler.threads)
     images, longer = len(groups) * config.sampler.trajectories, job.steps / config.steps.count
     seconds = [sum(p.values()) + (longer - 1) * p["denoise"] for p in phases]
     sizes, vae = _sizes(config, policy), policy.vae.config  # type: ignore[union-attr]
-    unet_flops = watch.flops(config, dtype, sizes)
+    unet_flops = watch.flops(config, dtype, sizes) / rounds
     decoder = decoder_cost(vae, latent_size=sizes["latent_size"], dtype=dtype)
     return {
         **_rates("images_per_s", images, seconds),
@@ -82,9 +81,9 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
         "steps": job.steps,
         "steps_run": config.steps.count,
         "scorer": scorer.name,
-        "unet_rows": watch.rows[False],
+        "unet_rows": watch.rows[False] / rounds,
         "rows_a_latent": guidance_passes(config),
-        "denoise_share": unet_flops / median_phases(phases)["denoise"] / rate,
+        "denoise_share": unet_flops * rounds / sum(p["denoise"] for p in phases) / rate,
         **_work(unet_flops + images * decoder.flops, phases, rate),
         **_setting(config.sampler.dtype, config.sampler.threads, device, memory),
     }, groups
@@ -100,7 +99,10 @@ def _watched_sampler(job: Job, policy: Policy, scorer: Scorer, line: Timeline) -
 
 
 def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, progress: Progress) -> dict[str, Any]:
-    """Gradient steps over the draws of a whole stage from its first on; its groups repeat those given."""
+    """Gradient steps over the draws of a whole stage; its groups repeat those given.
+
+    They are its first: later ones find more of the reference log-probs known, and are faster.
+    """
     config, train = job.config, job.config.train
     device, dtype = resolve_device(config.learner.device), getattr(torch, config.learner.dtype)
     line = Timeline(device)
@@ -115,20 +117,19 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         learner.begin_stage(0, list(range(config.stage.groups)))
 
         def step(_: int) -> None:
-            watch.reset()
             learner.train(1)
 
-        phases = _rounds(f"{job.model}: learner", line, "batch", step, rounds, progress)
+        phases = _rounds(f"{job.model}: learner", line, "batch", step, rounds, progress, watch)
     rate = matmul_rate(device, dtype, config.learner.threads)
     transitions = train.batch_groups * train.tuples * train.tuple_size * config.steps.draws
     return {
         **_rates("transitions_per_s", transitions, [sum(p.values()) for p in phases]),
         "transitions": transitions,
         "micro_batch": config.learner.micro_batch,
-        "unet_rows": watch.rows[True],
-        "reference_rows": watch.rows[False],
+        "unet_rows": watch.rows[True] / rounds,
+        "reference_rows": watch.rows[False] / rounds,
         "rows_a_latent": guidance_passes(config),
-        **_work(watch.flops(config, dtype, _sizes(config, policy)), phases, rate),
+        **_work(watch.flops(config, dtype, _sizes(config, policy)) / rounds, phases, rate),
         **_setting(config.learner.dtype, config.learner.threads, device, memory),
     }
 
@@ -159,12 +160,20 @@ def measure_scorer(job: Job, image_size: int, rounds: int, progress: Progress) -
 
 
 def _rounds(
-    name: str, line: Timeline, first: str, work: Callable[[int], None], rounds: int, progress: Progress
+    name: str,
+    line: Timeline,
+    first: str,
+    work: Callable[[int], None],
+    rounds: int,
+    progress: Progress,
+    watch: UNetWatch | None = None,
 ) -> list[Phases]:
-    """Seconds by phase of each round, after one to warm up."""
+    """Seconds by phase of each round, after one to warm up; the watch counts the same rounds."""
     found: list[Phases] = []
     for index in range(rounds + 1):
         progress(name, index, rounds + 1)
+        if index == 1 and watch is not None:
+            watch.reset()
         line.start(first)
         work(index)
         found.append(line.seconds())
@@ -178,14 +187,15 @@ def _rates(name: str, count: int, seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _work(flops: float, phases: Sequence[Phases], rate: float) -> dict[str, Any]:
-    """flops: of one round."""
-    seconds = spread([sum(p.values()) for p in phases])
+    """flops: of a round, on average; learners' rounds differ in the reference log-probs that are known already."""
+    seconds = [sum(p.values()) for p in phases]
+    per_second = flops * len(phases) / sum(seconds)
     return {
         "flops": flops,
-        "flops_per_s": flops / seconds["median"],
+        "flops_per_s": per_second,
         "matmul_flops_per_s": rate,
-        "share": flops / seconds["median"] / rate,
-        "seconds": seconds,
+        "share": per_second / rate,
+        "seconds": spread(seconds),
         "phases": median_phases(phases),
         "rounds": len(phases),
     }

@@ -73,9 +73,9 @@ def _phases(role: str, found: Mapping[str, Any]) -> str:
 def _work(role: str, found: Mapping[str, Any]) -> str:
     if "flops" not in found:
         return ""
-    rows = f"{found['unet_rows']} U-Net rows"
+    rows = f"{found['unet_rows']:g} U-Net rows"
     if role == "learner":
-        rows += f" with gradient, {found['reference_rows']} of π_I"
+        rows += f" with gradient, {found['reference_rows']:g} of π_I"
     return f"{found['flops'] / 1e12:.4g} TFLOP: {rows}{', decoding' if role == 'sampler' else ''}"
 
 

@@ -85,6 +85,7 @@ def watched(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
     ray_directory = Path("/tmp") / f"rdw{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     ray_directory.mkdir()
     values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 60}}
+    values["learner"] = {"num_workers": 2, "num_cpus": 0.5}  # they listen for each other, too
     values["reward"] = {**values["reward"], "monitors": [{**values["reward"]["scorer"], "name": "clip-2"}]}
     (directory / "config.yaml").write_text(yaml.safe_dump(values))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}

@@ -67,3 +67,23 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict
     assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1, "fleet/lost": 0}) == 0
     for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
         assert (run / name).read_bytes() == (calm / name).read_bytes()
+
+
+def test_a_killed_worker_of_the_learner_changes_no_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
+    workers = {"learner": {"num_workers": 2, "num_cpus": 0.5}, "stage": {"count": 2, "groups": 6, "steps": 12}}
+    config = tmp_path / "workers.yaml"
+    config.write_text(yaml.safe_dump({**small_values, **workers, "samplers": {"count": 1, "num_cpus": 0.5}}))
+    calm, run = tmp_path / "calm", tmp_path / "run"
+    subprocess.run(command(config, "--out", calm), check=True, capture_output=True)
+
+    driver = subprocess.Popen(command(config, "--out", run), stdout=subprocess.PIPE)
+    try:
+        wait_until(driver, lambda: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2)
+        kill_actor(driver.pid, "_LearnerActor")
+        output, _ = driver.communicate(timeout=240)
+    finally:
+        driver.kill()
+    assert driver.returncode == 0
+    assert b"the learner died" in output
+    for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (calm / name).read_bytes()

@@ -39,6 +39,8 @@ AUTO: dict[str, Any] = {"count": None}
         (8, {"count": 14, "num_gpus": 0.5}, {}, (14, 0.5, 1)),
         (8, AUTO, {"num_gpus": 0}, (8, 1, 0)),
         (4, AUTO, {"num_gpus": 0.5}, (3, 1, 0.5)),
+        (8, AUTO, {"num_workers": 4}, (4, 1, 1)),
+        (8, {"count": 8}, {"num_workers": 4}, (8, 0.5, 1)),
     ],
 )
 def test_the_table(
@@ -48,7 +50,8 @@ def test_the_table(
     config = Config.model_validate({**small_config(samplers=samplers).model_dump(), **base})
     placement = place(config, gpus)
     assert (placement.samplers, placement.sampler_gpus, placement.learner_gpus) == pytest.approx(expected)
-    assert placement.samplers * placement.sampler_gpus + placement.learner_gpus <= max(gpus, 0) + 1e-9
+    taken = placement.samplers * placement.sampler_gpus + config.learner.num_workers * placement.learner_gpus
+    assert taken <= max(gpus, 0) + 1e-9
 
 
 def test_a_sampler_on_the_cpu_takes_no_gpu(small_config: Make) -> None:
@@ -59,6 +62,12 @@ def test_no_gpu_left_is_an_error(small_config: Make) -> None:
     config = Config.model_validate({**small_config().model_dump(), "learner": {"num_gpus": 1}})
     with pytest.raises(ConfigError, match=r"learner.num_gpus=1 leaves no GPU of 1 .* set samplers.num_gpus=0"):
         place(config, 1)
+
+
+def test_workers_that_take_all_gpus_are_an_error(small_config: Make) -> None:
+    config = Config.model_validate({**small_config().model_dump(), "learner": {"num_workers": 2}})
+    with pytest.raises(ConfigError, match=r"learner.num_gpus=1 of each of learner.num_workers=2 leaves no GPU of 2"):
+        place(config, 2)
 
 
 @pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
