@@ -75,7 +75,7 @@ class Timeline:
             self._marks.append((phase, time.perf_counter()))
             return
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))  # type: ignore[no-untyped-call]
         self._marks.append((phase, event))
 
     def seconds(self) -> dict[str, float]:

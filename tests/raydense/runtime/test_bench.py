@@ -173,3 +173,17 @@ def test_the_largest_scorer_is_hpsv2s_architecture() -> None:
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=dict(VIT_H_14["vision"]), **VIT_H_14["both"]))
     assert sum(p.numel() for p in model.parameters()) == 986_109_441  # as in `dry_run.SCORER_PARAMETERS`
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_by_its_own_clock_and_counter(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    result = invoke("bench", "--rounds", "2", "--json", file, *SETTINGS, "--debug")
+    assert result.exit_code == 0
+    found = json.loads(file.read_text())
+    assert found["device"] == torch.cuda.get_device_name()
+    for role in ("sampler", "learner", "scorer"):
+        assert found["models"]["tiny"][role]["peak_bytes_are"] == "allocated on the GPU"
+        assert found["models"]["tiny"][role]["peak_bytes"] > 0
+    phases = found["models"]["tiny"]["learner"]["phases"]
+    assert phases["backward"] > phases["optimizer"] > 0
