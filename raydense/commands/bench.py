@@ -52,8 +52,8 @@ def bench(
             with ProgressDisplay(Console(stderr=True, soft_wrap=True)) as display:
                 found["models"][job.model] = measure(job, rounds, display.update)
             console.print(bench_table(job.model, found["models"][job.model]))
-        if json_file is not None:
-            json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            if json_file is not None:  # whatever becomes of the next model
+                json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_writable(file: Path) -> None:
