@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from raydense.commands import chaos, compare, doctor, evaluate, export, report, sample, status, sweep, train
+from raydense.commands import bench, chaos, compare, doctor, evaluate, export, report, sample, status, sweep, train
 from raydense.commands.common import EXIT_BAD_INPUT
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -27,6 +27,7 @@ app.command(epilog=train.EXAMPLE)(train.train)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
+app.command(epilog=bench.EXAMPLE)(bench.bench)
 app.command(epilog=sample.EXAMPLE)(sample.sample)
 app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command(epilog=compare.EXAMPLE)(compare.compare)

@@ -53,7 +53,7 @@ def train(
     tflops: Rate = 100.0,
     rates: Annotated[
         str | None,
-        typer.Option(metavar="FILE[#MODEL]", help="For --dry-run: measured rates, a JSON file."),
+        typer.Option(metavar="FILE[#MODEL]", help="For --dry-run: a JSON file from raydense bench."),
     ] = None,
     price_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="For --dry-run: of one device.")] = None,
     log_format: LogFormatOption = "auto",

@@ -16,41 +16,19 @@ from raydense.core.types import FloatArray
 
 
 class ClipScorer:
-    """Loaded once, float32, in batches; text embeddings are computed once a prompt.
+    """Float32, in batches; text embeddings are computed once a prompt.
 
     Args:
         name: in metrics.
-        model: hub id, directory or pkg://… of a transformers CLIPModel with its processor.
+        model, processor: a transformers CLIPModel, and what prepares images and prompts for it.
         batch_size: images a forward pass.
-
-    Raises: FileNotFoundError naming the model where it cannot be had.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: str,
-        *,
-        revision: str | None = None,
-        batch_size: int = 64,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, name: str, model: Any, processor: Any, *, batch_size: int = 64, device: torch.device) -> None:
         self.name = name
         self._batch_size, self._device = batch_size, device
         self._text: dict[str, torch.Tensor] = {}
-        path = resolve(model)
-        try:
-            self._model: Any = CLIPModel.from_pretrained(
-                path, revision=revision, torch_dtype=torch.float32, use_safetensors=True
-            )
-            self._processor: Any = CLIPProcessor.from_pretrained(path, revision=revision)
-        except OSError as error:
-            reason = one_line(error)
-            raise FileNotFoundError(
-                f"scorer {name}: model={model} cannot be loaded ({reason}); give a directory with a CLIP model, "
-                "or a hub id on a machine that reaches the hub"
-            ) from None
-        self._model.requires_grad_(False).eval().to(device)
+        self._model, self._processor = model.requires_grad_(False).eval().to(device), processor
 
     @torch.no_grad()
     def score(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
@@ -75,3 +53,23 @@ class ClipScorer:
             pooled = self._model.text_model(**tokens).pooler_output
             self._text[prompt] = torch.nn.functional.normalize(self._model.text_projection(pooled), dim=-1)[0]
         return self._text[prompt]
+
+
+def load_clip_scorer(
+    name: str, model: str, *, revision: str | None = None, batch_size: int = 64, device: torch.device
+) -> ClipScorer:
+    """The scorer of a hub id, directory or pkg://… of a transformers CLIPModel with its processor.
+
+    Raises: FileNotFoundError naming the model where it cannot be had.
+    """
+    path = resolve(model)
+    try:
+        network = CLIPModel.from_pretrained(path, revision=revision, torch_dtype=torch.float32, use_safetensors=True)
+        processor = CLIPProcessor.from_pretrained(path, revision=revision)
+    except OSError as error:
+        reason = one_line(error)
+        raise FileNotFoundError(
+            f"scorer {name}: model={model} cannot be loaded ({reason}); give a directory with a CLIP model, "
+            "or a hub id on a machine that reaches the hub"
+        ) from None
+    return ClipScorer(name, network, processor, batch_size=batch_size, device=device)

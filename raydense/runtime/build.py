@@ -109,9 +109,9 @@ def build_scorer(config: ScorerConfig) -> Scorer:
     options: dict[str, Any] = config.model_dump(exclude={"kind", "device"})
     options["device"] = resolve_device(config.device)
     if config.kind == "clip":
-        from raydense.rewards.clip import ClipScorer
+        from raydense.rewards.clip import load_clip_scorer
 
-        return ClipScorer(**options)
+        return load_clip_scorer(**options)
     if config.kind == "aesthetic":
         from raydense.rewards.aesthetic import AestheticScorer
 
@@ -133,11 +133,19 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
             device=resolve_device(config.sampler.device),
             with_decoder=True,
         )
+    monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
+    return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)
+
+
+def make_sampler(
+    config: Config, policy: Policy, scorer: Scorer, monitors: Sequence[Scorer], name: str = "local"
+) -> DiffusionSampler:
+    """The sampler of `config` on a policy and judges that are there already."""
     size = config.sampler.latent_size or int(policy.unet.config.sample_size)
     return DiffusionSampler(
         policy,
-        build_scorer(config.reward.scorer),
-        [build_scorer(monitor) for monitor in config.reward.monitors],
+        scorer,
+        monitors,
         run_seed=config.seed,
         trajectories=config.sampler.trajectories,
         keep=config.sampler.keep,

@@ -37,7 +37,9 @@ class Rates:
     def measured(cls, location: str, config: Config) -> Rates:
         """From FILE or FILE#MODEL. Raises: ConfigError.
 
-        FILE: {"device": …, "models": {MODEL: {"sampler": {"images_per_s": …}, "learner": {"transitions_per_s": …}}}}.
+        FILE: as `raydense bench --json` writes it, of which
+        {"device": …, "models": {MODEL: {"sampler": {"images_per_s": …}, "learner": {"transitions_per_s": …}}}} is read,
+        and, where it is there, the sampler's "steps": it must be the plan's.
         """
         name, _, wanted = location.partition("#")
         content = _read(name)
@@ -49,6 +51,12 @@ class Rates:
                 f"{', '.join(models) or 'none'} as --rates {name}#MODEL"
             )
         images = _rate(location, models[model], "sampler", "images_per_s")
+        steps = models[model]["sampler"].get("steps", config.steps.count)
+        if steps != config.steps.count:
+            raise ConfigError(
+                f"--rates={location}: {model} was measured with {steps} denoising steps and the plan has "
+                f"{config.steps.count}; measure with raydense bench --set steps.count={config.steps.count}"
+            )
         transitions = _rate(location, models[model], "learner", "transitions_per_s")
         return cls(images, transitions, f"measured: {model} on {content.get('device', 'an unnamed device')}")
 
@@ -101,9 +109,11 @@ def _read(name: str) -> Mapping[str, Any]:
     try:
         content = json.loads(Path(name).read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--rates={name} cannot be read ({error}); give a JSON file of measured rates") from None
+        raise ConfigError(
+            f"--rates={name} cannot be read ({error}); measure them with raydense bench --json FILE"
+        ) from None
     if not isinstance(content, dict) or not isinstance(content.get("models"), dict):
-        raise ConfigError(f"--rates={name} has no models; give a JSON file of measured rates")
+        raise ConfigError(f"--rates={name} has no models; measure them with raydense bench --json FILE")
     return content
 
 
@@ -113,5 +123,7 @@ def _rate(location: str, model: Any, role: str, unit: str) -> float:
     except (KeyError, TypeError, ValueError):
         rate = math.nan
     if not (math.isfinite(rate) and rate > 0):
-        raise ConfigError(f"--rates={location}: {role}.{unit} is missing or no positive number; measure it again")
+        raise ConfigError(
+            f"--rates={location}: {role}.{unit} is missing or no positive number; measure it with raydense bench"
+        )
     return rate

@@ -111,9 +111,9 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
     group = group_bytes(config, latent_values, tokens * int(unet["cross_attention_dim"]))
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
-    image_flops = config.steps.count * _guidance_passes(config) * rolled.flops + decoder.flops
+    image_flops = config.steps.count * guidance_passes(config) * rolled.flops + decoder.flops
     sampling = (images + judged) * image_flops
-    training = count_transitions(config) * _guidance_passes(config) * _step_flops(config, rolled, trained)
+    training = count_transitions(config) * guidance_passes(config) * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
     return Plan(
@@ -173,7 +173,7 @@ def group_bytes(config: Config, latent_values: int, embedding_values: int) -> in
     return kept * ((steps + 1) * latent_values * width + 4 * steps + 4) + 4 * embedding_values
 
 
-def _guidance_passes(config: Config) -> int:
+def guidance_passes(config: Config) -> int:
     return 1 if config.sampler.guidance_scale == 1 else 2
 
 
@@ -192,7 +192,7 @@ def _sampler_bytes(config: Config, rolled: Cost, decoder: Cost, encoder: int, dt
     weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
     images = config.sampler.unit_prompts * config.sampler.trajectories
     decoded = min(images, config.sampler.decode_batch or images)
-    work = max(images * _guidance_passes(config) * rolled.peak_bytes, decoded * decoder.peak_bytes)
+    work = max(images * guidance_passes(config) * rolled.peak_bytes, decoded * decoder.peak_bytes)
     scorers = sum(map(_scorer_bytes, config.reward.judges))
     return int(weights + work + scorers + CUDA_CONTEXT)
 
@@ -211,7 +211,7 @@ def _learner_bytes(config: Config, trained: Cost, encoder: int, dtype: torch.dty
 
 
 def _tuple_bytes(config: Config, trained: Cost) -> int:
-    return config.train.tuple_size * config.steps.draws * _guidance_passes(config) * trained.peak_bytes
+    return config.train.tuple_size * config.steps.draws * guidance_passes(config) * trained.peak_bytes
 
 
 def _part(config: Config, name: str, assumed: list[str]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from raydense.rewards.clip import ClipScorer
+from raydense.rewards.clip import ClipScorer, load_clip_scorer
 
 PROMPTS = ["a cat", "a dog", "a cat", "a red fox", "a " + "b" * 40]
 
@@ -20,7 +20,7 @@ def images() -> np.ndarray:
 
 
 def scorer(directory: Path, batch_size: int = 64) -> ClipScorer:
-    return ClipScorer("clip", str(directory), batch_size=batch_size, device=torch.device("cpu"))
+    return load_clip_scorer("clip", str(directory), batch_size=batch_size, device=torch.device("cpu"))
 
 
 @torch.no_grad()

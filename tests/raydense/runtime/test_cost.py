@@ -85,7 +85,12 @@ def test_one_gpu_for_both_roles_is_one_device(tmp_path: Path) -> None:
         ({"a": H100}, "{}#b", "has no b; choose one of a as --rates"),
         ({"a": {"sampler": {"images_per_s": 0}}}, "{}", "sampler.images_per_s is missing or no positive number"),
         ({"a": {**H100, "learner": {}}}, "{}", "learner.transitions_per_s is missing or no positive number"),
-        (None, "{}", "has no models; give a JSON file of measured rates"),
+        (
+            {"a": {**H100, "sampler": {"images_per_s": 2.0, "steps": 50}}},
+            "{}",
+            "a was measured with 50 denoising steps and the plan has 10; measure with raydense bench",
+        ),
+        (None, "{}", "has no models; measure them with raydense bench --json FILE"),
         ({}, "absent.json", "--rates=absent.json cannot be read"),
     ],
 )

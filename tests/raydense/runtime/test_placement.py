@@ -66,9 +66,7 @@ def test_no_gpu_left_is_an_error(small_config: Make) -> None:
 
 def test_workers_that_take_all_gpus_are_an_error(small_config: Make) -> None:
     config = Config.model_validate({**small_config().model_dump(), "learner": {"num_workers": 2}})
-    with pytest.raises(
-        ConfigError, match=r"learner.num_gpus=1 of each of learner.num_workers=2 leaves no GPU of 2"
-    ):
+    with pytest.raises(ConfigError, match=r"learner.num_gpus=1 of each of learner.num_workers=2 leaves no GPU of 2"):
         place(config, 2)
 
 

@@ -1,0 +1,69 @@
+"""`raydense bench`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from raydense.commands.common import Debug, Overrides, explained
+from raydense.config import ConfigError
+
+EXAMPLE = """Example: `raydense bench --model sd15 --json bench.json`, then
+`raydense train --preset multi-prompt --dry-run --rates bench.json`"""
+
+
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="tiny, unet-78m or sd15; repeatable. Default: tiny."),
+    ] = None,
+    overrides: Overrides = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed, after one to warm up.")] = 5,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also writes what was found, for --rates.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Measures sampler, learner and scorer on this device, without Ray: rates, work, memory, time by phase.
+
+    The models are the embedded one, a U-Net of 78 M parameters and Stable Diffusion 1.5's architecture; the last two
+    have random weights and download nothing. On a CPU they do less than their preset, and say so.
+    """
+    with explained(debug):
+        if json_file is not None:
+            _check_writable(json_file)
+
+        from raydense.runtime.bench import machine, measure, plan_jobs
+        from raydense.runtime.bench_table import bench_table, versions_line
+        from raydense.runtime.progress import ProgressDisplay
+
+        jobs = plan_jobs(models or ["tiny"], overrides or [])
+        command = shlex.join(["raydense", *sys.argv[1:]])
+        found: dict[str, Any] = {**machine(jobs), "command": command, "models": {}}
+        console = Console(soft_wrap=not sys.stdout.isatty())
+        console.print(versions_line(found), highlight=False)
+        for job in jobs:
+            with ProgressDisplay(Console(stderr=True, soft_wrap=True)) as display:
+                found["models"][job.model] = measure(job, rounds, display.update)
+            console.print(bench_table(job.model, found["models"][job.model]))
+            if json_file is not None:  # whatever becomes of the next model
+                json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check_writable(file: Path) -> None:
+    """Raises: ConfigError; a file that is there is never overwritten."""
+    if file.exists():
+        raise ConfigError(f"--json={file} is there already and is never overwritten; give another name")
+    try:
+        file.touch()
+    except OSError as error:
+        raise ConfigError(
+            f"--json={file} cannot be written ({error.strerror}); give a file in a directory that is there"
+        ) from None
+    file.unlink()
