@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import io
 import json
 import re
 import subprocess
@@ -21,8 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from actors.sampler import rollout
 from raydense.config import Config
@@ -34,6 +38,7 @@ from raydense.runtime.build import make_learner
 
 BASE = [
     "sampler.guidance_scale=7.5",
+    "sampler.latent_size=8",
     "learner={threads: 1, micro_batch: null}",
     "train={batch_groups: 4, tuple_size: 2, tuple_choice: random, lr: 1e-3, clip: 5e-2}",
     "steps.draws=3",
@@ -55,7 +60,7 @@ AXES = {
                                                        "train.tuple_size={}")),
     "draws": Axis("step draws, $N_{step}$", (1, 3, 6, 12), ("steps.draws={}",)),
     "batch": Axis("groups a batch", (2, 4, 8, 16), ("train.batch_groups={}",)),
-    "latent": Axis("latent elements", (8, 12, 16, 24), ("sampler.latent_size={}",)),
+    "latent": Axis("latent elements", (8, 12, 16, 20), ("sampler.latent_size={}",)),
     "groups": Axis("groups in the stage", (40, 80, 320, 1280), ("stage.groups={}",)),
 }  # fmt: skip
 
@@ -84,20 +89,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=int, default=4, help="of each axis, the smallest first")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--plot", type=Path, help="an SVG file")
     parser.add_argument("--memory-of", nargs=2, metavar=("AXIS", "VALUE"), help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.memory_of:
         print(step_bytes(Point(chosen.memory_of[0], int(chosen.memory_of[1]))))
         return
     points = [Point(axis, value) for axis in chosen.axes for value in AXES[axis].values[: chosen.points]]
-    rows: dict[Point, dict[str, float]] = {p: {"value": p.value, "size": p.size, **stage_bytes(p)} for p in points}
+    settings = {point: point.config.to_yaml() for point in points}
+    distinct = {text: point for point, text in settings.items()}  # the base lies on several axes
+    costs: dict[str, dict[str, float]] = {text: {} for text in distinct}
     if "time" in chosen.what:
-        for point, found in step_seconds(points, chosen.rounds).items():
-            rows[point] |= found
+        for point, found in step_seconds(list(distinct.values()), chosen.rounds).items():
+            costs[settings[point]] |= found
     if "memory" in chosen.what:
-        for point in points:
-            rows[point]["memory_bytes"] = memory_in_its_own_process(point)
+        for text, point in distinct.items():
+            costs[text]["memory_bytes"] = memory_in_its_own_process(point)
+    rows = {p: {"value": p.value, "size": p.size, "stage_bytes": stage_bytes(p), **costs[settings[p]]} for p in points}
     result = {axis: summary([rows[p] for p in points if p.axis == axis]) for axis in chosen.axes}
     print(json.dumps(result, indent=1))
     if chosen.json:
@@ -151,10 +159,11 @@ def _status_bytes(name: str) -> int:
     return 1024 * int(found[1])
 
 
-def stage_bytes(point: Point) -> dict[str, float]:
-    """Of the stage's groups, which lie in the object store (float16): known without measuring."""
-    config, side = point.config, point.config.sampler.latent_size or 8
-    return {"stage_bytes": config.stage.groups * config.sampler.keep * (config.steps.count + 1) * 4 * side**2 * 2}
+def stage_bytes(point: Point) -> int:
+    """Of the stage's latents, which lie in the object store in float16: known without measuring."""
+    config = point.config
+    states = config.stage.groups * config.sampler.keep * (config.steps.count + 1)
+    return 2 * states * 4 * (config.sampler.latent_size or 0) ** 2
 
 
 def embedded_policy(config: Config) -> Policy:
@@ -200,10 +209,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def plot(path: Path, result: Mapping[str, Any]) -> None:
-    """A panel an axis: time above, memory below; both logarithmic, with the line of what grows in proportion."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+    """A panel an axis, as SVG: time above, memory below; logarithmic, with the dotted line of growth in proportion."""
     with mpl.rc_context({"svg.hashsalt": "growth", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(2.2 * len(result), 4.2), layout="constrained")
         panels = figure.subplots(2, len(result), squeeze=False, sharex="col", sharey="row")
@@ -214,14 +220,15 @@ def plot(path: Path, result: Mapping[str, Any]) -> None:
             panels[1][column].set_xlabel(AXES[axis].title)
         panels[0][0].set_ylabel("a gradient step, ms")
         panels[1][0].set_ylabel("its peak memory, MiB")
-        figure.patch.set_facecolor("white")
-        figure.savefig(path, metadata={"Date": None, "Creator": None} if path.suffix == ".svg" else None)
+        drawing = io.StringIO()
+        figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})
+    short = re.sub(r"(\.\d\d)\d+", r"\1", re.sub(r"\n +", "\n", drawing.getvalue()))
+    path.write_text(short, encoding="utf-8")
 
 
 def _draw(panel: Any, found: Mapping[str, Any], what: str, scale: float) -> None:
     x = np.array([row["size"] for row in found["points"]], float)
     y = scale * np.array([row[what] for row in found["points"]])
-    panel.plot(x, y[0] * x / x[0], ":", color="grey", linewidth=1)
     spread = None
     if what == "time_s":
         spread = [y - scale * np.array([row["low_s"] for row in found["points"]]),
@@ -229,7 +236,10 @@ def _draw(panel: Any, found: Mapping[str, Any], what: str, scale: float) -> None
     panel.errorbar(x, y, yerr=spread, fmt="o-", markersize=3.5, linewidth=1.2, capsize=2)
     panel.set_xscale("log")
     panel.set_yscale("log")
+    panel.axline((x[0], y[0]), (1.01 * x[0], 1.01 * y[0]), linestyle=":", color="grey", linewidth=1)
     panel.set_xticks(x, [f"{int(v)}" for v in x])
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.minorticks_off()
     exponent = found["exponents"].get(what.partition("_")[0])
     if exponent is not None:
