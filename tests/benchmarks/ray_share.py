@@ -1,9 +1,12 @@
-"""Ray's share of the wall time: `python tests/benchmarks/ray_share.py [--threads N] [--json FILE]`.
+"""Ray's share of the wall time: `python tests/benchmarks/ray_share.py [--threads N] [--keep-freed]`.
 
 The embedded preset's stages, synchronous, once in this process without Ray and once on Ray with one sampler actor and
 the learner actor: the same units and steps with the same threads a role, so that in both one thing is done at a time.
 Stage by stage in turns, the first of them and start-up left out of the share; in the end both must have learned the
 same bytes. An observer does nothing but take the time and ask for the state that a checkpoint would hold.
+
+`--keep-freed` tells the C library in both to keep memory that was freed. By default it gives it back, and a process of
+one role more of it than one of both, which costs its steps page faults: a difference of processes, not of Ray.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +34,7 @@ from raydense.runtime.ray_runner import build_on_ray
 from raydense.runtime.stage_loop import run_stages
 
 LOCAL, RAY = "local", "ray"
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # glibc's; workers inherit it
 
 
 class StageClock:
@@ -48,8 +53,9 @@ class StageClock:
         self._lap("sampling")
         self.seconds["at_work"] = sum(sum(report.seconds.values()) for report in reports)
 
-    def steps_taken(self, *_: Any) -> None:
-        print("   step", round(time.perf_counter() - self._since, 3), end="")
+    def steps_taken(self, position: Position, *_: Any) -> None:
+        if position.steps == 1:
+            self.seconds["first_step"] = time.perf_counter() - self._since
 
     def stage_finished(self, *_: Any) -> None:
         self._learner.state_dict()
@@ -112,6 +118,7 @@ def summary(
         "added_ms_a_unit": _spread(1000 * added["sampling"] / units),
         "of_which_the_samplers_own_work_ms": _spread(1000 * added["at_work"] / units),
         "added_ms_a_step": _spread(1000 * added["training"] / config.stage.steps),
+        "of_which_in_a_stages_first_ms": _spread(1000 * added["first_step"] / config.stage.steps),
         "stage_s": {way: {n: round(float(np.median(v)), 3) for n, v in by.items()} for way, by in seconds.items()},
         "start_up_s": {way: round(value, 1) for way, value in start_up.items()},
         "stages": len(found[LOCAL]),
@@ -128,11 +135,14 @@ def _spread(values: Any) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--stages", type=int, default=8)
+    parser.add_argument("--stages", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1, help="of each role, in both")
+    parser.add_argument("--keep-freed", action="store_true", help="memory that was freed, in both")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the preset, for both")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
+    if chosen.keep_freed and os.environ.keys().isdisjoint(KEEP_FREED):  # it is read where a process begins
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_FREED})
     shape = "{count: 1, groups: 40, steps: 4, schedule: synchronous}"
     threads = [f"sampler.threads={chosen.threads}", f"learner.threads={chosen.threads}"]
     config = load_config(
