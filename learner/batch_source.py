@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -22,8 +23,9 @@ Handle = TypeVar("Handle")
 class DrawnBatch:
     """What one gradient step learns from."""
 
-    plan: BatchPlan
-    transitions: TransitionBatch
+    plan: BatchPlan  # of all workers together
+    parts: Sequence[tuple[slice, TransitionBatch]]  # this worker's share: rows of the plan, a micro-batch each
+    fingerprints: Mapping[int, int]  # of the groups, by their index in the replay buffer
     pulled_bytes: int  # of groups that no earlier batch of the stage had fetched
 
 
@@ -36,6 +38,9 @@ class BatchSource(Generic[Handle]):
         batch_groups: groups a step.
         step_weights: float64 [T'], step probabilities.
         tuple_size, tuples, tuple_choice, step_draws: as in `plan_batch`.
+        micro_batch: tuples of a part; None: all of the share.
+        share: (i, n): the i-th of n workers, which has the i-th of n slices of every batch.
+        device: of the parts.
     """
 
     def __init__(
@@ -50,10 +55,14 @@ class BatchSource(Generic[Handle]):
         tuples: int,
         tuple_choice: TupleChoice,
         step_draws: int,
+        micro_batch: int | None = None,
+        share: tuple[int, int] = (0, 1),
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
     ) -> None:
         self._replay, self._fetch, self._run_seed = replay, fetch, run_seed
         self._batch_groups, self._step_weights, self._tuple_choice = batch_groups, step_weights, tuple_choice
         self._sizes = {"tuple_size": tuple_size, "tuples": tuples, "step_draws": step_draws}
+        self._micro_batch, self._share, self._device = micro_batch, share, device
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[DrawnBatch]] | None = None
         self._seen: set[int] = set()
@@ -87,4 +96,17 @@ class BatchSource(Generic[Handle]):
         plan = plan_batch(
             drawn, rewards, self._step_weights, tuple_choice=self._tuple_choice, draws=draws, **self._sizes
         )
-        return DrawnBatch(plan, gather_transitions(plan, [groups[i] for i in plan.groups.tolist()]), pulled)
+        fingerprints = {i: zlib.crc32(groups[i].log_probs.tobytes()) for i in distinct}
+        return DrawnBatch(plan, self._gather(plan, groups), fingerprints, pulled)
+
+    def _gather(self, plan: BatchPlan, groups: Mapping[int, TrajectoryGroup]) -> list[tuple[slice, TransitionBatch]]:
+        index, count = self._share
+        begin, end = index * len(plan) // count, (index + 1) * len(plan) // count
+        size = self._micro_batch or end - begin
+        parts = []
+        for first in range(begin, end, size):
+            rows = slice(first, min(first + size, end))
+            part = plan.rows(rows.start, rows.stop)
+            drawn = [groups[i] for i in part.groups.tolist()]
+            parts.append((rows, gather_transitions(part, drawn).to(self._device)))
+        return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -25,6 +25,13 @@ class BatchPlan:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+    def rows(self, start: int, stop: int) -> BatchPlan:
+        return BatchPlan(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+    def index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Group, trajectory and step of every draw, which broadcast to [B, n, S]."""
+        return self.groups[:, None, None], self.trajectories[:, :, None], self.steps[:, None, :]
 
 
 def plan_batch(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batching import BatchPlan
@@ -17,24 +19,33 @@ from raydense.core.types import TrajectoryGroup
 
 @dataclass(frozen=True)
 class TransitionBatch:
-    """B tuples of n trajectories with S drawn transitions each."""
+    """B tuples of n trajectories with S step draws each; a transition that several draws share is there once (U)."""
 
-    x_t: Tensor  # [B, n, S, C, H, W], storage dtype
-    x_next: Tensor  # [B, n, S, C, H, W]
-    steps: Tensor  # int64 [B, S]
+    plan: BatchPlan  # always on the CPU
+    places: NDArray[np.int64]  # [B, n, S], which transition each draw is; on the CPU
+    draws: Tensor  # int64 [B, n, S], the same on the device
+    x_t: Tensor  # [U, C, H, W], storage dtype
+    x_next: Tensor  # [U, C, H, W]
+    t: Tensor  # int64 [U]
+    row: Tensor  # int64 [U], of the tuple whose prompt it has
     prompt_embeds: Tensor  # [B, L, D]
     old_log_probs: Tensor  # float32 [B, n, S]
     rewards: Tensor  # float32 [B, n]
     tie_noise: Tensor  # float32 [B, n]
 
     def __len__(self) -> int:
-        return len(self.steps)
-
-    def rows(self, start: int, stop: int) -> TransitionBatch:
-        return TransitionBatch(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+        return len(self.plan)
 
     def to(self, device: torch.device) -> TransitionBatch:
-        return TransitionBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        """Copies to a GPU are queued from pinned memory, in the order of its work: nothing waits for them."""
+        if device.type == "cpu":
+            return self
+        pin = device.type == "cuda"
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+        return TransitionBatch(**values)
 
 
 def gather_transitions(plan: BatchPlan, groups: Sequence[TrajectoryGroup]) -> TransitionBatch:
@@ -43,54 +54,51 @@ def gather_transitions(plan: BatchPlan, groups: Sequence[TrajectoryGroup]) -> Tr
     The groups' arrays may be views into shared memory: they are read, never written.
     """
 
-    def stack(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.stack(arrays))
+    def stack(arrays: Iterable[NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.stack(list(arrays)))
 
+    group, k, t = (index.numpy() for index in plan.index())
+    ids = (group * (k.max() + 1) + k) * (t.max() + 1) + t
+    _, first, places = np.unique(ids, return_index=True, return_inverse=True)
+    places = places.reshape(ids.shape)
+    row, trajectory, step = (
+        np.broadcast_to(i, ids.shape).flat[first] for i in (np.arange(len(plan))[:, None, None], k, t)
+    )
+    once = list(zip(row, trajectory, step, strict=True))
     rows = list(zip(groups, plan.trajectories.numpy(), plan.steps.numpy(), strict=True))
     return TransitionBatch(
-        x_t=stack([g.latents[np.ix_(k, t)] for g, k, t in rows]),
-        x_next=stack([g.latents[np.ix_(k, t + 1)] for g, k, t in rows]),
-        steps=plan.steps,
-        prompt_embeds=stack([g.prompt_embeds for g, _, _ in rows]),
-        old_log_probs=stack([g.log_probs[np.ix_(k, t)] for g, k, t in rows]),
-        rewards=stack([g.rewards[k] for g, k, _ in rows]),
+        plan=plan,
+        places=places,
+        draws=torch.from_numpy(places),
+        x_t=stack(groups[r].latents[i, s] for r, i, s in once),
+        x_next=stack(groups[r].latents[i, s + 1] for r, i, s in once),
+        t=torch.from_numpy(step),
+        row=torch.from_numpy(row),
+        prompt_embeds=stack(g.prompt_embeds for g, _, _ in rows),
+        old_log_probs=stack(g.log_probs[np.ix_(i, s)] for g, i, s in rows),
+        rewards=stack(g.rewards[i] for g, i, _ in rows),
         tie_noise=plan.tie_noise,
     )
 
 
-def batch_log_probs(policy: Policy, batch: TransitionBatch) -> Tensor:
-    """log π(x_{t+1} | x_t) of every transition under the policy as it is now: float32 [B, n, S]."""
-    b, n, s = batch.x_t.shape[:3]
-    steps = batch.steps[:, None, :].expand(b, n, s).reshape(-1)
-    embeds = batch.prompt_embeds[:, None, None].expand(b, n, s, -1, -1).flatten(0, 2)
-    return policy.log_prob(batch.x_t.flatten(0, 2), batch.x_next.flatten(0, 2), steps, embeds).view(b, n, s)
+def transition_log_probs(policy: Policy, batch: TransitionBatch, which: Tensor | slice = slice(None)) -> Tensor:
+    """log π(x_{t+1} | x_t) of these transitions under the policy as it is now: float32 [U], or as many as chosen."""
+    embeds = batch.prompt_embeds[batch.row[which]]
+    return policy.log_prob(batch.x_t[which], batch.x_next[which], batch.t[which], embeds)
 
 
 def preference_loss(
-    policy: Policy,
-    batch: TransitionBatch,
-    *,
-    c: float,
-    clip: float,
-    reg_to_pi_init: bool,
-    reg_to_pi_old: bool,
-    warm_up: bool = False,
+    policy: Policy, batch: TransitionBatch, references: Sequence[Tensor], *, c: float, clip: float
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The dense-reward preference loss of METHOD §4, a value a tuple.
 
     Args:
+        references: log π_I, log π_old or both, float32 [B, n, S] each; with both, the two clipped ratios are added.
+            None of them (warm-up): the bare log π_θ, which is not clipped.
         c, clip: C and δ.
-        reg_to_pi_init, reg_to_pi_old: which references; with both, the two clipped ratios are added.
-        warm_up: leave the references out; the bare log π_θ is then not clipped.
     Returns: loss float32 [B], and detached scalars, each a mean over the batch.
     """
-    references: list[Tensor] = []
-    if reg_to_pi_init and not warm_up:
-        with torch.no_grad(), policy.reference():
-            references.append(batch_log_probs(policy, batch))
-    if reg_to_pi_old and not warm_up:
-        references.append(batch.old_log_probs)
-    log_probs = batch_log_probs(policy, batch)
+    log_probs = transition_log_probs(policy, batch)[batch.draws]
     ratios = (
         torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
     )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
+from learner.gang import LOOPBACK, Gang
 from raydense.core.actor_options import actor_options
 from raydense.core.errors import one_line
 from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
+
+LearnerFactory = Callable[[Callable[..., Any], Gang], Learner[Any]]
 
 
 def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
@@ -28,11 +32,23 @@ def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
 
 @ray.remote
 class _LearnerActor:
-    def __init__(self, factory: Callable[[Callable[..., Any]], Learner[Any]]) -> None:
-        self._learner = factory(fetch_groups)
+    """One worker of the learner."""
 
-    def ready(self) -> None:
-        return None
+    def __init__(self, factory: LearnerFactory, rank: int, size: int) -> None:
+        self._gang = Gang(rank, size)
+        self._learner = factory(fetch_groups, self._gang)
+
+    def address(self) -> str:
+        return str(ray.util.get_node_ip_address())
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def listen(self, host: str) -> int:
+        return self._gang.listen(host)
+
+    def join(self, host: str, port: int, timeout_s: float) -> None:
+        self._gang.join(host, port, timeout_s)
 
     def weights(self) -> PolicyWeights:
         return self._learner.weights()
@@ -51,74 +67,109 @@ class _LearnerActor:
 
 
 class RayLearner:
-    """`Learner` whose handles are ObjectRefs and whose work happens in an actor.
+    """`Learner` whose handles are ObjectRefs and whose work happens in one actor, or in several that share each batch.
 
     Args:
-        factory: makes the learner from its fetch function, in the actor's process.
-        num_cpus, num_gpus, memory (bytes): that the actor reserves.
-        patience_s: that a place for it is waited for.
-        labels: that its node must have, as Ray's label selectors. run: it is named after it.
+        factory: makes a worker's learner from its fetch function and its gang, in the actor's process.
+        num_cpus, num_gpus, memory (bytes): that each actor reserves.
+        workers: how many. timeout_s: that one waits for the others before the learner counts as dead.
+        patience_s: that a place for them is waited for.
+        labels: that their nodes must have, as Ray's label selectors. run: they are named after it.
     """
 
     def __init__(
         self,
-        factory: Callable[[Callable[..., Any]], Learner[Any]],
+        factory: LearnerFactory,
         *,
         num_cpus: float,
         num_gpus: float,
         memory: int = 0,
+        workers: int = 1,
+        timeout_s: float = 600.0,
         patience_s: float = 600.0,
         labels: Mapping[str, str] = {},  # never changed
         run: str = "run",
     ) -> None:
-        self._factory, self._labels, self._run = factory, labels, run
+        self._factory, self._labels, self._run, self._size = factory, labels, run, workers
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
-        self._patience_s = patience_s
-        self._actor = self._start()
+        self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._died = False
+        self._actors = self._start()
 
     def started(self) -> RayLearner:
-        """Waits until the actor is ready; a dead one is replaced by one in its first state."""
-        try:
-            self._call("ready", timeout=self._patience_s)
-        except LearnerDied:
-            self._actor = self._start()
-            self._call("ready", timeout=self._patience_s)
+        """Waits until all workers have met; after a death, until as many new ones have, in their first state."""
+        if not self._died:
+            try:
+                self._meet()
+                return self
+            except LearnerDied:
+                pass
+        self.shutdown()
+        self._actors, self._died = self._start(), False
+        self._meet()
         return self
 
     def weights(self) -> PolicyWeights:
-        weights: PolicyWeights = self._call("weights")
-        return weights
+        weights, *others = self._call("weights")
+        if different := [o.checksum for o in others if o.checksum != weights.checksum]:
+            raise RuntimeError(f"the learner's workers differ: weights {weights.checksum} and {', '.join(different)}")
+        first: PolicyWeights = weights
+        return first
 
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
         self._call("begin_stage", stage, list(groups))  # in a list: references, not values
 
     def train(self, num_steps: int) -> list[StepMetrics]:
-        metrics: list[StepMetrics] = self._call("train", num_steps)
+        metrics: list[StepMetrics] = self._call("train", num_steps)[0]
         return metrics
 
     def state_dict(self) -> Mapping[str, Any]:
-        state: Mapping[str, Any] = self._call("state_dict")
+        state: Mapping[str, Any] = self._call("state_dict", workers=self._actors[:1])[0]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._call("load_state_dict", state)
 
+    def pids(self) -> list[int]:
+        """Of the workers' processes, each on its node."""
+        return self._call("pid")
+
     def shutdown(self) -> None:
-        ray.kill(self._actor)
+        for actor in self._actors:
+            ray.kill(actor)
 
-    def _start(self) -> Any:
-        options = {**self._resources, **actor_options(self._run, "learner", self._labels)}
-        return _LearnerActor.options(**options).remote(self._factory)  # type: ignore[attr-defined]
+    def _start(self) -> list[Any]:
+        roles = ["learner"] if self._size == 1 else [f"learner-{rank}" for rank in range(self._size)]
+        options = [{**self._resources, **actor_options(self._run, role, self._labels)} for role in roles]
+        return [
+            _LearnerActor.options(**option).remote(self._factory, rank, self._size)  # type: ignore[attr-defined]
+            for rank, option in enumerate(options)
+        ]
 
-    def _call(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
+    def _meet(self) -> None:
+        """On loopback where all are on one node. A single worker is only waited for."""
+        hosts = self._call("address", timeout=self._patience_s)
+        if self._size > 1:
+            host = hosts[0] if len(set(hosts)) > 1 else LOOPBACK
+            port = self._call("listen", host, workers=self._actors[:1])[0]
+            self._call("join", host, port, self._timeout_s)
+
+    def _call(
+        self, method: str, *arguments: Any, workers: Sequence[Any] | None = None, timeout: float | None = None
+    ) -> list[Any]:
+        """Every worker's answer; the first failure of any of them is raised at once."""
+        calls = [getattr(actor, method).remote(*arguments) for actor in workers or self._actors]
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=timeout)
+            answers: list[Any] = ray.get(calls, timeout=timeout)
+            return answers
         except GetTimeoutError:
             raise TimeoutError(
                 f"the learner found no place, or did not start, within {timeout:g} s (samplers.patience_s); add a node "
                 "that has what it reserves, then continue the run"
             ) from None
         except RayActorError as error:
+            self._died = True
             raise LearnerDied(one_line(error)) from error
         except RayTaskError as error:
+            self._died = isinstance(error.cause, LearnerDied)
             raise (error.cause or error) from error

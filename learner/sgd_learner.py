@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from learner.batch_source import BatchSource, DrawnBatch
 from learner.batching import TupleChoice
+from learner.gang import Gang
 from learner.losses import step_weights
-from learner.objective import TransitionBatch, preference_loss
+from learner.objective import preference_loss
+from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.policy import Policy
 from raydense.core.replay import ReplayBuffer
@@ -26,13 +28,14 @@ MAX_SKIPPED = 3  # gradient steps in a row without a finite loss and gradient
 
 
 class SGDLearner(Generic[Handle]):
-    """One process, one device.
+    """One process, one device; several share every batch as the workers of one gang.
 
     Args:
         policy: its LoRA is trained in place.
         replay: over handles of the caller's kind.
         fetch: handles → their groups, in order.
         total_steps: of the whole run, for the warm-up ratio.
+        keep: K. gang: the workers; None: this one is alone.
         The rest: METHOD §4 and §6, as in `TrainConfig` and `StepsConfig`.
     """
 
@@ -44,6 +47,7 @@ class SGDLearner(Generic[Handle]):
         *,
         run_seed: int,
         total_steps: int,
+        keep: int,
         batch_groups: int,
         tuple_size: int,
         tuples: int,
@@ -62,10 +66,12 @@ class SGDLearner(Generic[Handle]):
         eps: float,
         max_grad_norm: float,
         micro_batch: int | None,
+        cache_references: bool,
         autocast: torch.dtype | None,
         threads: int,
+        gang: Gang | None = None,
     ) -> None:
-        self._policy = policy
+        self._policy, self._gang = policy, gang or Gang()
         self._batches = BatchSource(
             replay,
             fetch,
@@ -76,12 +82,17 @@ class SGDLearner(Generic[Handle]):
             tuples=tuples,
             tuple_choice=tuple_choice,
             step_draws=step_draws,
+            micro_batch=micro_batch,
+            share=(self._gang.rank, self._gang.size),
+            device=policy.device,
         )
-        self._loss = {"c": c, "clip": clip, "reg_to_pi_init": reg_to_pi_init, "reg_to_pi_old": reg_to_pi_old}
+        self._references = ReferenceCache(policy, replay.capacity, keep, enabled=cache_references)
+        self._c, self._clip, self._to_init, self._to_old = c, clip, reg_to_pi_init, reg_to_pi_old
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
-        self._max_grad_norm, self._micro_batch = max_grad_norm, micro_batch
-        self._autocast, self._threads = autocast, threads
-        self._optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        self._max_grad_norm, self._autocast, self._threads = max_grad_norm, autocast, threads
+        self._optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+        )
         self._step = self._skipped = 0
         self._stage = -1
 
@@ -93,6 +104,7 @@ class SGDLearner(Generic[Handle]):
     def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
         """Replaces the replay buffer's content; groups are fetched when a batch draws them."""
         self._stage = stage
+        self._references.begin_stage(stage)
         self._batches.begin_stage(stage, groups)
 
     def train(self, num_steps: int) -> list[StepMetrics]:
@@ -101,23 +113,25 @@ class SGDLearner(Generic[Handle]):
             return [self._train_step() for _ in range(num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, LoRA and optimizer state."""
+        """Counters, LoRA, optimizer state, and the reference's log-probs as far as this stage knows them."""
         return {
             "step": self._step,
             "skipped": self._skipped,
             "weights": self.weights(),
             "optimizer": self._optimizer.state_dict(),
+            "references": self._references.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._policy.bind(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._references.load_state_dict(state["references"])
         self._step, self._skipped = state["step"], state["skipped"]
 
     def _train_step(self) -> StepMetrics:
-        batch = self._batches.take(self._step)
+        batch = self._gang.agree(lambda: self._batches.take(self._step))
         self._optimizer.zero_grad(set_to_none=True)
-        values = self._accumulate_gradient(batch.transitions.to(self._policy.device))
+        values = self._accumulate_gradient(batch)
         norm = float(clip_grad_norm_(self._policy.parameters(), self._max_grad_norm))
         self._step += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
@@ -138,21 +152,26 @@ class SGDLearner(Generic[Handle]):
             )
         return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes)
 
-    def _accumulate_gradient(self, batch: TransitionBatch) -> dict[str, float]:
-        """Adds the batch's gradient in micro-batches; returns metrics averaged over the batch."""
-        totals: dict[str, float] = defaultdict(float)
-        size = self._micro_batch or len(batch)
-        for start in range(0, len(batch), size):
-            rows = batch.rows(start, start + size)
-            precision = torch.autocast(self._policy.device.type, self._autocast) if self._autocast else nullcontext()
-            with precision:
-                loss, metrics = preference_loss(
-                    self._policy,
-                    rows,
-                    warm_up=self._step < self._warm_up_steps,
-                    **self._loss,  # type: ignore[arg-type]
-                )
-            (loss.sum() / len(batch)).backward()  # type: ignore[no-untyped-call]
+    def _accumulate_gradient(self, batch: DrawnBatch) -> dict[str, float]:
+        """Adds the whole batch's gradient, every worker's share together; returns metrics averaged over the batch."""
+        plan, device = batch.plan, self._policy.device
+        self._references.forget_changed(batch.fingerprints)
+        initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
+        to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))
+        scalars: dict[str, Tensor] = {}
+        for rows, part in batch.parts:
+            with torch.autocast(device.type, self._autocast) if self._autocast else nullcontext():
+                references = [part.old_log_probs] if to_old else []
+                if to_init:
+                    initial[rows] = self._references.look_up(part)
+                    references.append(initial[rows])
+                loss, metrics = preference_loss(self._policy, part, references, c=self._c, clip=self._clip)
+            (loss.sum() / len(plan)).backward()  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
-                totals[name] += float(value) * len(rows) / len(batch)
-        return dict(totals)
+                scalars[name] = scalars.get(name, 0.0) + value * (len(part) / len(plan))
+        measured = torch.cat([torch.stack([*scalars.values()]), initial.flatten()])
+        self._gang.add_up([*(p.grad for p in self._policy.parameters() if p.grad is not None), measured])
+        read = measured.cpu().numpy()  # at once: every read waits for the device
+        if to_init:
+            self._references.remember(plan, read[len(scalars) :].reshape(initial.shape))
+        return dict(zip(scalars, read[: len(scalars)].tolist(), strict=True))

@@ -71,6 +71,11 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
+        if self.learner.num_workers > (tuples := self.train.batch_groups * self.train.tuples):
+            raise ValueError(
+                f"learner.num_workers={self.learner.num_workers} exceeds the {tuples} tuples of a batch "
+                "(train.batch_groups x train.tuples), of which each worker takes a share; lower it"
+            )
         size = self.samplers.max or self.samplers.count
         if self.samplers.autoscale and None in (size, self.samplers.num_gpus, self.learner.num_gpus):
             raise ValueError(
@@ -87,6 +92,7 @@ MAY_CHANGE_ON_RESUME = (
     "name",
     "samplers",
     "learner.labels",
+    "learner.timeout_s",
     "replay",
     "checkpoint",
     "telemetry",

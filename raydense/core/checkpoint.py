@@ -32,7 +32,7 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """Everything that a run continues from; all random draws are functions of the config and these counters.
 
-    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights) and `optimizer`.
+    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights), `optimizer` and `references`.
     position: how far the run has come.
     behaviour: the weights that the work units of the position's stage name; None: θ as it is.
     began: θ when that stage began, which the next stage's units may name; None at a stage boundary.
@@ -64,6 +64,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             _save_weights(known, partial / f"{name}.safetensors")
     (partial / CONFIG).write_text(checkpoint.config, encoding="utf-8")
     save_tensors(moments, partial / "optimizer.safetensors")
+    save_tensors(dict(state["references"]), partial / "references.safetensors")
     manifest = {
         "step": state["step"],
         "skipped": state["skipped"],
@@ -104,6 +105,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         "skipped": manifest["skipped"],
         "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
+        "references": load_tensors(directory / "references.safetensors"),
     }
     known = {
         name: manifest[name] and _load_weights(directory / f"{name}.safetensors", manifest[name])

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from transformers.utils import logging as transformers_logging
 
 from actors.sampler import DiffusionSampler
+from learner.gang import Gang
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
@@ -151,9 +152,12 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
 
 
 def build_learner(
-    config: Config, fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]], capacity: int | None = None
+    config: Config,
+    fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+    gang: Gang | None = None,
+    capacity: int | None = None,
 ) -> SGDLearner[Handle]:
-    """capacity: of the replay buffer; None: a stage's groups."""
+    """gang: of the learner's workers; None: it is alone. capacity: of the replay buffer; None: a stage's groups."""
     with cpu_threads(config.learner.threads):
         policy = build_policy(
             config,
@@ -164,16 +168,18 @@ def build_learner(
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
-    return make_learner(config, policy, fetch, capacity)
+    return make_learner(config, policy, fetch, gang, capacity)
 
 
 def make_learner(
     config: Config,
     policy: Policy,
     fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+    gang: Gang | None = None,
     capacity: int | None = None,
 ) -> SGDLearner[Handle]:
-    """The learner of `config` on a policy that is there already."""
+    """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
+    assert config.learner.micro_batch != "auto"
     replay: ReplayBuffer[Handle] = ReplayBuffer(capacity or config.stage.groups)
     steps, train = config.steps, config.train
     return SGDLearner(
@@ -182,6 +188,7 @@ def make_learner(
         fetch,
         run_seed=config.seed,
         total_steps=config.stage.count * config.stage.steps,
+        keep=config.sampler.keep,
         gamma=steps.gamma,
         step_draws=steps.draws,
         exclude_last=steps.exclude_last,
@@ -200,6 +207,8 @@ def make_learner(
         eps=train.eps,
         max_grad_norm=train.max_grad_norm,
         micro_batch=config.learner.micro_batch,
+        cache_references=config.learner.cache_references,
         autocast=torch.bfloat16 if config.learner.dtype == "bfloat16" else None,
         threads=config.learner.threads,
+        gang=gang,
     )

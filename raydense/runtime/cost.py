@@ -77,11 +77,12 @@ class Cost:
 def estimate(config: Config, plan: Plan, rates: Rates, price_per_gpu_hour: float | None = None) -> Cost:
     """Hours at these rates: images rolled out and judged, transitions with a gradient; nothing else is counted."""
     one_sampler = (plan.images + plan.judged_images) / rates.images_per_s / 3600
-    training = count_transitions(config) / rates.transitions_per_s / 3600
+    workers = config.learner.num_workers
+    training = count_transitions(config) / (workers * rates.transitions_per_s) / 3600
     sampling = one_sampler / sampler_devices(config)
     learner_gpus = config.learner.num_gpus
     shared = learner_gpus is not None and 0 < learner_gpus < 1
-    devices = sampler_devices(config) + (0 if shared else max(1, math.ceil(learner_gpus or 0)))
+    devices = sampler_devices(config) + (0 if shared else workers * max(1, math.ceil(learner_gpus or 0)))
     hours = max(sampling, training) if config.stage.schedule == "overlapped" else sampling + training
     gpu_hours = devices * hours
     return Cost(

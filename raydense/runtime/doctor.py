@@ -19,6 +19,7 @@ from raydense.config import Config, ConfigError
 from raydense.core.types import TrajectoryGroup
 from raydense.runtime.build import build_learner, build_sampler
 from raydense.runtime.dry_run import Plan, count_judged, plan_run, size
+from raydense.runtime.micro_batch import local_gpu, settled
 from raydense.runtime.placement import place
 from raydense.runtime.plan import PromptSets, stage_units
 from raydense.runtime.preflight import check_inputs
@@ -93,7 +94,7 @@ def _trial(config: Config, sets: PromptSets) -> Iterator[Check]:
     unit = stage_units(config, sets.train, 0, 0)[0]
     try:
         probe = config.model_copy(update={"train": config.train.model_copy(update={"reg_to_pi_old": True})})
-        learner: Any = build_learner(probe, fetch=lambda groups: groups)
+        learner: Any = build_learner(settled(probe, local_gpu), fetch=lambda groups: groups)
         sampler = build_sampler(config)
         sampler.sample(unit, learner.weights())
         started = time.perf_counter()

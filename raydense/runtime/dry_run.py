@@ -57,7 +57,8 @@ class Plan:
     segment_bytes: int  # on disk at once
     checkpoint_bytes: int  # LoRA, Adam's moments; of all that are kept
     sampler_gpu_bytes: int
-    learner_gpu_bytes: int
+    learner_gpu_bytes: int  # `learner.micro_batch: auto` counts as 1
+    tuple_bytes: int  # of these, a tuple of the micro-batch
     image_flops: float
     sampling_flops: float
     training_flops: float
@@ -129,11 +130,12 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
         checkpoint_bytes=3 * lora_bytes * config.checkpoint.keep_last,
         sampler_gpu_bytes=_sampler_bytes(config, rolled, decoder, encoder, sampler_dtype),
         learner_gpu_bytes=_learner_bytes(config, trained, encoder, learner_dtype),
+        tuple_bytes=_tuple_bytes(config, trained),
         image_flops=image_flops,
         sampling_flops=sampling,
         training_flops=training,
         sampling_hours=sampling / (tflops * 1e12 * sampler_devices(config)) / 3600,
-        training_hours=training / (tflops * 1e12) / 3600,
+        training_hours=training / (tflops * 1e12 * config.learner.num_workers) / 3600,
         tflops=tflops,
         notes=tuple(dict.fromkeys(assumed)),
     )
@@ -201,12 +203,15 @@ def _scorer_bytes(scorer: SingleScorerConfig) -> int:
 
 def _learner_bytes(config: Config, trained: Cost, encoder: int, dtype: torch.dtype) -> int:
     """float32 weights (and their copy under autocast), LoRA with gradient and moments, one micro-batch."""
-    train = config.train
-    tuples = config.learner.micro_batch or train.batch_groups * train.tuples
-    latents = min(tuples, train.batch_groups * train.tuples) * train.tuple_size * config.steps.draws
+    share = math.ceil(config.train.batch_groups * config.train.tuples / config.learner.num_workers)
+    tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
     copies = 4 if dtype == torch.float32 else 4 + dtype.itemsize
     weights = copies * trained.parameters + 4 * encoder + 16 * trained.lora_parameters
-    return int(weights + latents * _guidance_passes(config) * trained.peak_bytes + CUDA_CONTEXT)
+    return int(weights + tuples * _tuple_bytes(config, trained) + CUDA_CONTEXT)
+
+
+def _tuple_bytes(config: Config, trained: Cost) -> int:
+    return config.train.tuple_size * config.steps.draws * _guidance_passes(config) * trained.peak_bytes
 
 
 def _part(config: Config, name: str, assumed: list[str]) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from raydense.core.versions import LiveVersions
 from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler, resolve_device
 from raydense.runtime.collecting import SerialCollection
-from raydense.runtime.placement import check_shared_memory
+from raydense.runtime.placement import check_one_worker, check_shared_memory
 
 Unit = TypeVar("Unit", WorkUnit, RenderUnit)
 Result = TypeVar("Result")
@@ -66,6 +66,7 @@ def build_local(
     config: Config, segments: Path
 ) -> tuple[Fleet[TrajectoryGroup], Callable[[], Learner[TrajectoryGroup]]]:
     """The fleet of a run in this process, and what makes its learner."""
+    check_one_worker(config, "--local")
     device = resolve_device(config.sampler.device)
     if device.type == "cuda" and device == resolve_device(config.learner.device):
         check_shared_memory(config, torch.cuda.mem_get_info(device)[0])

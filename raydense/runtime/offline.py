@@ -29,8 +29,10 @@ from raydense.core.types import (
 from raydense.runtime.build import build_learner
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.collecting import SerialCollection
+from raydense.runtime.micro_batch import local_gpu, settled
 from raydense.runtime.mirror import Mirror
 from raydense.runtime.normalising import StageScales
+from raydense.runtime.placement import check_one_worker
 from raydense.runtime.plan import stage_units
 from raydense.runtime.preferences import PreferenceLearner, Preferences, read_preferences
 from raydense.runtime.preflight import check_inputs
@@ -99,7 +101,8 @@ def train_offline(
     Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
     """
     started = time.perf_counter()
-    config = offline_config(source, overrides)
+    config = settled(offline_config(source, overrides), local_gpu)
+    check_one_worker(config, "--replay-from")
     sets = check_inputs(config)
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)

@@ -18,7 +18,7 @@ class Placement:
     samplers: int
     minimum: int
     sampler_gpus: float
-    learner_gpus: float
+    learner_gpus: float  # of each of the learner's workers
 
     def shares_a_gpu(self) -> bool:
         """Whether the learner and a sampler may lie on one GPU."""
@@ -28,9 +28,9 @@ class Placement:
 def place(config: Config, gpus: int) -> Placement:
     """Settles what the configuration leaves open.
 
-    One GPU: the learner takes half, the samplers share the other half; they work in turns. Several: the learner takes
-    one, and the others have a sampler each, or as many as `samplers.count` asks for, shared evenly. Of a fleet that
-    grows (`samplers.max`), each sampler has a whole GPU where there is one.
+    One GPU: the learner takes half, the samplers share the other half; they work in turns. Several: each of the
+    learner's workers takes one, and the others have a sampler each, or as many as `samplers.count` asks for, shared
+    evenly. Of a fleet that grows (`samplers.max`), each sampler has a whole GPU where there is one.
     Args: gpus: of the whole cluster.
     Raises: ConfigError if the learner leaves no GPU for samplers that should have one.
     """
@@ -38,7 +38,7 @@ def place(config: Config, gpus: int) -> Placement:
     learner_gpus = learner.num_gpus
     if learner_gpus is None:
         learner_gpus = 0.0 if gpus == 0 or _stays_off_gpus(learner.device) else 0.5 if gpus == 1 else 1.0
-    left = gpus - learner_gpus
+    left = gpus - learner.num_workers * learner_gpus
     now = max(1, math.floor(left))
     count = fleet.max or fleet.count or now
     minimum = fleet.min if fleet.min is not None else 1 if fleet.max else count
@@ -48,12 +48,24 @@ def place(config: Config, gpus: int) -> Placement:
             sampler_gpus = 0.0
         elif left <= 0:
             raise ConfigError(
-                f"learner.num_gpus={learner_gpus:g} leaves no GPU of {gpus} for samplers.num_gpus=null; lower it, "
-                "or set samplers.num_gpus=0 to sample on CPUs"
+                f"learner.num_gpus={learner_gpus:g}{of_workers(config)} leaves no GPU of {gpus} for "
+                "samplers.num_gpus=null; lower it, or set samplers.num_gpus=0 to sample on CPUs"
             )
         else:
             sampler_gpus = _even_share(left, min(now, count) if fleet.max else count)
     return Placement(count, min(minimum, count), sampler_gpus, learner_gpus)
+
+
+def of_workers(config: Config) -> str:
+    """For messages: how often the learner's resources are taken, where it is more than once."""
+    workers = config.learner.num_workers
+    return "" if workers == 1 else f" of each of learner.num_workers={workers}"
+
+
+def check_one_worker(config: Config, who: str) -> None:
+    """Raises: ConfigError if a run in one process should have several learner workers. Args: who: has one process."""
+    if (workers := config.learner.num_workers) > 1:
+        raise ConfigError(f"learner.num_workers={workers}: {who} has one process; add --set learner.num_workers=1")
 
 
 def check_shared_memory(config: Config, free_bytes: int) -> None:

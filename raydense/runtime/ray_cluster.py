@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 
 from raydense.config import Config, ConfigError
 from raydense.core.errors import one_line
-from raydense.runtime.placement import Placement
+from raydense.runtime.placement import Placement, of_workers
 
 NAMESPACE = "raydense"
 GB = 1e9
@@ -140,11 +140,12 @@ def check_resources(config: Config, placement: Placement) -> None:
         ("memory", "memory_gb", fleet.memory_gb, learner.memory_gb, GB),
     ):
         noun = "GB of memory" if resource == "memory" else f"{resource}s"
-        needed, available = count * each + own, total.get(resource, 0.0) / unit
+        needed, available = count * each + learner.num_workers * own, total.get(resource, 0.0) / unit
         if needed > available:
             raise ConfigError(
-                f"{asked}={count} with samplers.{key}={each:g} and learner.{key}={own:g} need {needed:g} {noun}, but "
-                f"the cluster has {available:.4g}; lower them or add nodes, or set samplers.autoscale=true if it grows"
+                f"{asked}={count} with samplers.{key}={each:g} and learner.{key}={own:g}{of_workers(config)} need "
+                f"{needed:g} {noun}, but the cluster has {available:.4g}; lower them or add nodes, or set "
+                "samplers.autoscale=true if it grows"
             )
         for role, wanted, labels in (("samplers", each, fleet.labels), ("learner", own, learner.labels)):
             if role == "samplers" and count == 0:

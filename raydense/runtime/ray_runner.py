@@ -18,6 +18,7 @@ from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.runtime.archive import ArchivingFleet
 from raydense.runtime.build import build_learner, build_sampler
+from raydense.runtime.micro_batch import FreeGpu, settled
 from raydense.runtime.placement import Placement, check_shared_memory, place
 from raydense.runtime.ray_cluster import GB, check_resources, ray_session
 
@@ -28,13 +29,15 @@ def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], C
     with ray_session():
         placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
         check_resources(config, placement)
-        if placement.shares_a_gpu() and (free := _free_gpu_bytes(placement.learner_gpus)) is not None:
+        if placement.shares_a_gpu() and (free := _free_gpu_bytes(config, placement)) is not None:
             check_shared_memory(config, free)
         learner = RayLearner(
             partial(build_learner, config),
             num_cpus=config.learner.num_cpus,
             num_gpus=placement.learner_gpus,
             memory=int(config.learner.memory_gb * GB),
+            workers=config.learner.num_workers,
+            timeout_s=config.learner.timeout_s,
             patience_s=config.samplers.patience_s,
             labels=config.learner.labels,
             run=config.name,
@@ -88,12 +91,27 @@ def _fleet(config: Config, placement: Placement) -> RayFleet:
     )
 
 
-def _free_gpu_bytes(num_gpus: float) -> int | None:
-    """What a GPU with room for `num_gpus` has free; None where PyTorch finds no GPU behind Ray's."""
+@contextmanager
+def settled_on_ray(config: Config) -> Iterator[Config]:
+    """`settled` by the GPU that the learner will have; the session that this takes goes on inside the context."""
+    with ray_session():
+        yield settled(config, _learner_gpu)
+
+
+def _learner_gpu(config: Config) -> FreeGpu | None:
+    placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
+    check_resources(config, placement)
+    free = _free_gpu_bytes(config, placement) if placement.learner_gpus else None
+    return None if free is None else FreeGpu(free, placement.shares_a_gpu())
+
+
+def _free_gpu_bytes(config: Config, placement: Placement) -> int | None:
+    """None where PyTorch finds no GPU behind Ray's."""
 
     def look() -> int | None:
         return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
-    once = ray.remote(num_gpus=num_gpus, num_cpus=0, max_calls=1)(look)  # its process, and its memory, end with it
+    options = {"num_gpus": placement.learner_gpus, "num_cpus": 0, "label_selector": config.learner.labels}
+    once = ray.remote(max_calls=1, **options)(look)  # its process, and its memory, end with it
     free: int | None = ray.get(once.remote())
     return free

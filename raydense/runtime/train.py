@@ -14,6 +14,7 @@ from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepE
 from raydense.core.metrics import MetricSink
 from raydense.runtime.checkpoints import CheckpointStore
 from raydense.runtime.judging import Judgement, judge, score_table
+from raydense.runtime.micro_batch import local_gpu, settled
 from raydense.runtime.mirror import Mirror
 from raydense.runtime.normalising import StageScales
 from raydense.runtime.plan import PromptSets
@@ -39,12 +40,13 @@ def train(
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     sets = check_inputs(config)
-    run_dir = RunDirectory.create(out, config, mirror)
-    try:
-        return _Run(config, sets, run_dir, local, display).execute()
-    except ConfigError:  # nothing was started, so nothing is lost
-        run_dir.discard()
-        raise
+    with _settled(config, local) as config:
+        run_dir = RunDirectory.create(out, config, mirror)
+        try:
+            return _Run(config, sets, run_dir, local, display).execute()
+        except ConfigError:  # nothing was started, so nothing is lost
+            run_dir.discard()
+            raise
 
 
 def resume(
@@ -167,6 +169,18 @@ class _Run:
 def _next_step(checkpoint: Checkpoint | None) -> int:
     """The first gradient step that is still to come; 0 before a run's first checkpoint."""
     return checkpoint.learner["step"] + 1 if checkpoint else 0
+
+
+@contextmanager
+def _settled(config: Config, local: bool) -> Iterator[Config]:
+    """The configuration with `learner.micro_batch: auto` as a number, which is then the run's own."""
+    if local or config.learner.micro_batch != "auto":
+        yield settled(config, local_gpu)
+    else:
+        from raydense.runtime.ray_runner import settled_on_ray
+
+        with settled_on_ray(config) as found:
+            yield found
 
 
 @contextmanager

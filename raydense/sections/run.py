@@ -148,11 +148,16 @@ class TrainConfig(Section):
 class LearnerConfig(Section):
     """Where and how the learner computes."""
 
-    micro_batch: PositiveInt | None = None  # tuples a U-Net call; None: the whole batch
+    micro_batch: PositiveInt | Literal["auto"] | None = (
+        None  # tuples a U-Net call; None: the whole batch; auto: what fits
+    )
+    cache_references: bool = True  # False: log π_I anew for each draw, in the composition of its own micro-batch
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; LoRA and Adam's moments stay float32
     gradient_checkpointing: bool = False  # less memory, about a third more work
     device: Device = "auto"
     threads: PositiveInt = 1
+    num_workers: PositiveInt = 1  # actors that share every batch, each of which reserves what follows
+    timeout_s: PositiveFloat = 600.0  # that one worker waits for the others before the learner is rebuilt
     num_cpus: NonNegativeFloat = 1.0
     num_gpus: NonNegativeFloat | None = None  # None: one of several, half of a single one, 0 without
     memory_gb: NonNegativeFloat = 0.0  # of main memory that it reserves

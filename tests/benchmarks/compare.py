@@ -35,10 +35,11 @@ from raydense.runtime.build import make_learner
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
 CALLS = 1.05  # the baseline's U-Net calls against plain diffusers
 OVERRIDES = {
-    "tiny": ["sampler.guidance_scale=7.5", "train.batch_groups=4", "learner.micro_batch=null"],
+    # as many draws a stage as the preset's 8 steps of 48 groups
+    "tiny": ["sampler.guidance_scale=7.5", "train.batch_groups=4", "stage.steps=96", "learner.micro_batch=null"],
     "unet-78m": ["learner.threads=2"],
 }
-ROUNDS = {"tiny": 16, "unet-78m": 5}
+ROUNDS = {"tiny": 95, "unet-78m": 5}  # tiny: the rest of a stage
 DRIFT = {"tiny": 2e-3, "unet-78m": 1e-4}  # standard deviation of LoRA B: away from π_I, mostly within the clip
 
 
@@ -98,7 +99,7 @@ class Pair:
 
         def theirs(step: int) -> None:
             batch = draws.take(step)
-            self.published.step(batch.transitions, self._prompts(batch))
+            self.published.step(batch.parts[0][1], self._prompts(batch))
 
         return ratios(theirs, lambda step: learner.train(1), range(1, 1 + rounds))
 
@@ -106,7 +107,7 @@ class Pair:
         """The first step of both, from the same weights: same loss, same gradient."""
         batch = draws.take(0)
         (row,) = learner.train(1)
-        loss = self.published.step(batch.transitions, self._prompts(batch))
+        loss = self.published.step(batch.parts[0][1], self._prompts(batch))
         ours, theirs = (torch.cat([p.grad.flatten() for p in parameters]).double()  # type: ignore[union-attr]
                         for parameters in (self.policy.parameters(), self.published.parameters))  # fmt: skip
         error = float((ours - theirs).norm() / theirs.norm())
@@ -235,7 +236,7 @@ def peak_bytes_of(which: str, model: str, config: Config) -> int:
         draws = batch_source(config, fetch)
         draws.begin_stage(0, list(range(config.stage.groups)))
         for step in range(2):
-            published.step(draws.take(step).transitions, ["a cat"] * config.train.batch_groups)
+            published.step(draws.take(step).parts[0][1], ["a cat"] * config.train.batch_groups)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -56,9 +56,9 @@ class Published:
 
     def _logit(self, batch: TransitionBatch, b: int, k: int, prompt: str) -> Tensor:
         ratios = []
-        for s, t in enumerate(batch.steps[b].tolist()):
+        for drawn in batch.places[b, k].tolist():
             embeds = self._policy.encode(prompt)
-            x_t, x_next = batch.x_t[b, k, s], batch.x_next[b, k, s]
+            x_t, x_next, t = batch.x_t[drawn], batch.x_next[drawn], int(batch.t[drawn])
             with self._precision():
                 now = self._log_prob(self.unet, x_t[None], x_next[None], t, embeds[None])
                 with torch.no_grad():

@@ -63,7 +63,7 @@ def sleeping_sampler(unit_s: float) -> Callable[[str], Any]:
 
 def sleeping_learner(step_s: float) -> Callable[..., Any]:
     class Sleeper:
-        def __init__(self, fetch: Any) -> None:
+        def __init__(self, fetch: Any, gang: Any) -> None:
             self._step = 0
 
         def weights(self) -> PolicyWeights:

@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from actors.sampler import rollout
 from learner.batching import BatchPlan
 from learner.objective import gather_transitions, preference_loss
+from learner.references import ReferenceCache
 from raydense.core.ddim import make_schedule
 from raydense.core.policy import Policy
 from raydense.core.types import PolicyWeights, TrajectoryGroup
@@ -40,10 +41,10 @@ PLAN = BatchPlan(
     tie_noise=torch.tensor([[0.1, 0.2, 0.3], [0.6, 0.5, 0.4]]),
 )
 CASES: dict[str, dict[str, Any]] = {
-    "pi_init": {"clip": 0.05, "reg_to_pi_init": True, "reg_to_pi_old": False},
-    "pi_old": {"clip": 0.05, "reg_to_pi_init": False, "reg_to_pi_old": True},
-    "both": {"clip": 1.0, "reg_to_pi_init": True, "reg_to_pi_old": True},
-    "warm_up": {"clip": 0.05, "reg_to_pi_init": True, "reg_to_pi_old": False, "warm_up": True},
+    "pi_init": {"clip": 0.05, "references": ["initial"]},
+    "pi_old": {"clip": 0.05, "references": ["old"]},
+    "both": {"clip": 1.0, "references": ["initial", "old"]},
+    "warm_up": {"clip": 0.05, "references": []},
 }
 
 
@@ -146,9 +147,11 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     bind(policy, "new")
     batch = gather_transitions(PLAN, [make_group(policy, i, inputs) for i in range(len(PROMPTS))])
     result: dict[str, np.ndarray] = {}
+    log_probs = {"initial": ReferenceCache(policy, len(PROMPTS), keep=3).look_up(batch), "old": batch.old_log_probs}
     for case, options in CASES.items():
         policy.unet.zero_grad(set_to_none=True)
-        loss, metrics = preference_loss(policy, batch, c=10.0, **options)
+        references = [log_probs[name] for name in options["references"]]
+        loss, metrics = preference_loss(policy, batch, references, c=10.0, clip=options["clip"])
         loss.mean().backward()
         result[f"{case}/loss"] = loss.detach().numpy()
         for name in ("log_ratio/clip_fraction", "log_ratio/abs_mean", "logit_std"):

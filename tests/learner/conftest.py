@@ -48,6 +48,7 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
         options: dict[str, Any] = {
             "run_seed": 3,
             "total_steps": 4,
+            "keep": 4,
             "batch_groups": 4,
             "tuple_size": 2,
             "tuples": 1,
@@ -66,6 +67,7 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "eps": 1e-8,
             "max_grad_norm": 1.0,
             "micro_batch": None,
+            "cache_references": True,
             "autocast": None,
             "threads": 1,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ class Store:
         return [self.groups[h] for h in handles]
 
 
-def make_source(store: Store) -> BatchSource[int]:
+def make_source(store: Store, **options: Any) -> BatchSource[int]:
     return BatchSource(
         ReplayBuffer(GROUPS),
         store.fetch,
@@ -54,6 +55,7 @@ def make_source(store: Store) -> BatchSource[int]:
         tuples=1,
         tuple_choice="random",
         step_draws=2,
+        **options,
     )
 
 
@@ -66,7 +68,8 @@ def test_a_batch_is_the_same_fetched_ahead_or_not() -> None:
         fresh = alone.take(step)
         assert torch.equal(fresh.plan.groups, in_a_row[step].plan.groups)
         assert torch.equal(fresh.plan.steps, in_a_row[step].plan.steps)
-        assert torch.equal(fresh.transitions.x_t, in_a_row[step].transitions.x_t)
+        ((_, part),), ((_, other),) = fresh.parts, in_a_row[step].parts
+        assert torch.equal(part.x_t, other.x_t)
 
 
 def test_the_next_step_is_fetched_by_another_thread() -> None:
@@ -96,3 +99,27 @@ def test_groups_of_another_stage_are_refused() -> None:
     source.begin_stage(4, range(GROUPS))
     with pytest.raises(ValueError, match="are not of stage 4"):
         source.take(0)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [None, 1, 2])
+def test_the_workers_parts_are_the_batch(workers: int, micro_batch: int | None) -> None:
+    def latents(source: BatchSource[int], most: int = 4) -> dict[int, torch.Tensor]:
+        """By row of the plan."""
+        source.begin_stage(0, range(GROUPS))
+        batch = source.take(0)
+        assert len(batch.plan) == 4
+        assert all(len(part) <= most for _, part in batch.parts)
+        return {
+            row: drawn
+            for rows, part in batch.parts
+            for row, drawn in zip(range(4)[rows], part.x_t[part.draws], strict=True)
+        }
+
+    whole = latents(make_source(Store()))
+    shares = [
+        latents(make_source(Store(), micro_batch=micro_batch, share=(i, workers)), micro_batch or 4)
+        for i in range(workers)
+    ]
+    assert sorted(row for share in shares for row in share) == [0, 1, 2, 3]  # each once
+    assert all(torch.equal(drawn, whole[row]) for share in shares for row, drawn in share.items())

@@ -12,16 +12,18 @@ from scipy.special import logsumexp
 
 from learner.batching import BatchPlan
 from learner.objective import TransitionBatch, gather_transitions, preference_loss
+from learner.references import ReferenceCache
 from raydense.core.policy import Policy
 from raydense.core.types import TrajectoryGroup
 
 C, CLIP = 10.0, 0.02
-CASES = {
-    "initial policy": {"reg_to_pi_init": True, "reg_to_pi_old": False},
-    "behaviour policy": {"reg_to_pi_init": False, "reg_to_pi_old": True},
-    "both": {"reg_to_pi_init": True, "reg_to_pi_old": True},
-    "warm-up": {"reg_to_pi_init": True, "reg_to_pi_old": True, "warm_up": True},
-}
+CASES = {"initial policy": ("init",), "behaviour policy": ("old",), "both": ("init", "old"), "warm-up": ()}
+
+
+def batched_loss(policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP) -> tuple[torch.Tensor, Any]:
+    """With the references of a case."""
+    log_probs = {"init": ReferenceCache(policy, groups=5, keep=4).look_up(batch), "old": batch.old_log_probs}
+    return preference_loss(policy, batch, [log_probs[name] for name in CASES[case]], c=C, clip=clip)
 
 
 @pytest.fixture(scope="module")
@@ -40,29 +42,22 @@ def groups(make_policy: Callable[..., Policy], make_groups: Callable[..., Any], 
     return make_groups(old, count=3, keep=4)
 
 
-def slow_preference_loss(
-    policy: Policy,
-    batch: TransitionBatch,
-    *,
-    reg_to_pi_init: bool,
-    reg_to_pi_old: bool,
-    warm_up: bool = False,
-) -> list[float]:
+def slow_preference_loss(policy: Policy, batch: TransitionBatch, case: str) -> list[float]:
     """METHOD §4, literally."""
     losses = []
     for b in range(len(batch)):
         z = []
-        for k in range(batch.x_t.shape[1]):
+        for k in range(batch.draws.shape[1]):
             ratios = []
-            for s in range(batch.steps.shape[1]):
-                one = (batch.x_t[b, k, s][None], batch.x_next[b, k, s][None], batch.steps[b, s][None])
+            for s, drawn in enumerate(batch.draws[b, k].tolist()):
+                one = (batch.x_t[drawn][None], batch.x_next[drawn][None], batch.t[drawn][None])
                 with torch.no_grad():
                     now = float(policy.log_prob(*one, batch.prompt_embeds[b][None]))
                     with policy.reference():
                         initial = float(policy.log_prob(*one, batch.prompt_embeds[b][None]))
-                old = float(batch.old_log_probs[b, k, s])
-                references = [initial] * reg_to_pi_init + [old] * reg_to_pi_old
-                ratios.append(now if warm_up else sum(float(np.clip(now - r, -CLIP, CLIP)) for r in references))
+                of = {"init": initial, "old": float(batch.old_log_probs[b, k, s])}
+                clipped = [float(np.clip(now - of[name], -CLIP, CLIP)) for name in CASES[case]]
+                ratios.append(sum(clipped) if clipped else now)
             z.append(C * float(np.mean(ratios)))
         order = sorted(range(len(z)), key=lambda k: (batch.rewards[b, k], batch.tie_noise[b, k]), reverse=True)
         ranked = [z[k] for k in order]
@@ -80,8 +75,8 @@ def test_the_loss_matches_the_slow_reference(
     make_batch: Callable[..., TransitionBatch],
 ) -> None:
     batch = make_batch(groups, tuple_size=tuple_size)
-    loss, metrics = preference_loss(policy, batch, c=C, clip=CLIP, **CASES[case])
-    expected = slow_preference_loss(policy, batch, **CASES[case])
+    loss, metrics = batched_loss(policy, batch, case)
+    expected = slow_preference_loss(policy, batch, case)
     np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-5, atol=2e-5)
     assert float(metrics["loss"]) == pytest.approx(np.mean(expected), rel=1e-5)
 
@@ -89,7 +84,7 @@ def test_the_loss_matches_the_slow_reference(
 def test_the_cases_test_both_sides_of_the_clip(
     policy: Policy, groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
 ) -> None:
-    _, metrics = preference_loss(policy, make_batch(groups), c=C, clip=CLIP, **CASES["both"])
+    _, metrics = batched_loss(policy, make_batch(groups), "both")
     assert 0.1 < float(metrics["log_ratio/clip_fraction"]) < 0.9
 
 
@@ -101,7 +96,7 @@ def test_the_gradient_reaches_the_lora_alone(
 ) -> None:
     policy = make_policy()
     policy.bind(perturbed(policy, scale=0.05))
-    loss, _ = preference_loss(policy, make_batch(groups), c=C, clip=10.0, **CASES["initial policy"])
+    loss, _ = batched_loss(policy, make_batch(groups), "initial policy", clip=10.0)
     loss.sum().backward()
     with_gradient = {name for name, p in policy.unet.named_parameters() if p.grad is not None}
     assert with_gradient == set(policy.weights().tensors)
@@ -117,7 +112,7 @@ def test_the_gradient_is_zero_where_every_ratio_is_clipped(
 ) -> None:
     policy = make_policy()
     policy.bind(perturbed(policy, scale=0.05))
-    loss, metrics = preference_loss(policy, make_batch(groups), c=C, clip=1e-7, **CASES["initial policy"])
+    loss, metrics = batched_loss(policy, make_batch(groups), "initial policy", clip=1e-7)
     assert float(metrics["log_ratio/clip_fraction"]) == 1.0
     loss.sum().backward()
     assert all(float(p.grad.abs().max()) == 0.0 for p in policy.parameters() if p.grad is not None)
@@ -126,7 +121,7 @@ def test_the_gradient_is_zero_where_every_ratio_is_clipped(
 def test_an_untrained_policy_pays_softplus_of_zero(
     make_policy: Callable[..., Policy], groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
 ) -> None:
-    loss, metrics = preference_loss(make_policy(), make_batch(groups), c=C, clip=CLIP, **CASES["initial policy"])
+    loss, metrics = batched_loss(make_policy(), make_batch(groups), "initial policy")
     np.testing.assert_allclose(loss.detach().numpy(), np.log(2), rtol=1e-6)
     assert {name: float(metrics[name]) for name in ("log_ratio/abs_mean", "log_ratio/abs_max", "pair_accuracy")} == {
         "log_ratio/abs_mean": 0.0,
@@ -151,9 +146,33 @@ def test_transitions_are_copied_out_of_read_only_groups(groups: list[TrajectoryG
         for i, k in enumerate(plan.trajectories[b].tolist()):
             assert float(batch.rewards[b, i]) == group.rewards[k]
             for s, t in enumerate(plan.steps[b].tolist()):
-                assert np.array_equal(batch.x_t[b, i, s].numpy(), group.latents[k, t])
-                assert np.array_equal(batch.x_next[b, i, s].numpy(), group.latents[k, t + 1])
+                drawn = int(batch.draws[b, i, s])
+                assert int(batch.t[drawn]) == t
+                assert np.array_equal(batch.x_t[drawn].numpy(), group.latents[k, t])
+                assert np.array_equal(batch.x_next[drawn].numpy(), group.latents[k, t + 1])
                 assert float(batch.old_log_probs[b, i, s]) == group.log_probs[k, t]
     before = chosen[0].latents.copy()
     batch.x_t.zero_()
     assert np.array_equal(chosen[0].latents, before)
+
+
+def test_a_transition_drawn_twice_is_computed_once(
+    policy: Policy, groups: list[TrajectoryGroup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tuples of one group, and a step that both draw twice: 2 x 2 x 3 draws are 5 transitions."""
+    plan = BatchPlan(
+        groups=torch.tensor([1, 1]),
+        trajectories=torch.tensor([[0, 1], [1, 2]]),
+        steps=torch.tensor([[3, 3, 0], [3, 3, 3]]),
+        tie_noise=torch.rand(2, 2),
+    )
+    batch = gather_transitions(plan, [groups[1]] * 2)
+    assert len(batch.x_t) == 5
+    calls: list[int] = []
+    unet = policy.unet.forward
+    monkeypatch.setattr(policy.unet, "forward", lambda x, *rest: calls.append(len(x)) or unet(x, *rest))
+    loss, _ = batched_loss(policy, batch, "initial policy")
+    assert calls == [10, 10]  # both guidance halves, reference and policy
+    monkeypatch.undo()
+    expected = slow_preference_loss(policy, batch, "initial policy")
+    np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-5, atol=2e-5)

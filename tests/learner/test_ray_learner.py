@@ -19,7 +19,7 @@ def fake_learner_factory() -> Callable[..., Any]:
     """Makes a `Learner` that reports what it was given. All of it is local, so that workers get it by value."""
 
     class FakeLearner:
-        def __init__(self, fetch: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
+        def __init__(self, fetch: Callable[[Sequence[Any]], Sequence[Any]], gang: Any) -> None:
             self._fetch = fetch
             self._step = 0
             self._groups: Sequence[Any] = ()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
 from raydense.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -47,18 +48,33 @@ def norm(tensors: dict[str, np.ndarray]) -> float:
     return float(np.sqrt(sum((t.astype(np.float64) ** 2).sum() for t in tensors.values())))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
 def test_micro_batches_accumulate_the_whole_batchs_gradient(
-    begin: Callable[..., tuple[Policy, Learner]], perturbed: Callable[..., Any]
+    make_policy: Callable[..., Policy],
+    make_learner: Callable[..., Learner],
+    groups: Groups,
+    perturbed: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> None:
+    start = [torch.from_numpy(v) for v in perturbed(make_policy(), scale=0.05).tensors.values()]
+    if dtype == torch.float64:  # wherever float32 is asked for
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     found = {}
     for micro_batch in (None, 1, 2, 3):
-        policy, learner = begin(micro_batch=micro_batch, batch_groups=5, max_grad_norm=1e9)
-        policy.bind(perturbed(policy, scale=0.05))
+        policy = make_policy(dtype=dtype)
+        learner = make_learner(policy, micro_batch=micro_batch, batch_groups=5, max_grad_norm=1e9)
+        learner.begin_stage(0, groups)
+        with torch.no_grad():  # `bind` is for float32
+            for parameter, value in zip(policy.parameters(), start, strict=True):
+                parameter.copy_(value)
         (row,) = learner.train(1)
         found[micro_batch] = gradients(policy), row.values
+        assert {g.dtype for g in found[micro_batch][0].values()} == {np.dtype(str(dtype).removeprefix("torch."))}
     whole, values = found.pop(None)
     for parts, part_values in found.values():
-        assert norm({n: parts[n] - whole[n] for n in whole}) <= 1e-5 * norm(whole)
+        assert norm({n: parts[n] - whole[n] for n in whole}) <= tolerance * norm(whole)
         for name in ("loss", "log_ratio/clip_fraction", "log_ratio/abs_mean", "reward/gap", "grad_norm"):
             assert part_values[name] == pytest.approx(values[name], rel=1e-5), name
 

@@ -24,7 +24,9 @@ def trained(steps: int = 3) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
         sum((p**3).sum() for p in parameters).backward()
         optimizer.step()
     weights = PolicyWeights.of(steps, {f"p{i}": p.detach().numpy().copy() for i, p in enumerate(parameters)})
-    return optimizer, {"step": steps, "skipped": 1, "weights": weights, "optimizer": optimizer.state_dict()}
+    references = {"stage": torch.tensor(1), "log_probs": torch.tensor([[[0.5, torch.nan]]])}
+    state = {"step": steps, "skipped": 1, "weights": weights, "optimizer": optimizer.state_dict()}
+    return optimizer, {**state, "references": references}
 
 
 def checkpoint(state: dict[str, Any], behaviour: PolicyWeights | None = None) -> Checkpoint:
@@ -44,6 +46,9 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
     for index, entry in state["optimizer"]["state"].items():
         for name, value in entry.items():
             assert torch.equal(loaded["optimizer"]["state"][index][name], value), (index, name)
+    assert loaded["references"].keys() == state["references"].keys()
+    for name, tensor in state["references"].items():
+        np.testing.assert_array_equal(loaded["references"][name], tensor)
 
 
 def test_an_optimizer_goes_on_from_its_saved_moments(tmp_path: Path) -> None:
@@ -68,7 +73,7 @@ def test_equal_states_give_equal_lora_files(tmp_path: Path) -> None:
     assert (tmp_path / "a/lora.safetensors").read_bytes() == (tmp_path / "b/lora.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["lora.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", ["lora.safetensors", "optimizer.safetensors", "references.safetensors"])
 @pytest.mark.parametrize("how", ["one bit", "cut short", "gone"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, how: str) -> None:
     _, state = trained()
@@ -144,4 +149,5 @@ def test_the_manifest_says_what_the_checkpoint_is(tmp_path: Path) -> None:
     assert manifest["step"] == 3
     assert manifest["weights"] == {"version": 3, "checksum": state["weights"].checksum}
     assert manifest["position"] == {"stages": 1, "steps": 0}
-    assert sorted(manifest["sha256"]) == ["config.yaml", "lora.safetensors", "optimizer.safetensors"]
+    files = ["config.yaml", "lora.safetensors", "optimizer.safetensors", "references.safetensors"]
+    assert sorted(manifest["sha256"]) == files

@@ -15,7 +15,7 @@ from raydense.runtime.checkpoints import CheckpointStore
 def checkpoint(stages: int, steps: int = 0) -> Checkpoint:
     weights = PolicyWeights.of(stages, {"a": np.full(2, stages, np.float32)})
     optimizer: dict[str, Any] = {"state": {}, "param_groups": []}
-    learner = {"step": 10 * stages + steps, "skipped": 0, "weights": weights, "optimizer": optimizer}
+    learner = {"step": 10 * stages + steps, "skipped": 0, "weights": weights, "optimizer": optimizer, "references": {}}
     return Checkpoint(learner, Position(stages, steps), weights if steps else None, 0)
 
 
