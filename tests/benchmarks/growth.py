@@ -3,7 +3,8 @@
 One setting at a time is varied around a base on the embedded model: trajectories a tuple (K), step draws (N_step),
 groups a batch, latent size, and groups in the stage. Times: all points in this process in turns, one thread, median and
 quartiles of the rounds. Memory: what the process takes beyond that before the steps, at its peak, each point in a
-process of its own after a warm-up. The exponent is the slope of log cost over log setting.
+process of its own after a warm-up. Reference log-probs are computed anew, as where nothing was drawn before. The
+exponent is the slope of log cost over log setting.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from raydense.runtime.build import make_learner
 BASE = [
     "sampler.guidance_scale=7.5",
     "sampler.latent_size=8",
-    "learner={threads: 1, micro_batch: null}",
+    "learner={threads: 1, micro_batch: null, cache_references: false}",
     "train={batch_groups: 4, tuple_size: 2, tuple_choice: random, lr: 1e-3, clip: 5e-2}",
     "steps.draws=3",
 ]

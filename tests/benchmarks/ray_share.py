@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,34 @@ import numpy as np
 
 from raydense.config import Config, load_config
 from raydense.core.interfaces import Fleet, Learner
-from raydense.core.types import PolicyWeights, Position
-from raydense.runtime.local_runner import build_local
+from raydense.core.types import PolicyWeights, Position, StepMetrics
+from raydense.runtime import local_runner, ray_runner
 from raydense.runtime.plan import PromptSets, read_prompt_sets
-from raydense.runtime.ray_runner import build_on_ray
 from raydense.runtime.stage_loop import run_stages
 
 LOCAL, RAY = "local", "ray"
 KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # glibc's; workers inherit it
 
 
+class TimedLearner:
+    """`Learner` that says how long each step took where it was taken."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        from raydense.runtime.build import build_learner
+
+        self._inner: Any = build_learner(*arguments, **options)
+
+    def train(self, num_steps: int) -> list[StepMetrics]:
+        started = time.perf_counter()
+        rows = self._inner.train(num_steps)
+        return [replace(row, values={**row.values, "seconds": time.perf_counter() - started}) for row in rows]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 class StageClock:
-    """Observer: seconds of each phase, and what the samplers say that their work took."""
+    """Observer: seconds of each phase, and what samplers and learner say that their work took."""
 
     def __init__(self, learner: Learner[Any]) -> None:
         self._learner, self._since = learner, 0.0
@@ -51,11 +68,13 @@ class StageClock:
 
     def stage_collected(self, stage: int, reports: Sequence[Any], *_: Any) -> None:
         self._lap("sampling")
-        self.seconds["at_work"] = sum(sum(report.seconds.values()) for report in reports)
+        self.seconds["sampler"] = sum(sum(report.seconds.values()) for report in reports)
+        self.seconds["learner"] = 0.0
 
-    def steps_taken(self, position: Position, *_: Any) -> None:
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], *_: Any) -> None:
+        self.seconds["learner"] += sum(row.values["seconds"] for row in metrics)
         if position.steps == 1:
-            self.seconds["first_step"] = time.perf_counter() - self._since
+            self.seconds["first_step"] = self.seconds["learner"]
 
     def stage_finished(self, *_: Any) -> None:
         self._learner.state_dict()
@@ -84,13 +103,14 @@ class Runner:
 def measure(config: Config, stages: int) -> dict[str, Any]:
     """Runs `stages` stages both ways in turns, and one before that does not count."""
     prompts, start_up = read_prompt_sets(config), {}
+    local_runner.build_learner = ray_runner.build_learner = TimedLearner  # type: ignore
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        fleet, make_learner = build_local(config, Path(folder) / LOCAL)
+        fleet, make_learner = local_runner.build_local(config, Path(folder) / LOCAL)
         runners = {LOCAL: Runner(config, prompts, fleet, make_learner())}
         start_up[LOCAL] = time.perf_counter() - started
         started = time.perf_counter()
-        with build_on_ray(config, Path(folder) / RAY) as (fleet, make_learner):
+        with ray_runner.build_on_ray(config, Path(folder) / RAY) as (fleet, make_learner):
             runners[RAY] = Runner(config, prompts, fleet, make_learner())
             start_up[RAY] = time.perf_counter() - started
             found: dict[str, list[Mapping[str, float]]] = {LOCAL: [], RAY: []}
@@ -109,21 +129,27 @@ def summary(
 ) -> dict[str, Any]:
     """The share, and what Ray adds to a unit and to a step."""
     seconds = {way: {name: np.array([row[name] for row in rows]) for name in rows[0]} for way, rows in found.items()}
+    for by in seconds.values():
+        by["collecting"], by["directing"] = by["sampling"] - by["sampler"], by["training"] - by["learner"]
     added = {name: seconds[RAY][name] - seconds[LOCAL][name] for name in seconds[LOCAL]}
-    units = -(-config.stage.groups // config.sampler.unit_prompts)
+    units, steps = -(-config.stage.groups // config.sampler.unit_prompts), config.stage.steps
     return {
-        "share": _spread(seconds[RAY]["wall"] / seconds[LOCAL]["wall"] - 1),
-        "share_of_sampling": _spread(seconds[RAY]["sampling"] / seconds[LOCAL]["sampling"] - 1),
-        "share_of_training": _spread(seconds[RAY]["training"] / seconds[LOCAL]["training"] - 1),
-        "added_ms_a_unit": _spread(1000 * added["sampling"] / units),
-        "of_which_the_samplers_own_work_ms": _spread(1000 * added["at_work"] / units),
-        "added_ms_a_step": _spread(1000 * added["training"] / config.stage.steps),
-        "of_which_in_a_stages_first_ms": _spread(1000 * added["first_step"] / config.stage.steps),
+        "share": _spread(added["wall"] / seconds[LOCAL]["wall"]),
+        "share_outside_the_roles_own_work": _spread(
+            (added["collecting"] + added["directing"]) / seconds[LOCAL]["wall"]
+        ),
+        "added_ms": {
+            "a_unit_in_the_sampler": _spread(1000 * added["sampler"] / units),
+            "a_unit_around_it": _spread(1000 * added["collecting"] / units),
+            "a_step_in_the_learner": _spread(1000 * added["learner"] / steps),
+            "a_step_around_it": _spread(1000 * added["directing"] / steps),
+            "a_stages_first_step_in_the_learner": _spread(1000 * added["first_step"]),
+        },
         "stage_s": {way: {n: round(float(np.median(v)), 3) for n, v in by.items()} for way, by in seconds.items()},
         "start_up_s": {way: round(value, 1) for way, value in start_up.items()},
         "stages": len(found[LOCAL]),
         "units_a_stage": units,
-        "steps_a_stage": config.stage.steps,
+        "steps_a_stage": steps,
         "threads": config.sampler.threads,
     }
 
