@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from raydense.core.types import PolicyWeights
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
+KEY = "lora_adapter_metadata"  # diffusers' own
 
 
 def save_diffusers_lora(
@@ -40,6 +42,13 @@ def save_diffusers_lora(
     metadata = json.dumps(described, sort_keys=True)
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f"{FILE_NAME}.partial"
-    save_file(tensors, partial, metadata={"lora_adapter_metadata": metadata})
+    save_file(tensors, partial, metadata={KEY: metadata})
     partial.replace(directory / FILE_NAME)  # whoever reads meanwhile sees the old file or the new one
     return directory / FILE_NAME
+
+
+def read_origin(path: Path) -> Mapping[str, Any]:
+    """What a file of `save_diffusers_lora` says of itself."""
+    with safe_open(path, framework="np") as file:
+        origin: Mapping[str, Any] = json.loads(file.metadata()[KEY])
+    return origin

@@ -47,8 +47,10 @@ def lora_config(config: Config) -> LoraConfig:
     )
 
 
-def lora_origin(config: Config) -> dict[str, Any]:
+def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
+
+    reward: what it learned from, if not from the run's scorer.
 
     The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
     where metrics go, and what it is watched for.
@@ -61,7 +63,7 @@ def lora_origin(config: Config) -> dict[str, Any]:
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         "rank": lora.r,
         "alpha": lora.lora_alpha,
-        "reward": scorer.model_dump(mode="json", exclude={"batch_size", "device"}),
+        "reward": dict(reward or scorer.model_dump(mode="json", exclude={"batch_size", "device"})),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
     }
 

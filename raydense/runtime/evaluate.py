@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet
 from raydense.core.prompts import evenly_spaced, load_by_label
+from raydense.core.types import Scales
 from raydense.runtime.judging import Judgement, judge_prompts
-from raydense.runtime.models import Model, Source, fit_models
+from raydense.runtime.models import BASE, Model, Source, fit_models
+from raydense.runtime.normalising import StageScales, is_zscored
 from raydense.runtime.plan import judged_prompts, read_prompt_sets
 from raydense.runtime.progress import ProgressDisplay
 from raydense.sections.rewards import RewardConfig, ScorerConfig
@@ -38,12 +41,16 @@ class Columns:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was judged: scores float32 [P, m] by model, and in each by column (style or prompt set) and scorer."""
+    """What was judged: scores float32 [P, m] by model, and in each by column (style or prompt set) and scorer.
+
+    scales: that a mixture's components were divided by.
+    """
 
     config: Config
     columns: Columns
     judgements: Mapping[str, Judgement]
     images_per_prompt: int
+    scales: Scales = ()
 
 
 def read_columns(config: Config, locations: Sequence[str], limit: int | None) -> Columns:
@@ -123,7 +130,30 @@ def evaluate(
     with sampling_fleet(joint, local) as fleet:
         for model in models:
             judgements[model.name] = _judge(model, columns, images_per_prompt, fleet, display)
-    return Evaluation(joint, columns, judgements, images_per_prompt)
+    if not is_zscored(joint.reward.scorer):
+        return Evaluation(joint, columns, judgements, images_per_prompt)
+    scales, whose = mixture_scales(joint.reward.scorer, sources, judgements[BASE])
+    display.say(f"{joint.reward.scorer.name} is of z-scores by {whose}")
+    restated = {name: scales.restate(judgement) for name, judgement in judgements.items()}
+    return Evaluation(joint, columns, restated, images_per_prompt, scales.of(0))
+
+
+def mixture_scales(scorer: ScorerConfig, sources: Sequence[Source], base: Judgement) -> tuple[StageScales, str]:
+    """What a mixture of z-scores divides by, and in words whose it is.
+
+    That is what the first run trained with this mixture was judged with, so that its scores here are those that it gave
+    itself; without one, the mean and standard deviation of the base model's pictures here.
+    """
+    for source in sources:
+        if source.run and source.config and source.config.reward.scorer == scorer:
+            scales = StageScales(scorer, source.run)
+            if 0 in scales:
+                return scales, f"the first stage's statistics of {source.name}"
+    scales = StageScales(scorer, None)
+    judges = next(iter(base.scores.values()))
+    every = {judge: np.concatenate([by[judge] for by in base.scores.values()]) for judge in judges}
+    scales.calibrate(Judgement({"train": every}))
+    return scales, "the statistics of the base model's pictures here"
 
 
 def _judge(

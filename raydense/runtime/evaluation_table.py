@@ -111,6 +111,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "guidance_scale": config.sampler.guidance_scale,
             "images_per_prompt": evaluation.images_per_prompt,
             "scorers": config.reward.model_dump(mode="json"),
+            "normalisation": {name: {"mean": mean, "std": std} for name, mean, std in evaluation.scales},
             "results": [_as_dict(cell) for cell in found],
             "prompts": {column: list(prompts) for column, prompts in evaluation.columns.prompts.items()},
             "scores": {model: judgement.as_lists() for model, judgement in evaluation.judgements.items()},

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
 from raydense.config import Config, ConfigError
 from raydense.core.locations import PACKAGE_SCHEME, resolve
-from raydense.core.lora import FILE_NAME
+from raydense.core.lora import FILE_NAME, read_origin
 from raydense.runtime.build import lora_config
+from raydense.runtime.preferences import KIND
 from raydense.runtime.run_dir import RunDirectory
 from raydense.runtime.scores import Scores, read_scores
 from raydense.runtime.tables import Sheet, shown
@@ -85,7 +88,8 @@ def export(run: Path, to: Path) -> None:
         shutil.copyfile(picture, to / PICTURE)
     example = example_code(config, scores.prompts["train"][0] if scores else "a photograph")
     (to / "example.py").write_text(example, encoding="utf-8")
-    card = model_card(config, scores, example, has_picture=picture.is_file())
+    learned_from = read_origin(lora)["reward"]
+    card = model_card(config, scores, example, has_picture=picture.is_file(), learned_from=learned_from)
     (to / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -103,8 +107,19 @@ def example_code(config: Config, prompt: str) -> str:
     )
 
 
-def model_card(config: Config, scores: Scores | None, example: str, *, has_picture: bool) -> str:
-    """The card as Markdown with the front matter that model hubs read."""
+def model_card(
+    config: Config,
+    scores: Scores | None,
+    example: str,
+    *,
+    has_picture: bool,
+    learned_from: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown with the front matter that model hubs read.
+
+    Args: learned_from: as the LoRA file names its reward; None: the run's scorer.
+    """
+    orders = _orders(learned_from or {})
     lora, policy, stage, sampler, steps = (
         lora_config(config), config.policy, config.stage, config.sampler, config.steps
     )  # fmt: skip
@@ -125,7 +140,7 @@ def model_card(config: Config, scores: Scores | None, example: str, *, has_pictu
         rank=lora.r,
         alpha=lora.lora_alpha,
         targets=", ".join(policy.lora_targets),
-        reward=_reward(config),
+        reward=orders or _reward(config),
         train=config.prompts.train,
         unseen=f"; held out: `{config.prompts.unseen}`" if config.prompts.unseen else "",
         stages=stage.count,
@@ -145,7 +160,7 @@ def model_card(config: Config, scores: Scores | None, example: str, *, has_pictu
         example=example,
         results=results_sheet(config, scores).markdown() if scores else "The run has not judged its result.\n",
         picture=f"\n![The same prompts and seeds before and after]({PICTURE})\n" if has_picture else "",
-        licence=_licence(config),
+        licence=_licence(config, orders or config.reward.scorer.name),
     )
 
 
@@ -159,6 +174,12 @@ def results_sheet(config: Config, scores: Scores) -> Sheet:
             rows.append((f"{judge}{trained}", prompts, shown(before), shown(after), shown(gain, "+")))
     title = "Mean score, same prompts and seeds [95 % interval]"
     return Sheet(title, ("judge", "prompts", "before", "after", "gain"), tuple(rows), names=2)
+
+
+def _orders(learned_from: Mapping[str, Any]) -> str:
+    if learned_from.get("kind") != KIND:
+        return ""
+    return f"orders that people gave: `{learned_from['file']}` (sha256 `{learned_from['sha256']}`)"
 
 
 def _reward(config: Config) -> str:
@@ -175,12 +196,12 @@ def _judge(judge: SingleScorerConfig) -> str:
     return f"{judge.name} ({judge.kind}{details})"
 
 
-def _licence(config: Config) -> str:
+def _licence(config: Config, judge: str) -> str:
     if config.policy.model.startswith(f"{PACKAGE_SCHEME}raydense."):
         return "The base model and its judge are raydense's own, under the Apache License 2.0; so is this LoRA."
     return (
         f"This LoRA is a derivative of `{config.policy.model}`: that model's terms apply to it and its pictures. "
-        f"It was trained against {config.reward.scorer.name} and the prompts named above, whose terms may add others. "
+        f"It was trained against {judge} and the prompts named above, whose terms may add others. "
         "raydense itself is under the Apache License 2.0 and adds none. Whoever publishes this states the licence in "
         "the front matter."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,12 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Source:
-    """A LoRA as the user named it. config: of the run that made it, where it lies in one."""
+    """A LoRA as the user named it. run, config: the directory of the run that made it, where it lies in one."""
 
     name: str
     location: str
     config: Config | None
+    run: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     names = [source.name for source in sources]
     if len(set(names)) == len(names) and BASE not in names:
         return sources
-    return [Source(argument, s.location, s.config) for argument, s in zip(arguments, sources, strict=True)]
+    return [replace(source, name=argument) for argument, source in zip(arguments, sources, strict=True)]
 
 
 def _source(argument: str) -> Source:
@@ -54,10 +55,10 @@ def _source(argument: str) -> Source:
     if (path / "config.yaml").is_file():
         if not (path / "lora").is_dir():
             raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")
-        return Source(path.name, str(path / "lora"), load_config(path / "config.yaml"))
+        return Source(path.name, str(path / "lora"), load_config(path / "config.yaml"), path)
     folder = path.parent if path.name in KNOWN_FILES else path
     if folder.name == "lora" and (run := folder.parent / "config.yaml").is_file():
-        return Source(folder.parent.name, argument, load_config(run))
+        return Source(folder.parent.name, argument, load_config(run), folder.parent)
     return Source(folder.stem if folder.is_file() else folder.name, argument, None)
 
 

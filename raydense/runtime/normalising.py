@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
@@ -24,22 +25,29 @@ from raydense.core.types import FloatArray, Scales, UnitReport
 from raydense.rewards.mixture import weighted_sum
 from raydense.runtime.judging import Judgement
 from raydense.runtime.stage_file import StageFile
-from raydense.sections.rewards import ScorerConfig
+from raydense.sections.rewards import MixtureScorerConfig, ScorerConfig
 
 FILE = "normalisation.json"
+
+
+def is_zscored(scorer: ScorerConfig) -> TypeGuard[MixtureScorerConfig]:
+    return scorer.kind == "mixture" and scorer.normalise == "zscore"
 
 
 class StageScales:
     """The statistics of each stage; of a reward that needs none, nothing.
 
-    Args: root: the run directory.
+    Args: root: the run directory; None: of pictures that belong to no run.
     """
 
-    def __init__(self, scorer: ScorerConfig, root: Path) -> None:
+    def __init__(self, scorer: ScorerConfig, root: Path | None) -> None:
         self._mixture, self._weights = scorer.name, dict[str, float]()
-        if scorer.kind == "mixture" and scorer.normalise == "zscore":
+        if is_zscored(scorer):
             self._weights = {component.scorer.name: component.weight for component in scorer.components}
-        self._file = StageFile(root / FILE)
+        self._file = StageFile(root / FILE if root else None)
+
+    def __contains__(self, stage: int) -> bool:
+        return stage in self._file
 
     def calibrate(self, base: Judgement) -> None:
         """Sets the first stage's statistics, from the judging of the base model, unless the run has them already."""

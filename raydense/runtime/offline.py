@@ -129,6 +129,7 @@ def train_offline(
             metrics_bytes=0,
             scales=StageScales(config.reward.scorer, source),
             pictures=False,
+            reward=given.origin if given else None,
         )
         recorder.process_started("offline", resumed=False)
         try:

@@ -13,9 +13,10 @@ pair is a group of two; judges who disagree are both learned from, so that the l
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Learner
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
+KIND = "preferences"  # beside the kinds of scorers, as what a LoRA learned from
 RANKED, PAIRWISE = ("stage", "group", "trajectory", "rank"), ("stage", "group", "winner", "loser")
 
 
@@ -40,16 +42,21 @@ class Order:
 
 @dataclass(frozen=True)
 class Preferences:
-    """Orders by (stage, group), and how many ties were left out of pairs."""
+    """Orders by (stage, group), and how many ties were left out of pairs.
+
+    origin: the file's name and checksum, for what was learned from it.
+    """
 
     orders: Mapping[tuple[int, int], Sequence[Order]]
     ties: int
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_preferences(path: Path, config: Config) -> Preferences:
     """Raises: ConfigError naming the file, and the group or column that cannot be used."""
     try:
-        table = pq.read_table(path)
+        content = path.read_bytes()
+        table = pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"--preferences={path} cannot be read as Parquet ({' '.join(str(error).split())})") from None
     names = set(table.column_names)
@@ -64,7 +71,7 @@ def read_preferences(path: Path, config: Config) -> Preferences:
     for stage in range(config.stage.count):
         if not any(key[0] == stage for key in found.orders):
             raise ConfigError(f"--preferences={path} orders no group of stage {stage}; add some or lower stage.count")
-    return found
+    return replace(found, origin={"kind": KIND, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
 
 
 def _check_row(where: str, row: Mapping[str, Any], config: Config) -> None:

@@ -51,8 +51,11 @@ class Recorder:
         metrics_bytes: int,
         scales: StageScales,
         pictures: bool = True,
+        reward: Mapping[str, str] | None = None,
     ) -> None:
+        """reward: what the run learns from, if not from its scorer."""
         self._config, self._sets, self._dir = config, sets, run_dir
+        self._origin = lora_origin(config, reward)
         self._fleet, self._learner, self._display = fleet, learner, display
         self._checkpoints, self._stop = checkpoints, stop
         self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
@@ -205,7 +208,7 @@ class Recorder:
         self.position = position
 
     def save_lora(self, weights: PolicyWeights) -> None:
-        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), lora_origin(self._config))
+        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), self._origin)
 
     def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""

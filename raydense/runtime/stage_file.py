@@ -12,11 +12,12 @@ class StageFile:
     """Entries by stage; each is on disk when it is set. Floats come back exactly.
 
     An entry is a function of the run up to its stage: writing it again, after a cut, writes the same.
+    Args: path: None keeps them in memory, for what is no run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._entries: dict[str, Entry] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        self._entries: dict[str, Entry] = json.loads(path.read_text("utf-8")) if path and path.is_file() else {}
 
     def __contains__(self, stage: int) -> bool:
         return str(stage) in self._entries
@@ -26,6 +27,8 @@ class StageFile:
 
     def __setitem__(self, stage: int, entry: Entry) -> None:
         self._entries[str(stage)] = entry
+        if self.path is None:
+            return
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(self._entries, indent=1) + "\n", "utf-8")
         partial.replace(self.path)

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raydense.sections.base import (
     Device,
+    Name,
     NetworkDtype,
     NonNegativeFloat,
     PositiveFloat,
@@ -25,7 +26,7 @@ class ClipScorerConfig(Section):
     """Cosine similarity under any CLIP-type model (CLIP score, PickScore)."""
 
     kind: Literal["clip"]
-    name: str
+    name: Name
     model: str  # hub id, directory or pkg://…
     revision: str | None = None
     batch_size: PositiveInt = 64
@@ -36,7 +37,7 @@ class HPSv2ScorerConfig(Section):
     """HPSv2, the paper's multi-prompt preference model."""
 
     kind: Literal["hpsv2"]
-    name: str = "hpsv2"
+    name: Name = "hpsv2"
     version: Literal["v2.0", "v2.1"] = "v2.0"
     checkpoint: str | None = None  # a local file; None: from the hub
     antialias: bool = False  # of the bicubic resize; off, as when the paper's figures were made
@@ -49,7 +50,7 @@ class AestheticScorerConfig(Section):
     """The LAION aesthetic score; it ignores the prompt."""
 
     kind: Literal["aesthetic"]
-    name: str = "aesthetic"
+    name: Name = "aesthetic"
     head: str  # a local file
     clip_model: str = "openai/clip-vit-large-patch14"
     revision: str | None = None
@@ -61,7 +62,7 @@ class ImageRewardScorerConfig(Section):
     """ImageReward, the paper's single-prompt preference model."""
 
     kind: Literal["imagereward"]
-    name: str = "imagereward"
+    name: Name = "imagereward"
     checkpoint: str | None = None  # a local ImageReward.pt; None: from the hub
     tokenizer: str | None = None  # a local directory with the vocab.txt of bert-base-uncased; None: from the hub
     batch_size: PositiveInt = 16
@@ -72,7 +73,7 @@ class CallableScorerConfig(Section):
     """A user's own function of (images, prompts)."""
 
     kind: Literal["callable"]
-    name: str
+    name: Name
     target: str  # module:function
 
     @field_validator("target")
@@ -87,7 +88,7 @@ class HttpScorerConfig(Section):
     """A scorer served elsewhere: `raydense.rewards.http` says what goes over the wire."""
 
     kind: Literal["http"]
-    name: str
+    name: Name
     url: str
     token_env: str | None = None  # the environment variable with a bearer token; never the token itself
     batch_size: PositiveInt = 16
@@ -129,7 +130,7 @@ class MixtureScorerConfig(Section):
     """The weighted sum of other scorers, each of which is logged under its own name."""
 
     kind: Literal["mixture"]
-    name: str = "mixture"
+    name: Name = "mixture"
     normalise: Literal["none", "zscore"] = "none"  # zscore: (score - mean) / std, of the stage before
     components: Annotated[tuple[ComponentConfig, ...], Field(min_length=1)]
 

@@ -102,6 +102,8 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("reward.scorer.model=null", "reward.scorer.model=None: input should be a valid string"),
         ("reward.scorer={kind: callable, name: x, target: nocolon}", "as module:function, got 'nocolon'"),
         ("reward.monitors=[{kind: callable, name: clip, target: 'a:b'}]", "scorer names must differ"),
+        ("reward.scorer.name=a/b", "reward.scorer.name: 'a/b' becomes part of a file's name; give 1 to 100 characters"),
+        ("reward.monitors=[{kind: callable, name: .x, target: 'a:b'}]", "reward.monitors.0.name: '.x' becomes part"),
         ("sampler=3", "sampler=3: input should be a valid dictionary"),
     ],
 )
@@ -110,6 +112,11 @@ def test_a_mistake_is_explained_in_a_line(small_file: Path, override: str, said:
         load_config(small_file, overrides=[override])
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_scorers_name_may_have_a_dot_inside() -> None:
+    config = load_config(overrides=["reward.scorer={kind: hpsv2, name: hpsv2.1, version: v2.1}"])
+    assert config.reward.scorer.name == "hpsv2.1"
 
 
 def test_every_mistake_is_told_at_once(small_file: Path) -> None:

@@ -134,6 +134,28 @@ def test_before_and_after_are_judged_on_one_scale(run: Path) -> None:
             assert by_scorer["mixture"][when] == weighted_sum(parts, WEIGHTS, scales).tolist(), prompt
 
 
+def test_an_evaluation_gives_the_run_the_scores_that_it_gave_itself(run: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(run), "--local", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "mixture is of z-scores by the first stage's statistics of run" in " ".join(done.output.split())
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["normalisation"] == json.loads((run / "normalisation.json").read_text())["0"]
+    for prompts, by_prompt in json.loads((run / "scores.json").read_text()).items():
+        for model, when in (("base", "before"), ("run", "after")):
+            assert found["scores"][model][prompts]["mixture"] == [row["mixture"][when] for row in by_prompt.values()]
+
+
+def test_an_evaluation_by_a_mixture_of_no_run_takes_the_base_models_scale(run: Path, tmp_path: Path) -> None:
+    other = mixture(name="other", components=mixture()["components"][:1])
+    command = ["evaluate", str(run), "--local", "--scorer", yaml.safe_dump(other), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "by the statistics of the base model's pictures here" in " ".join(done.output.split())
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    base = np.concatenate([np.ravel(by["other"]) for by in found["scores"]["base"].values()])
+    assert (base.mean(), base.std()) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
+
+
 def test_a_run_that_continues_gives_the_same_bytes(config: Path, run: Path, tmp_path: Path) -> None:
     train(config, "--local", "--out", tmp_path / "run", "--set", "stage.count=1")
     train("--resume", tmp_path / "run", "--local", "--set", "stage.count=3")

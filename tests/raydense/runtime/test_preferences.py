@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import load_config
+from raydense.core.lora import read_origin
 from raydense.core.segments import read_segment
 from raydense.runtime.build import build_policy
 from raydense.tiny import oracle
@@ -70,6 +72,18 @@ def test_ranks_of_a_human_are_learned_as_the_scores_of_a_scorer(source: Path, la
     assert "8 groups are ordered by" in done.output
     ours, theirs = load_file(tmp_path / "run" / LORA), load_file(source / LORA)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    learned_from = {
+        "kind": "preferences",
+        "file": "labels.parquet",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+    assert read_origin(tmp_path / "run" / LORA)["reward"] == learned_from
+    assert read_origin(source / LORA)["reward"]["name"] == "oracle"
+    exported = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", str(tmp_path / "to")])
+    assert exported.exit_code == 0, exported.output
+    card = (tmp_path / "to" / "README.md").read_text("utf-8")
+    assert f"| reward | orders that people gave: `labels.parquet` (sha256 `{learned_from['sha256']}`) |" in card
+    assert "oracle" not in card
 
 
 def test_pairs_with_ties_are_learned_and_order_matters(source: Path, tmp_path: Path) -> None:
