@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "growth.py"
 
 
@@ -27,6 +29,7 @@ def run(tmp_path: Path, *arguments: str) -> Any:
     return json.loads((tmp_path / "growth.json").read_text())
 
 
+@pytest.mark.slow  # it compares times
 def test_time_has_a_point_and_an_exponent_on_every_axis(tmp_path: Path) -> None:
     found = run(tmp_path, "--what", "time", "--points", "2", "--rounds", "2")
     assert list(found) == ["K", "draws", "batch", "latent", "groups"]
@@ -39,6 +42,7 @@ def test_time_has_a_point_and_an_exponent_on_every_axis(tmp_path: Path) -> None:
     assert (small["stage_bytes"], large["stage_bytes"]) == (40 * 5 * 11 * 256 * 2, 80 * 5 * 11 * 256 * 2)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch(tmp_path: Path) -> None:
     found = run(tmp_path, "--what", "memory", "--axes", "batch", "--points", "2")["batch"]
     assert 0.6 < found["exponents"]["memory"] < 1.4
