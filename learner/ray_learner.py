@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -40,9 +39,6 @@ class _LearnerActor:
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
-
-    def pid(self) -> int:
-        return os.getpid()
 
     def listen(self, host: str) -> int:
         return self._gang.listen(host)
@@ -129,10 +125,6 @@ class RayLearner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._call("load_state_dict", state)
-
-    def pids(self) -> list[int]:
-        """Of the workers' processes, each on its node."""
-        return self._call("pid")
 
     def shutdown(self) -> None:
         for actor in self._actors:

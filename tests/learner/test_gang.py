@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -102,6 +103,8 @@ def test_workers_take_the_step_of_one(start: Start, groups: Any, small_config: A
 def test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoint(
     start: Start, groups: Any, small_config: Any
 ) -> None:
+    import ray
+
     from raydense.runtime.build import build_learner
 
     learner = start(small_config(), 2, partial(build_learner, small_config()))
@@ -110,7 +113,8 @@ def test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoin
     state = learner.state_dict()
     learner.train(3)
     expected = learner.weights()
-    psutil.Process(learner.pids()[1]).kill()
+    pid = ray.get(learner._actors[1].__ray_call__.remote(lambda actor: os.getpid()))
+    psutil.Process(pid).kill()
     began = time.monotonic()
     with pytest.raises(LearnerDied):
         learner.train(5)

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from learner.batching import plan_batch, step_generator
+from learner.losses import step_weights
 from learner.objective import TransitionBatch
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
+from raydense.config import load_config
 from raydense.core.policy import Policy
+from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
 
 Groups = list[TrajectoryGroup]
@@ -134,3 +138,44 @@ def test_a_group_sampled_again_on_another_device_is_scored_again(
     assert bool(seen.any())
     both = ~(before["log_probs"].isnan() | after["log_probs"].isnan()) & seen[:, None, None]
     assert float((before["log_probs"] - after["log_probs"])[both].abs().min()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("preset", "drawn_twice", "known"),
+    [
+        ("tiny", 0.142, 0.445),
+        ("single-prompt", 0.053, 0.23),
+        pytest.param("multi-prompt", 0.0, 0.417, marks=pytest.mark.slow),
+    ],
+)
+def test_the_share_of_a_stages_draws_that_costs_nothing(preset: str, drawn_twice: float, known: float) -> None:
+    """Of all draws, those that repeat one of their micro-batch; of the others, those that an earlier step made."""
+    config = load_config(preset=preset)
+    replay: ReplayBuffer[int] = ReplayBuffer(config.stage.groups)
+    replay.replace(range(config.stage.groups))
+    rewards = torch.randn(config.stage.groups, config.sampler.keep, generator=torch.Generator().manual_seed(0))
+    seen = np.zeros((config.stage.groups, config.sampler.keep, config.steps.count), bool)
+    drawn = once = new = 0
+    for step in range(config.stage.steps):
+        draws = step_generator(config.seed, step)
+        groups = replay.draw(config.train.batch_groups, draws)
+        plan = plan_batch(
+            groups,
+            rewards[groups],
+            step_weights(config.steps.count, config.steps.gamma, config.steps.exclude_last),
+            tuple_size=config.train.tuple_size,
+            tuples=config.train.tuples,
+            tuple_choice=config.train.tuple_choice,
+            step_draws=config.steps.draws,
+            draws=draws,
+        )
+        before = seen.copy()
+        size = config.learner.micro_batch or len(plan)
+        for first in range(0, len(plan), size):
+            index = np.broadcast_arrays(*(i.numpy() for i in plan.rows(first, first + size).index()))
+            distinct = np.unique(np.ravel_multi_index(index, seen.shape))
+            drawn, once = drawn + index[0].size, once + distinct.size
+            new += int((~before.flat[distinct]).sum())
+            seen.flat[distinct] = True
+    assert 1 - once / drawn == pytest.approx(drawn_twice, abs=0.01)
+    assert 1 - new / once == pytest.approx(known, abs=0.01)
