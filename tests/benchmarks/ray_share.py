@@ -1,12 +1,9 @@
-"""Ray's share of the wall time: `python tests/benchmarks/ray_share.py [--threads N] [--keep-freed]`.
+"""Ray's share of the wall time: `python tests/benchmarks/ray_share.py [--threads N]`.
 
 The embedded preset's stages, synchronous, once in this process without Ray and once on Ray with one sampler actor and
 the learner actor: the same units and steps with the same threads a role, so that in both one thing is done at a time.
 Stage by stage in turns, the first of them and start-up left out of the share; in the end both must have learned the
 same bytes. An observer does nothing but take the time and ask for the state that a checkpoint would hold.
-
-`--keep-freed` tells the C library in both to keep memory that was freed. By default it gives it back, and a process of
-one role more of it than one of both, which costs its steps page faults: a difference of processes, not of Ray.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +30,6 @@ from raydense.runtime.plan import PromptSets, read_prompt_sets
 from raydense.runtime.stage_loop import run_stages
 
 LOCAL, RAY = "local", "ray"
-KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}  # glibc's; workers inherit it
 
 
 class TimedLearner:
@@ -163,12 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stages", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1, help="of each role, in both")
-    parser.add_argument("--keep-freed", action="store_true", help="memory that was freed, in both")
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the preset, for both")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
-    if chosen.keep_freed and os.environ.keys().isdisjoint(KEEP_FREED):  # it is read where a process begins
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_FREED})
     shape = "{count: 1, groups: 40, steps: 4, schedule: synchronous}"
     threads = [f"sampler.threads={chosen.threads}", f"learner.threads={chosen.threads}"]
     config = load_config(
