@@ -138,7 +138,6 @@ def test_a_plan_rests_on_the_measured_rates(file: Path, found: Any) -> None:
         (["--set", "learner.device=cuda:7"], "learner.device=cuda:7: this process sees"),
         (["--set", "sampler.device=mps"], "sampler.device=mps is not measured; use cpu or cuda"),
         (["--set", "prompts.train=/absent"], "/absent"),
-        (["--set", "learner.micro_batch=auto"], "learner.micro_batch=auto is settled when a run starts"),
     ],
 )
 def test_bad_input_is_found_before_the_work(arguments: list[str], said: str, tmp_path: Path) -> None:
