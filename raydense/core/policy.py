@@ -153,7 +153,7 @@ class Policy:
     def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
         """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
         dtype = self.unet.dtype
-        with torch.autocast(self.device.type, dtype) if dtype != torch.float32 else nullcontext():
+        with torch.autocast(self.device.type, dtype) if dtype.itemsize < 4 else nullcontext():
             output: Tensor = self.unet(x, timesteps, embeds).sample
         return output.float()
 

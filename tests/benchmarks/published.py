@@ -27,6 +27,7 @@ class Published:
         self.unet = copy.deepcopy(policy.unet)
         self.reference = copy.deepcopy(policy.unet)
         self.reference.delete_adapters("default")
+        self.unet.disable_gradient_checkpointing()
         self._policy, self._train = policy, config.train
         self._schedule, self._scale = policy.schedule, config.sampler.guidance_scale
         bfloat16 = config.learner.dtype == "bfloat16"

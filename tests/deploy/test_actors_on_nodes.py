@@ -33,8 +33,8 @@ spot = [cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id]
 on_demand = cluster.add_node(num_cpus=4, num_gpus=1, labels={"ray.io/market-type": "on-demand"}).node_id
 ray.init(address=cluster.address, log_to_driver=False)
 
-on_demand = {"ray.io/market-type": "!spot"}
-learner = RayLearner(lambda fetch, gang: Idle(), num_cpus=1, num_gpus=1, labels=on_demand, run="seven")
+stable = {"ray.io/market-type": "!spot"}
+learner = RayLearner(lambda fetch, gang: Idle(), num_cpus=1, num_gpus=1, labels=stable, run="seven")
 learner_node = learner.started().weights()
 fleet = RayFleet(lambda name: Idle(), maximum=2, minimum=1, num_cpus=1, num_gpus=1,
                  deadlines=Deadlines(60.0, 10.0, 60.0), patience_s=60.0, run_seed=0,
