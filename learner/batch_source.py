@@ -55,9 +55,9 @@ class BatchSource(Generic[Handle]):
         tuples: int,
         tuple_choice: TupleChoice,
         step_draws: int,
-        micro_batch: int | None = None,
-        share: tuple[int, int] = (0, 1),
-        device: torch.device = torch.device("cpu"),  # noqa: B008 (immutable)
+        micro_batch: int | None,
+        share: tuple[int, int],
+        device: torch.device,
     ) -> None:
         self._replay, self._fetch, self._run_seed = replay, fetch, run_seed
         self._batch_groups, self._step_weights, self._tuple_choice = batch_groups, step_weights, tuple_choice

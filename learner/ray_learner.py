@@ -163,5 +163,5 @@ class RayLearner:
             self._died = True
             raise LearnerDied(one_line(error)) from error
         except RayTaskError as error:
-            self._died = isinstance(error.cause, LearnerDied)
+            self._died = self._died or isinstance(error.cause, LearnerDied)
             raise (error.cause or error) from error

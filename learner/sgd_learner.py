@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
@@ -12,16 +12,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from learner.batch_source import BatchSource, DrawnBatch
-from learner.batching import TupleChoice
 from learner.gang import Gang
-from learner.losses import step_weights
 from learner.objective import preference_loss
 from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.policy import Policy
-from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
-from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
+from raydense.core.types import PolicyWeights, StepMetrics
 
 Handle = TypeVar("Handle")
 MAX_SKIPPED = 3  # gradient steps in a row without a finite loss and gradient
@@ -32,29 +29,20 @@ class SGDLearner(Generic[Handle]):
 
     Args:
         policy: its LoRA is trained in place.
-        replay: over handles of the caller's kind.
-        fetch: handles → their groups, in order.
+        batches: of this worker's share.
+        references: of the policy.
         total_steps: of the whole run, for the warm-up ratio.
-        keep: K. gang: the workers; None: this one is alone.
-        The rest: METHOD §4 and §6, as in `TrainConfig` and `StepsConfig`.
+        gang: the workers; None: this one is alone.
+        The rest: METHOD §4 and §6, as in `TrainConfig`.
     """
 
     def __init__(
         self,
         policy: Policy,
-        replay: ReplayBuffer[Handle],
-        fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+        batches: BatchSource[Handle],
+        references: ReferenceCache,
         *,
-        run_seed: int,
         total_steps: int,
-        keep: int,
-        batch_groups: int,
-        tuple_size: int,
-        tuples: int,
-        tuple_choice: TupleChoice,
-        gamma: float,
-        step_draws: int,
-        exclude_last: int,
         c: float,
         clip: float,
         reg_to_pi_init: bool,
@@ -65,28 +53,11 @@ class SGDLearner(Generic[Handle]):
         betas: tuple[float, float],
         eps: float,
         max_grad_norm: float,
-        micro_batch: int | None,
-        cache_references: bool,
         autocast: torch.dtype | None,
         threads: int,
         gang: Gang | None = None,
     ) -> None:
-        self._policy, self._gang = policy, gang or Gang()
-        self._batches = BatchSource(
-            replay,
-            fetch,
-            run_seed=run_seed,
-            batch_groups=batch_groups,
-            step_weights=step_weights(policy.schedule.num_steps, gamma, exclude_last),
-            tuple_size=tuple_size,
-            tuples=tuples,
-            tuple_choice=tuple_choice,
-            step_draws=step_draws,
-            micro_batch=micro_batch,
-            share=(self._gang.rank, self._gang.size),
-            device=policy.device,
-        )
-        self._references = ReferenceCache(policy, replay.capacity, keep, enabled=cache_references)
+        self._policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
         self._c, self._clip, self._to_init, self._to_old = c, clip, reg_to_pi_init, reg_to_pi_old
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._autocast, self._threads = max_grad_norm, autocast, threads

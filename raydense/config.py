@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -71,7 +72,7 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
-        if self.learner.num_workers > (tuples := self.train.batch_groups * self.train.tuples):
+        if self.learner.num_workers > (tuples := self.train.batch_tuples):
             raise ValueError(
                 f"learner.num_workers={self.learner.num_workers} exceeds the {tuples} tuples of a batch "
                 "(train.batch_groups x train.tuples), of which each worker takes a share; lower it"
@@ -83,6 +84,11 @@ class Config(Section):
                 "them; set samplers.max, samplers.num_gpus and learner.num_gpus too"
             )
         return self
+
+    @property
+    def worker_tuples(self) -> int:
+        """Of a batch, the most that one of the learner's workers has."""
+        return math.ceil(self.train.batch_tuples / self.learner.num_workers)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -121,7 +121,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
 
         phases = _rounds(f"{job.model}: learner", line, "batch", step, rounds, progress, watch)
     rate = matmul_rate(device, dtype, config.learner.threads)
-    transitions = train.batch_groups * train.tuples * train.tuple_size * config.steps.draws
+    transitions = train.batch_tuples * train.tuple_size * config.steps.draws
     return {
         **_rates("transitions_per_s", transitions, [sum(p.values()) for p in phases]),
         "transitions": transitions,

@@ -12,7 +12,10 @@ from peft import LoraConfig
 from transformers.utils import logging as transformers_logging
 
 from actors.sampler import DiffusionSampler
+from learner.batch_source import BatchSource
 from learner.gang import Gang
+from learner.losses import step_weights
+from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
@@ -187,23 +190,12 @@ def make_learner(
     capacity: int | None = None,
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
-    assert config.learner.micro_batch != "auto"
-    replay: ReplayBuffer[Handle] = ReplayBuffer(capacity or config.stage.groups)
-    steps, train = config.steps, config.train
+    gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
     return SGDLearner(
         policy,
-        replay,
-        fetch,
-        run_seed=config.seed,
+        make_batches(config, fetch, policy.device, gang, capacity),
+        ReferenceCache(policy, capacity, config.sampler.keep, enabled=config.learner.cache_references),
         total_steps=config.stage.count * config.stage.steps,
-        keep=config.sampler.keep,
-        gamma=steps.gamma,
-        step_draws=steps.draws,
-        exclude_last=steps.exclude_last,
-        batch_groups=train.batch_groups,
-        tuple_size=train.tuple_size,
-        tuples=train.tuples,
-        tuple_choice=train.tuple_choice,
         c=train.c,
         clip=train.clip,
         reg_to_pi_init=train.reg_to_pi_init,
@@ -214,9 +206,33 @@ def make_learner(
         betas=train.betas,
         eps=train.eps,
         max_grad_norm=train.max_grad_norm,
-        micro_batch=config.learner.micro_batch,
-        cache_references=config.learner.cache_references,
         autocast=torch.bfloat16 if config.learner.dtype == "bfloat16" else None,
         threads=config.learner.threads,
         gang=gang,
+    )
+
+
+def make_batches(
+    config: Config,
+    fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
+    device: torch.device,
+    gang: Gang,
+    capacity: int,
+) -> BatchSource[Handle]:
+    """The batches of `config`, of which a worker of the gang has its share; `learner.micro_batch` is settled."""
+    assert config.learner.micro_batch != "auto"
+    steps, train = config.steps, config.train
+    return BatchSource(
+        ReplayBuffer(capacity),
+        fetch,
+        run_seed=config.seed,
+        batch_groups=train.batch_groups,
+        step_weights=step_weights(steps.count, steps.gamma, steps.exclude_last),
+        tuple_size=train.tuple_size,
+        tuples=train.tuples,
+        tuple_choice=train.tuple_choice,
+        step_draws=steps.draws,
+        micro_batch=config.learner.micro_batch,
+        share=(gang.rank, gang.size),
+        device=device,
     )

@@ -162,7 +162,7 @@ def count_judged(config: Config, sets: PromptSets | None) -> int:
 def count_transitions(config: Config) -> int:
     """Transitions with a gradient: steps x groups x tuples x n x N_step."""
     train = config.train
-    per_step = train.batch_groups * train.tuples * train.tuple_size * config.steps.draws
+    per_step = train.batch_tuples * train.tuple_size * config.steps.draws
     return config.stage.count * config.stage.steps * per_step
 
 
@@ -203,7 +203,7 @@ def _scorer_bytes(scorer: SingleScorerConfig) -> int:
 
 def _learner_bytes(config: Config, trained: Cost, encoder: int, dtype: torch.dtype) -> int:
     """float32 weights (and their copy under autocast), LoRA with gradient and moments, one micro-batch."""
-    share = math.ceil(config.train.batch_groups * config.train.tuples / config.learner.num_workers)
+    share = config.worker_tuples
     tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
     copies = 4 if dtype == torch.float32 else 4 + dtype.itemsize
     weights = copies * trained.parameters + 4 * encoder + 16 * trained.lora_parameters

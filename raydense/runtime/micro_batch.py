@@ -38,7 +38,6 @@ def settled(config: Config, learner_gpu: Callable[[Config], FreeGpu | None]) -> 
         budget, what = GPU_SHARE * gpu.free_bytes - (plan.sampler_gpu_bytes if gpu.shared else 0), "its GPU leaves"
     else:
         budget, what = config.learner.memory_gb * 1e9 or CPU_BYTES, "learner.memory_gb allows"
-    share = math.ceil(config.train.batch_groups * config.train.tuples / config.learner.num_workers)
     most = math.floor(1 + (budget - plan.learner_gpu_bytes) / plan.tuple_bytes)
     if most < 1:
         raise ConfigError(
@@ -46,7 +45,7 @@ def settled(config: Config, learner_gpu: Callable[[Config], FreeGpu | None]) -> 
             f"{size(budget)}; set learner.gradient_checkpointing=true or a 16-bit dtype, lower steps.draws, or give "
             "the learner more"
         )
-    chosen = math.ceil(share / math.ceil(share / most))
+    chosen = math.ceil(config.worker_tuples / math.ceil(config.worker_tuples / most))
     return config.model_copy(update={"learner": config.learner.model_copy(update={"micro_batch": chosen})})
 
 

@@ -138,6 +138,10 @@ class TrainConfig(Section):
     eps: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat = 1.0
 
+    @property
+    def batch_tuples(self) -> int:
+        return self.batch_groups * self.tuples
+
     @model_validator(mode="after")
     def _some_reference(self) -> TrainConfig:
         if not (self.reg_to_pi_init or self.reg_to_pi_old):

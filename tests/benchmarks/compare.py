@@ -24,13 +24,12 @@ from published import Published
 
 from actors.sampler import rollout
 from learner.batch_source import BatchSource
-from learner.losses import step_weights
+from learner.gang import Gang
 from raydense.config import Config
 from raydense.core.policy import Policy
-from raydense.core.replay import ReplayBuffer
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.runtime.bench_models import MODELS, bench_policy
-from raydense.runtime.build import make_learner
+from raydense.runtime.build import make_batches, make_learner
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
 CALLS = 1.05  # the baseline's U-Net calls against plain diffusers
@@ -230,12 +229,7 @@ def make_groups(policy: Policy, config: Config, shape: tuple[int, ...], count: i
 
 def batch_source(config: Config, fetch: Any) -> BatchSource[int]:
     """The run's own draws."""
-    steps, train = config.steps, config.train
-    return BatchSource(
-        ReplayBuffer(config.stage.groups), fetch, run_seed=config.seed, batch_groups=train.batch_groups,
-        step_weights=step_weights(steps.count, steps.gamma, steps.exclude_last), tuple_size=train.tuple_size,
-        tuples=train.tuples, tuple_choice=train.tuple_choice, step_draws=steps.draws,
-    )  # fmt: skip
+    return make_batches(config, fetch, torch.device("cpu"), Gang(), config.stage.groups)
 
 
 def peak_bytes_of(which: str, model: str, config: Config) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from learner.batch_source import BatchSource
 from learner.batching import plan_batch
 from learner.losses import step_weights
 from learner.objective import TransitionBatch, gather_transitions
+from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
 from raydense.core.policy import Policy
 from raydense.core.replay import ReplayBuffer
@@ -45,17 +47,17 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
     """A learner whose handles are the groups themselves: make_learner(policy, lr=1e-3)."""
 
     def make(policy: Policy, *, capacity: int = 5, **changes: Any) -> SGDLearner[TrajectoryGroup]:
-        options: dict[str, Any] = {
+        draws: dict[str, Any] = {
             "run_seed": 3,
-            "total_steps": 4,
-            "keep": 4,
             "batch_groups": 4,
             "tuple_size": 2,
             "tuples": 1,
             "tuple_choice": "random",
-            "gamma": 0.9,
             "step_draws": 2,
-            "exclude_last": 0,
+            "micro_batch": None,
+        }
+        options: dict[str, Any] = {
+            "total_steps": 4,
             "c": 10.0,
             "clip": 0.05,
             "reg_to_pi_init": True,
@@ -66,12 +68,18 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "betas": (0.9, 0.999),
             "eps": 1e-8,
             "max_grad_norm": 1.0,
-            "micro_batch": None,
-            "cache_references": True,
             "autocast": None,
             "threads": 1,
         }
         fetch = changes.pop("fetch", lambda groups: groups)
-        return SGDLearner(policy, ReplayBuffer(capacity), fetch, **{**options, **changes})
+        batches: BatchSource[TrajectoryGroup] = BatchSource(
+            ReplayBuffer(capacity),
+            fetch,
+            step_weights=step_weights(policy.schedule.num_steps, 0.9),
+            share=(0, 1),
+            device=policy.device,
+            **{name: changes.pop(name, value) for name, value in draws.items()},
+        )
+        return SGDLearner(policy, batches, ReferenceCache(policy, capacity, keep=4), **{**options, **changes})
 
     return make

@@ -55,7 +55,7 @@ def make_source(store: Store, **options: Any) -> BatchSource[int]:
         tuples=1,
         tuple_choice="random",
         step_draws=2,
-        **options,
+        **{"micro_batch": None, "share": (0, 1), "device": torch.device("cpu"), **options},
     )
 
 

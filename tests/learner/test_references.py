@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from learner.batching import plan_batch, step_generator
-from learner.losses import step_weights
+from learner.gang import Gang
 from learner.objective import TransitionBatch
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
 from raydense.config import load_config
 from raydense.core.policy import Policy
-from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
+from raydense.runtime.build import make_batches
 
 Groups = list[TrajectoryGroup]
 
@@ -151,30 +150,23 @@ def test_a_group_sampled_again_on_another_device_is_scored_again(
 def test_the_share_of_a_stages_draws_that_costs_nothing(preset: str, drawn_twice: float, known: float) -> None:
     """Of all draws, those that repeat one of their micro-batch; of the others, those that an earlier step made."""
     config = load_config(preset=preset)
-    replay: ReplayBuffer[int] = ReplayBuffer(config.stage.groups)
-    replay.replace(range(config.stage.groups))
-    rewards = torch.randn(config.stage.groups, config.sampler.keep, generator=torch.Generator().manual_seed(0))
-    seen = np.zeros((config.stage.groups, config.sampler.keep, config.steps.count), bool)
+    groups, keep, steps = config.stage.groups, config.sampler.keep, config.steps.count
+    draws = np.random.default_rng(0)
+    latents, log_probs = np.zeros((keep, steps + 1, 1, 1, 1), np.float16), np.zeros((keep, steps), np.float32)
+    stored = [
+        TrajectoryGroup(0, i, "", np.zeros((1, 1), np.float32), latents, log_probs, rewards.astype(np.float32), 0, "")
+        for i, rewards in enumerate(draws.standard_normal((groups, keep)))
+    ]
+    source = make_batches(config, lambda some: some, torch.device("cpu"), Gang(), groups)
+    source.begin_stage(0, stored)
+    seen = np.zeros((groups, keep, steps), bool)
     drawn = once = new = 0
     for step in range(config.stage.steps):
-        draws = step_generator(config.seed, step)
-        groups = replay.draw(config.train.batch_groups, draws)
-        plan = plan_batch(
-            groups,
-            rewards[groups],
-            step_weights(config.steps.count, config.steps.gamma, config.steps.exclude_last),
-            tuple_size=config.train.tuple_size,
-            tuples=config.train.tuples,
-            tuple_choice=config.train.tuple_choice,
-            step_draws=config.steps.draws,
-            draws=draws,
-        )
-        before = seen.copy()
-        size = config.learner.micro_batch or len(plan)
-        for first in range(0, len(plan), size):
-            index = np.broadcast_arrays(*(i.numpy() for i in plan.rows(first, first + size).index()))
+        batch, before = source.take(step), seen.copy()
+        for _, part in batch.parts:
+            index = np.broadcast_arrays(*(i.numpy() for i in part.plan.index()))
             distinct = np.unique(np.ravel_multi_index(index, seen.shape))
-            drawn, once = drawn + index[0].size, once + distinct.size
+            drawn, once = drawn + part.draws.numel(), once + len(part.t)
             new += int((~before.flat[distinct]).sum())
             seen.flat[distinct] = True
     assert 1 - once / drawn == pytest.approx(drawn_twice, abs=0.01)
