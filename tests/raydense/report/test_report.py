@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from learner.batch_source import BatchSource
-from learner.losses import step_weights
+from learner.gang import Gang
 from raydense.cli import app
 from raydense.config import Config
 from raydense.core.metrics import read_rows
-from raydense.core.replay import ReplayBuffer
 from raydense.report.curves import limits
 from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
 from raydense.report.step_draws import draw_counts, expected_shares
+from raydense.runtime.build import make_batches
 
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",
@@ -201,19 +201,7 @@ def test_the_histogram_counts_what_the_learner_draws(
     config = small_config(
         train={"tuple_choice": choice, "tuples": 2}, steps={"gamma": 0.6, "exclude_last": 1, "draws": 3}
     )
-    steps, train = config.steps, config.train
-    replay: ReplayBuffer[Any] = ReplayBuffer(config.stage.groups)
-    source = BatchSource(
-        replay,
-        lambda groups: groups,
-        run_seed=config.seed,
-        batch_groups=train.batch_groups,
-        step_weights=step_weights(steps.count, steps.gamma, steps.exclude_last),
-        tuple_size=train.tuple_size,
-        tuples=train.tuples,
-        tuple_choice=train.tuple_choice,
-        step_draws=steps.draws,
-    )
+    source = make_batches(config, lambda groups: groups, torch.device("cpu"), Gang(), config.stage.groups)
     source.begin_stage(0, make_groups(make_policy(), count=config.stage.groups, keep=config.sampler.keep))
     drawn = np.concatenate([source.take(step).plan.steps.flatten().numpy() for step in range(20)])
     counts, counted = draw_counts(config, 20)
