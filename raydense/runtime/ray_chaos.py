@@ -30,6 +30,7 @@ TRAIN = (sys.executable, "-m", "raydense.cli", "train", "--log-format", "plain")
 FAULTS = ("kill sampler", "freeze sampler", "remove node", "kill learner", "kill driver")
 RESULT = ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl")  # whose bytes must not change
 MAX_STARTS = 200  # of drivers for one run
+DEATH_SHOWS_S = 10.0  # a unit's time and Ray's notice, with a wide margin
 SYSTEM = {  # a lost node is noticed in seconds; small groups lie in the object store, as large ones do
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 1000,
@@ -147,12 +148,23 @@ class Chaos:
         victims = _actors(role, born_after=psutil.Process(driver.pid).create_time())
         if not victims:
             return False
-        freeze = kind == "freeze sampler"
-        hangs = read_ledger(out)[0].get("hangs", 0)
-        self._draws.choice(victims).send_signal(signal.SIGSTOP if freeze else signal.SIGKILL)
-        while freeze and driver.poll() is None and read_ledger(out)[0].get("hangs", 0) == hangs:
-            time.sleep(0.5)  # until the fleet has found out: another fault would hide it
-        return not freeze or read_ledger(out)[0].get("hangs", 0) > hangs
+        before, _ = read_ledger(out)
+        self._draws.choice(victims).send_signal(signal.SIGSTOP if kind == "freeze sampler" else signal.SIGKILL)
+        return kind == "kill learner" or self._noticed(kind, driver, out, before)
+
+    def _noticed(self, kind: str, driver: Any, out: Path, before: dict[str, int]) -> bool:
+        """Waits until the fleet has found out about a sampler: another fault would hide it.
+
+        A frozen one is found out at its next unit. A killed one that was idle may be back before it gets one: then
+        nothing was disturbed, and it does not count as a fault.
+        """
+        effect = "hangs" if kind == "freeze sampler" else "deaths"
+        deadline = time.monotonic() + (float("inf") if effect == "hangs" else DEATH_SHOWS_S)
+        while not (noticed := read_ledger(out)[0].get(effect, 0) > before.get(effect, 0)):
+            if driver.poll() is not None or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        return noticed
 
 
 @contextmanager
