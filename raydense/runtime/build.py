@@ -19,6 +19,7 @@ from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
+from raydense.core.lean import keep_less
 from raydense.core.lora_files import load_lora
 from raydense.core.policy import Policy, load_policy
 from raydense.core.replay import ReplayBuffer
@@ -191,6 +192,7 @@ def make_learner(
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
     gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
+    keep_less(policy.unet)
     return SGDLearner(
         policy,
         make_batches(config, fetch, policy.device, gang, capacity),

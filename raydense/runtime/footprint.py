@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from raydense.core.lean import keep_less
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -48,6 +50,7 @@ def unet_cost(
     parameters = _count(unet)
     with torch.device("meta"):
         unet.add_adapter(lora)
+        keep_less(unet)
         x = torch.zeros(1, unet.config.in_channels, latent_size, latent_size, dtype=dtype)
         embeds = torch.zeros(1, tokens, unet.config.cross_attention_dim, dtype=dtype)
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
