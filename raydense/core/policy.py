@@ -36,6 +36,7 @@ class Policy:
         seed: of the adapter's A matrices (B starts at 0, so π_θ = π_I).
         decode_batch: images a decoder call, which bounds its memory; None: all at once.
         gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
+        channels_last: the U-Net's memory layout; another one moves the last bits.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Policy:
         seed: int,
         decode_batch: int | None = None,
         gradient_checkpointing: bool = False,
+        channels_last: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
         self.device = unet.device
@@ -69,6 +71,8 @@ class Policy:
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
+        if channels_last:
+            unet.to(memory_format=torch.channels_last)
         if not self._parameters:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the U-Net")
         self._null_embeds = self.encode("") if guidance_scale != 1 else None
@@ -199,6 +203,7 @@ def load_policy(
     with_decoder: bool,
     decode_batch: int | None = None,
     gradient_checkpointing: bool = False,
+    channels_last: bool = False,
 ) -> Policy:
     """Loads a Stable Diffusion pipeline (hub id, directory or pkg://…; safetensors only) as a policy.
 
@@ -233,4 +238,5 @@ def load_policy(
         seed=seed,
         decode_batch=decode_batch,
         gradient_checkpointing=gradient_checkpointing,
+        channels_last=channels_last,
     )

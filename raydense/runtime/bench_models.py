@@ -102,6 +102,7 @@ def bench_policy(name: str, config: Config, *, dtype: torch.dtype, device: torch
         seed=config.seed,
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=config.learner.gradient_checkpointing,
+        channels_last=config.policy.channels_last,
     )
 
 

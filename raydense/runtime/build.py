@@ -88,6 +88,7 @@ def build_policy(
         with_decoder=with_decoder,
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=gradient_checkpointing,
+        channels_last=config.policy.channels_last,
     )
 
 

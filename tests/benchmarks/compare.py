@@ -8,6 +8,7 @@ baseline's U-Net calls take what plain diffusers takes, within 5 %. `--memory` c
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import subprocess
@@ -149,7 +150,7 @@ class Pair:
 
     def check_calls(self) -> float:
         """The baseline's U-Net call against that of a diffusers pipeline with the LoRA loaded."""
-        plain = self.policy.unet
+        plain = copy.deepcopy(self.policy.unet).to(memory_format=torch.contiguous_format)
         draws = torch.Generator().manual_seed(0)
         x = torch.randn((2, *self.shape), generator=draws)
         embeds, t = self.policy.encode("a red circle").expand(2, -1, -1), torch.tensor(501)

@@ -15,14 +15,18 @@ from raydense.core.lean import FrozenConv2d, LeanGEGLU, keep_less
 from raydense.core.policy import Policy
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.fixture(
+    params=[{"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"channels_last": True}],
+    ids=["float32", "bfloat16", "channels_last"],
+)
 def policies(make_policy: Callable[..., Policy], request: pytest.FixtureRequest) -> tuple[Policy, Policy]:
     """Two policies of one LoRA that is not zero, plain and lean."""
-    plain = make_policy(dtype=request.param)
+    options = request.param
+    plain = make_policy(**options)
     draws = torch.Generator().manual_seed(0)
     for parameter in plain.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws)
-    lean = make_policy(dtype=request.param)
+    lean = make_policy(**options)
     lean.bind(plain.weights())
     keep_less(lean.unet)
     return plain, lean

@@ -104,6 +104,19 @@ def test_gradient_checkpointing_computes_again_and_changes_no_gradient(
         torch.testing.assert_close(plain, recomputed, rtol=1e-5, atol=1e-7)
 
 
+def test_channels_last_is_a_layout_and_moves_rounding_alone(make_policy: Make, weights: PolicyWeights) -> None:
+    gradients = []
+    for channels_last in (False, True):
+        policy = make_policy(channels_last=channels_last)
+        policy.bind(weights)
+        kernel = policy.unet.mid_block.resnets[0].conv1.weight
+        assert kernel.is_contiguous(memory_format=torch.channels_last) is channels_last
+        gradients.append(torch.cat([g.flatten() for g in _gradients(policy)]))
+    plain, other = gradients
+    assert plain.norm() > 0
+    assert (other - plain).norm() < 1e-5 * plain.norm()
+
+
 def test_decoding_in_slices_bounds_a_call_and_changes_no_picture(make_policy: Make) -> None:
     whole, sliced = make_policy(with_decoder=True), make_policy(with_decoder=True, decode_batch=2)
     sizes: list[int] = []

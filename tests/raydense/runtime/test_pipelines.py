@@ -85,6 +85,7 @@ def test_sixteen_bit_sampling_and_autocast_learning_train_end_to_end(
     train: Callable[..., Result], tmp_path: Path
 ) -> None:
     result = train(
+        policy={"channels_last": True},
         sampler={"dtype": "bfloat16", "decode_batch": 3},
         learner={"dtype": "bfloat16", "gradient_checkpointing": True},
     )
