@@ -214,14 +214,7 @@ def load_policy(
     path = resolve(model)
 
     def part(cls: Any, subfolder: str, **options: Any) -> Any:
-        try:
-            return cls.from_pretrained(path, subfolder=subfolder, revision=revision, **options)
-        except OSError as error:
-            reason = one_line(error)
-            raise FileNotFoundError(
-                f"policy.model={model}: cannot load its {subfolder} ({reason}); give a pipeline directory, "
-                "or a hub id on a machine that reaches the hub"
-            ) from None
+        return _load_component(cls, model, path, subfolder=subfolder, revision=revision, **options)
 
     def network(cls: Any, subfolder: str, dtype: torch.dtype = dtype) -> Any:
         return part(cls, subfolder, torch_dtype=dtype, use_safetensors=True).to(device)
@@ -240,3 +233,15 @@ def load_policy(
         gradient_checkpointing=gradient_checkpointing,
         channels_last=channels_last,
     )
+
+
+def _load_component(cls: Any, model: str, path: str, *, subfolder: str, **options: Any) -> Any:
+    """One of the pipeline in `path`, which the configuration calls `model`."""
+    try:
+        return cls.from_pretrained(path, subfolder=subfolder, **options)
+    except OSError as error:
+        reason = one_line(error)
+        raise FileNotFoundError(
+            f"policy.model={model}: cannot load its {subfolder} ({reason}); give a pipeline directory, "
+            "or a hub id on a machine that reaches the hub"
+        ) from None

@@ -8,6 +8,7 @@ run resumed. Kinds and pauses are seeded; what a fault hits at its moment is up 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -158,8 +159,8 @@ class Chaos:
         A frozen one is found out at its next unit. A killed one that was idle may be back before it gets one: then
         nothing was disturbed, and it does not count as a fault.
         """
-        effect = "hangs" if kind == "freeze sampler" else "deaths"
-        deadline = time.monotonic() + (float("inf") if effect == "hangs" else DEATH_SHOWS_S)
+        effect, patience_s = ("hangs", math.inf) if kind == "freeze sampler" else ("deaths", DEATH_SHOWS_S)
+        deadline = time.monotonic() + patience_s
         while not (noticed := read_ledger(out)[0].get(effect, 0) > before.get(effect, 0)):
             if driver.poll() is not None or time.monotonic() > deadline:
                 break

@@ -21,12 +21,11 @@ from raydense.core.policy import Policy
 )
 def policies(make_policy: Callable[..., Policy], request: pytest.FixtureRequest) -> tuple[Policy, Policy]:
     """Two policies of one LoRA that is not zero, plain and lean."""
-    options = request.param
-    plain = make_policy(**options)
+    plain = make_policy(**request.param)
     draws = torch.Generator().manual_seed(0)
     for parameter in plain.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws)
-    lean = make_policy(**options)
+    lean = make_policy(**request.param)
     lean.bind(plain.weights())
     keep_less(lean.unet)
     return plain, lean
