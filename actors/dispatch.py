@@ -12,8 +12,9 @@ from typing import Any
 
 from raydense.core.interfaces import MAX_UNIT_FAILURES, UnitFailed
 
-IN_FLIGHT = 2  # jobs a member; hides the control plane's latency
-MAX_UNIT_DEATHS = 10  # of members, while this one job was running
+IN_FLIGHT = 2  # jobs a member: one is scored while the next is denoised, and the control plane's latency is hidden
+MAX_UNIT_DEATHS = 10  # of members that held one job
+SUSPECT_DEATHS = 3  # after which it runs alone, so that no other job dies with it or is blamed for it
 
 
 class FleetError(RuntimeError):
@@ -41,14 +42,18 @@ class Job:
     weights: Any  # a handle of the version that the unit names
     arrived: Any  # the queue that (job, result) is put into
     failures: int = 0  # exceptions of its own
-    deaths: int = 0  # of members that ran it
+    deaths: int = 0  # of members that held it
     failed_on: set[str] = field(default_factory=set)
     wanted: bool = True
+
+    @property
+    def suspect(self) -> bool:
+        return self.deaths >= SUSPECT_DEATHS
 
 
 @dataclass(eq=False)
 class Member:
-    """One sampler: alive or being started, with the jobs that it holds; the first of them is running."""
+    """One sampler: alive or being started, with the jobs that it holds; the first of them is the furthest."""
 
     name: str
     alive: bool = False
@@ -60,6 +65,10 @@ class Member:
     @property
     def seconds_a_job(self) -> float | None:
         return self.busy_s / self.done if self.done else None
+
+    def takes(self, job: Job) -> bool:
+        """Whether it has room for the job."""
+        return not self.jobs or (len(self.jobs) < IN_FLIGHT and not any(j.suspect for j in (job, *self.jobs)))
 
 
 class Dispatcher:
@@ -96,9 +105,11 @@ class Dispatcher:
 
     def assign(self, now: float) -> tuple[Job, Member] | None:
         """The next job and the member that should have it; None if nothing waits or nobody has room."""
-        room = [member for member in self.live if len(member.jobs) < IN_FLIGHT]
-        for queue in (self._urgent, self._pending) if room else ():
+        if all(len(member.jobs) >= IN_FLIGHT for member in self.live):
+            return None
+        for queue in (self._urgent, self._pending):
             for job in queue:
+                room = [member for member in self.live if member.takes(job)]
                 allowed = [m for m in room if m.name not in job.failed_on] or self._last_resort(job, room)
                 if allowed:
                     member = min(allowed, key=self._expected_finish)
@@ -107,6 +118,8 @@ class Dispatcher:
                         member.running_since = now
                     member.jobs.append(job)
                     return job, member
+                if job.suspect:
+                    return None  # until a member has nothing else
         return None
 
     def finish(self, member: Member, job: Job, now: float) -> None:
@@ -127,18 +140,18 @@ class Dispatcher:
         self._put_back([job])
 
     def die(self, member: Member, fault: str, cause: str) -> None:
-        """The member is gone; its jobs go back, and only the running one is under suspicion. Raises: FleetError."""
+        """The member is gone; its jobs go back, each of them under suspicion. Raises: FleetError."""
         jobs = list(member.jobs)
         member.jobs.clear()
         member.alive = False
         self.faults[fault] += 1
         self.faults["lost"] += len(jobs)
         self._put_back(jobs)
-        if jobs:
-            jobs[0].deaths += 1
-            if jobs[0].deaths > MAX_UNIT_DEATHS:
-                what = jobs[0].unit.describe(self._run_seed)
-                raise FleetError(f"{jobs[0].deaths} samplers died over one unit ({what}); the last: {cause}")
+        for job in jobs:
+            job.deaths += 1
+            if job.deaths > MAX_UNIT_DEATHS:
+                what = job.unit.describe(self._run_seed)
+                raise FleetError(f"{job.deaths} samplers died over one unit ({what}); the last: {cause}")
 
     def overdue(self, now: float) -> list[Member]:
         """Live members whose running job has passed its deadline."""

@@ -11,7 +11,7 @@ from raydense.core.interfaces import Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 
 
-@ray.remote
+@ray.remote(max_concurrency=2)  # one unit is scored while the next is denoised
 class RaySampler:
     """Holds one sampler. Groups are *returned*, so that the caller owns them and they survive this actor.
 

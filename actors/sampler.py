@@ -1,9 +1,14 @@
-"""The sampler: the denoising chain with the current LoRA, scores, and the K of R trajectories that are kept."""
+"""The sampler: the denoising chain with the current LoRA, scores, and the K of R trajectories that are kept.
+
+Called from two threads, it scores one unit and copies it from the device while the next is denoised.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -91,36 +96,53 @@ class DiffusionSampler:
         self._embeds: dict[str, Tensor] = {}
         self._bound = ""
         self._proved = False  # that trained weights have an effect
+        self._denoising, self._judging = threading.Lock(), threading.Lock()
+        self._beside: torch.cuda.Stream | None = None
+        if policy.device.type == "cuda":
+            self._beside = torch.cuda.Stream(policy.device)  # type: ignore[no-untyped-call]
 
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
         """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
-        with cpu_threads(self._threads):
+        with self._alone(self._denoising):
             self._bind(weights, unit.weights_version)
             started = time.perf_counter()
             noise = torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices])
             embeds = [self._embed(prompt) for prompt in unit.prompts]
             repeated = torch.stack(embeds).repeat_interleave(self._trajectories, dim=0)
-            latents, log_probs = rollout(self._policy, noise.to(self._policy.device), repeated, self._storage_dtype)
+            latents, log_probs, images = self._draw(noise, repeated)
             denoised = time.perf_counter()
+        with self._alone(self._judging), torch.cuda.stream(self._beside):
+            began = time.perf_counter()
             prompts = [prompt for prompt in unit.prompts for _ in range(self._trajectories)]
-            images, scores = self._judge(latents[:, -1], prompts, unit.scales)
+            scores = self._judge(images, prompts, unit.scales)
             scored = time.perf_counter()
-        pieces = [
-            self._make_group(unit, i, embeds[i], latents, log_probs, images, scores, weights)
-            for i in range(len(unit.prompts))
-        ]
-        seconds = {"denoise": denoised - started, "score": scored - denoised}
+            pieces = [
+                self._make_group(unit, i, embeds[i], latents, log_probs, images, scores, weights)
+                for i in range(len(unit.prompts))
+            ]
+        seconds = {"denoise": denoised - started, "score": scored - began}
         return UnitReport(unit, tuple(m for m, _ in pieces), seconds, self._name), [g for _, g in pieces]
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         """Draws one picture a (prompt, seed); the same seed gives the same noise whatever the weights."""
-        with cpu_threads(self._threads):
+        with self._alone(self._denoising):
             self._bind(weights, unit.weights_version)
             noise = torch.stack([self._noise(generator(self._run_seed, "render", seed)) for seed in unit.seeds])
             embeds = torch.stack([self._embed(prompt) for prompt in unit.prompts])
-            latents, _ = rollout(self._policy, noise.to(self._policy.device), embeds, self._storage_dtype)
-            images, scores = self._judge(latents[:, -1], unit.prompts)
-        return Rendered(images, scores)
+            _, _, images = self._draw(noise, embeds)
+        with self._alone(self._judging), torch.cuda.stream(self._beside):
+            return Rendered(images, self._judge(images, unit.prompts))
+
+    @contextmanager
+    def _alone(self, part: threading.Lock) -> Iterator[None]:
+        """One unit at a time in each part of the work."""
+        with part, cpu_threads(self._threads):
+            yield
+
+    def _draw(self, noise: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Latents, log-probs, and pictures, for which the CPU waits until the device has done all of it."""
+        latents, log_probs = rollout(self._policy, noise.to(self._policy.device), embeds, self._storage_dtype)
+        return latents, log_probs, self._policy.decode(latents[:, -1])
 
     def _bind(self, weights: PolicyWeights, version: int) -> None:
         if weights.version != version:
@@ -163,14 +185,11 @@ class DiffusionSampler:
             noise[:, 0] = noise[0, 0].clone()
         return noise
 
-    def _judge(
-        self, latents: Tensor, prompts: Sequence[str], scales: Scales = ()
-    ) -> tuple[np.ndarray, dict[str, FloatArray]]:
-        images = self._policy.decode(latents)
+    def _judge(self, images: np.ndarray, prompts: Sequence[str], scales: Scales = ()) -> dict[str, FloatArray]:
         scores = {judge.name: _score(judge, images, prompts) for judge in self._judges}
         if self._mixture is not None:
             scores = {self._mixture.name: self._mixture.combine(scores, scales), **scores}
-        return images, scores
+        return scores
 
     def _make_group(
         self,

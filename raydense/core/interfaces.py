@@ -77,7 +77,7 @@ class Scorer(Protocol):
 
 
 class Sampler(Protocol):
-    """Runs the policy. One process, one device."""
+    """Runs the policy. One process, one device; in an actor two threads call it, a unit each."""
 
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, Sequence[TrajectoryGroup]]:
         """Rolls out and scores a unit with exactly these weights; one group a prompt."""

@@ -15,6 +15,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from raydense.core.compiler import check_compiler
 from raydense.core.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
 from raydense.core.errors import one_line
 from raydense.core.locations import resolve
@@ -37,6 +38,8 @@ class Policy:
         decode_batch: images a decoder call, which bounds its memory; None: all at once.
         gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
         channels_last: the U-Net's memory layout; another one moves the last bits.
+        compiled: whether the U-Net goes through torch.compile, which moves them too; its first call takes minutes.
+    Raises: FileNotFoundError if it is to be compiled where there is no compiler.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Policy:
         decode_batch: int | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
         self.device = unet.device
@@ -73,6 +77,10 @@ class Policy:
             unet.enable_gradient_checkpointing()
         if channels_last:
             unet.to(memory_format=torch.channels_last)
+        self._compiled = compiled
+        if compiled:
+            check_compiler()
+            unet.compile()
         if not self._parameters:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the U-Net")
         self._null_embeds = self.encode("") if guidance_scale != 1 else None
@@ -157,6 +165,8 @@ class Policy:
     def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
         """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
         dtype = self.unet.dtype
+        for tensor in (x, timesteps, embeds) if self._compiled else ():
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiled once for all batch sizes
         with torch.autocast(self.device.type, dtype) if dtype.itemsize < 4 else nullcontext():
             output: Tensor = self.unet(x, timesteps, embeds).sample
         return output.float()
@@ -204,6 +214,7 @@ def load_policy(
     decode_batch: int | None = None,
     gradient_checkpointing: bool = False,
     channels_last: bool = False,
+    compiled: bool = False,
 ) -> Policy:
     """Loads a Stable Diffusion pipeline (hub id, directory or pkg://…; safetensors only) as a policy.
 
@@ -232,6 +243,7 @@ def load_policy(
         decode_batch=decode_batch,
         gradient_checkpointing=gradient_checkpointing,
         channels_last=channels_last,
+        compiled=compiled,
     )
 
 

@@ -16,8 +16,10 @@ from typing import Any, Self
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from raydense.config import Config
+from raydense.core.policy import Policy
 from raydense.core.threads import cpu_threads
 from raydense.runtime.build import lora_config
 from raydense.runtime.footprint import unet_cost
@@ -101,18 +103,19 @@ class Timeline:
 
 
 class UNetWatch:
-    """Counts the rows that a U-Net is called with, and marks its calls.
+    """Counts the rows that a policy's U-Net is called with, and marks its calls.
 
     Args:
         phases: that a call begins, without and with gradient; None: no mark.
         after: the phase that follows a call with gradient.
     """
 
-    def __init__(self, unet: Any, timeline: Timeline, phases: tuple[str, str], after: str | None = None) -> None:
+    def __init__(self, policy: Policy, timeline: Timeline, phases: tuple[str, str], after: str | None = None) -> None:
         self.rows = {False: 0, True: 0}  # without and with gradient
-        self._unet, self._timeline, self._phases, self._after = unet, timeline, phases, after
-        unet.register_forward_pre_hook(self._before)
-        unet.register_forward_hook(self._behind)
+        self._unet, self._timeline, self._phases, self._after = policy.unet, timeline, phases, after
+        self._halves = 1 if policy.guidance_scale == 1 else 2
+        self._predict = policy.predict
+        policy.predict = self._watched  # type: ignore[method-assign]  # hooks of the U-Net would be compiled with it
 
     def reset(self) -> None:
         self.rows = {False: 0, True: 0}
@@ -128,14 +131,14 @@ class UNetWatch:
         }
         return sum(self.rows[gradient] * flops for gradient, flops in costs.items())
 
-    def _before(self, _: Any, arguments: tuple[Any, ...]) -> None:
+    def _watched(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         gradient = torch.is_grad_enabled()
-        self.rows[gradient] += len(arguments[0])
+        self.rows[gradient] += self._halves * len(x_t)
         self._timeline.mark(self._phases[gradient])
-
-    def _behind(self, *_: Any) -> None:
-        if self._after is not None and torch.is_grad_enabled():
+        output = self._predict(x_t, t, prompt_embeds)
+        if self._after is not None and gradient:
             self._timeline.mark(self._after)
+        return output
 
 
 @contextmanager

@@ -103,6 +103,7 @@ def bench_policy(name: str, config: Config, *, dtype: torch.dtype, device: torch
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,
+        compiled=config.policy.compile,
     )
 
 

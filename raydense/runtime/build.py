@@ -89,6 +89,7 @@ def build_policy(
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=gradient_checkpointing,
         channels_last=config.policy.channels_last,
+        compiled=config.policy.compile,
     )
 
 
@@ -144,6 +145,12 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)
 
 
+def build_sampler_process(config: Config, name: str) -> DiffusionSampler:
+    """A sampler for a process of its own, which calls it from several threads: their number of torch threads stays."""
+    torch.set_num_threads(config.sampler.threads)
+    return build_sampler(config, name)
+
+
 def make_sampler(
     config: Config, policy: Policy, scorer: Scorer, monitors: Sequence[Scorer], name: str = "local"
 ) -> DiffusionSampler:
@@ -193,7 +200,8 @@ def make_learner(
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
     gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
-    keep_less(policy.unet)
+    if not config.policy.compile:  # which sees for itself what the backward pass needs
+        keep_less(policy.unet)
     return SGDLearner(
         policy,
         make_batches(config, fetch, policy.device, gang, capacity),

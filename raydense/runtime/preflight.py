@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError
+from raydense.core.compiler import check_compiler
 from raydense.core.errors import one_line
 from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
@@ -60,6 +62,11 @@ def check_policy(config: Config, fetch: bool = True) -> None:
     from raydense.runtime.build import initial_lora, lora_config
     from raydense.runtime.footprint import lora_shapes, module_names
 
+    if config.policy.compile and not os.environ.get("RAY_ADDRESS"):  # else the nodes that compile say so
+        try:
+            check_compiler()
+        except FileNotFoundError as error:
+            raise ConfigError(str(error)) from None
     if (directory := local_directory("policy.model", config.policy.model)) is not None:
         for part in PARTS:
             if not (directory / part).is_dir():

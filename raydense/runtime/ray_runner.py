@@ -17,7 +17,7 @@ from learner.ray_learner import RayLearner, fetch_groups
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.runtime.archive import ArchivingFleet
-from raydense.runtime.build import build_learner, build_sampler
+from raydense.runtime.build import build_learner, build_sampler_process
 from raydense.runtime.micro_batch import FreeGpu, settled
 from raydense.runtime.placement import Placement, check_shared_memory, place
 from raydense.runtime.ray_cluster import GB, check_resources, ray_session
@@ -77,7 +77,7 @@ def sampling_fleet_on_ray(config: Config) -> Iterator[Fleet[Any]]:
 def _fleet(config: Config, placement: Placement) -> RayFleet:
     settings = config.samplers
     return RayFleet(
-        partial(build_sampler, config),
+        partial(build_sampler_process, config),
         maximum=placement.samplers,
         minimum=placement.minimum,
         num_cpus=settings.num_cpus,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.dispatch import IN_FLIGHT, MAX_UNIT_DEATHS, Deadlines, Dispatcher, FleetError, Job, Member
+from actors.dispatch import IN_FLIGHT, MAX_UNIT_DEATHS, SUSPECT_DEATHS, Deadlines, Dispatcher, FleetError, Job, Member
 from raydense.core.interfaces import UnitFailed
 from raydense.core.types import RenderUnit, WorkUnit
 
@@ -80,13 +80,13 @@ def test_a_single_member_may_try_again_what_it_failed() -> None:
     assert dispatcher.faults == {"retried": 2}
 
 
-def test_a_death_returns_all_jobs_to_the_front_and_counts_against_the_running_one_alone() -> None:
+def test_a_death_returns_all_jobs_to_the_front_and_counts_against_those_that_were_under_way() -> None:
     dispatcher = pool("a")
     jobs = [job(i) for i in range(3)]
     dispatcher.add(jobs)
     assign_all(dispatcher)
     dispatcher.die(dispatcher.members["a"], "deaths", "killed")
-    assert [j.deaths for j in jobs] == [1, 0, 0]
+    assert [j.deaths for j in jobs] == [1, 1, 0]
     assert dispatcher.faults == {"deaths": 1, "lost": 2, "retried": 2}
     assert dispatcher.assign(0.0) is None  # nobody is alive
     dispatcher.members["b"] = Member("b", alive=True)
@@ -107,6 +107,41 @@ def test_the_unit_that_kills_every_member_ends_the_run_and_its_neighbour_does_no
     said = r"^11 samplers died over one unit \(unit 0 of stage 0, run seed 7, prompts 'a cat'\); the last: no memory$"
     with pytest.raises(FleetError, match=said):
         die_again()
+
+
+def test_a_unit_that_kills_while_its_neighbour_is_scored_soon_runs_alone_and_the_neighbour_is_delivered() -> None:
+    dispatcher = pool("a", "b")
+    jobs = [job(i) for i in range(4)]
+    dispatcher.add(jobs)
+    dispatcher.members["b"].alive = False
+    for _ in range(SUSPECT_DEATHS):
+        assert assign_all(dispatcher) == [(0, "a"), (1, "a")]
+        dispatcher.die(dispatcher.members["a"], "deaths", "no memory")
+        dispatcher.members["a"].alive = True
+    dispatcher.members["b"].alive = True
+    assert assign_all(dispatcher) == [(0, "a"), (1, "b")]  # and nothing beside them
+    dispatcher.finish(dispatcher.members["a"], jobs[0], now=1.0)
+    assert assign_all(dispatcher) == [(2, "a"), (3, "a")]
+    dispatcher.die(dispatcher.members["b"], "deaths", "no memory")
+    dispatcher.members["b"].alive = True
+    dispatcher.add([job(4)])
+    assert assign_all(dispatcher) == [(1, "b")]
+    assert [j.deaths for j in jobs] == [3, 4, 0, 0]
+
+
+def test_members_empty_themselves_for_a_suspect() -> None:
+    dispatcher = pool("a")
+    jobs = [job(i) for i in range(3)]
+    dispatcher.add(jobs)
+    assert assign_all(dispatcher) == [(0, "a"), (1, "a")]
+    jobs[2].deaths = SUSPECT_DEATHS
+    dispatcher.add([job(3)])
+    dispatcher.finish(dispatcher.members["a"], jobs[0], now=1.0)
+    assert assign_all(dispatcher) == []
+    dispatcher.finish(dispatcher.members["a"], jobs[1], now=2.0)
+    assert assign_all(dispatcher) == [(2, "a")]
+    dispatcher.finish(dispatcher.members["a"], jobs[2], now=3.0)
+    assert assign_all(dispatcher) == [(3, "a")]
 
 
 def test_a_deadline_comes_from_measured_times() -> None:

@@ -201,6 +201,26 @@ def test_a_sampler_that_is_back_works_again(make_fleet: Callable[..., RayFleet],
     assert fleet.faults["deaths"] == 1
 
 
+def test_a_sampler_has_the_next_unit_under_way_while_one_is_scored(make_fleet: Callable[..., RayFleet]) -> None:
+    class TwoAtOnce:
+        """Ends a unit only once the next one has begun."""
+
+        def __init__(self, name: str) -> None:
+            import threading
+
+            self._begun = [threading.Event() for _ in range(6)]
+
+        def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
+            self._begun[unit.index].set()
+            together = unit.index == 5 or self._begun[unit.index + 1].wait(20)
+            group: Any = "in place of a group"
+            return UnitReport(unit, (), {"together": float(together)}, "sampler-0"), [group]
+
+    fleet = make_fleet(TwoAtOnce, 1)
+    reports = sorted((report for report, _ in fleet.collect(units(6))), key=lambda report: report.unit.index)
+    assert [report.seconds["together"] for report in reports] == [1.0] * 6
+
+
 @pytest.mark.slow
 def test_a_unit_that_kills_every_sampler_ends_the_run_with_a_word(make_fleet: Callable[..., RayFleet]) -> None:
     said = r"^11 samplers died over one unit \(unit 2 of stage 0, run seed 7, prompts 'a cat'\); the last: "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -194,6 +196,43 @@ def test_the_same_seed_draws_the_same_picture_and_its_score(
         "brightness": expected.tolist(),
         "watched": expected.tolist(),
     }
+
+
+def test_one_unit_is_scored_while_the_next_is_denoised_and_the_bits_are_those_of_one_after_the_other(
+    make_sampler: Callable[..., DiffusionSampler],
+    policy: Policy,
+    initial: PolicyWeights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    units = [replace(UNIT, index=i, group_indices=(2 * i, 2 * i + 1)) for i in range(3)]
+    alone = [make_sampler().sample(unit, initial)[1] for unit in units]
+    decoded, decode, scored, denoising = threading.Semaphore(0), policy.decode, [], []
+
+    def watched_decode(latents: torch.Tensor) -> np.ndarray:
+        denoising.append(1)
+        assert len(denoising) == 1  # the device has one unit at a time
+        images = decode(latents)
+        denoising.clear()
+        decoded.release()
+        return images
+
+    class Patient(Brightness):
+        def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+            scored.append(len(scored))
+            if len(scored) < 3:  # a judge that answers once the next unit's pictures are there
+                assert decoded.acquire(timeout=60)
+                assert decoded.acquire(timeout=60)
+                decoded.release()
+            return super().score(images, prompts)
+
+    monkeypatch.setattr(policy, "decode", watched_decode)
+    sampler = make_sampler(scorer=Patient())
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda unit: sampler.sample(unit, initial)[1], units))
+    assert scored == [0, 1, 2]
+    for before, after in zip(alone, together, strict=True):
+        for first, second in zip(before, after, strict=True):
+            assert_same(first, second)
 
 
 def test_threads_of_the_process_come_back(

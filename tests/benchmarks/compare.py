@@ -33,6 +33,7 @@ from raydense.runtime.bench_models import MODELS, bench_policy
 from raydense.runtime.build import make_batches, make_learner
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
+COMPILED = 1e-4  # the same, where torch.compile rounds elsewhere; before, the code as it is written is held to EQUAL
 CALLS = 1.05  # the baseline's U-Net calls against plain diffusers
 OVERRIDES = {
     # as many draws a stage as the presets': 8 steps of 48 groups, 2,500 of 4
@@ -95,11 +96,14 @@ class Pair:
         What comes between two of them is drawn and not computed: the reference's log-probs that the learner would know
         by then count as known. In the first step, which decides whether both compute the same, nothing is.
         """
-        learner: Any = make_learner(self.config, self.policy, self.fetch)
-        draws = batch_source(self.config, self.fetch)
-        for source in (learner, draws):
-            source.begin_stage(0, list(range(self.config.stage.groups)))
-        self._check_gradient(learner, draws)
+        weights = self.policy.weights()
+        with torch.compiler.set_stance("force_eager"):
+            self._check_gradient(*self._begin(), within=EQUAL)
+        if self.config.policy.compile:
+            self.policy.bind(weights)
+            self.published.unet.load_state_dict(self.policy.unet.state_dict())
+            self._check_gradient(*self._begin(), within=COMPILED)
+        learner, draws = self._begin()
 
         def theirs(step: int) -> None:
             batch = draws.take(step)
@@ -112,7 +116,15 @@ class Pair:
         steps = np.unique(np.linspace(1, last, min(rounds, last)).astype(int)).tolist()
         return ratios(theirs, ours, steps, prepare=lambda step: _skip_to(learner, draws, step))
 
-    def _check_gradient(self, learner: Any, draws: BatchSource[int]) -> None:
+    def _begin(self) -> tuple[Any, BatchSource[int]]:
+        """A learner at the beginning of a stage, and the draws of its batches."""
+        learner: Any = make_learner(self.config, self.policy, self.fetch)
+        draws = batch_source(self.config, self.fetch)
+        for source in (learner, draws):
+            source.begin_stage(0, list(range(self.config.stage.groups)))
+        return learner, draws
+
+    def _check_gradient(self, learner: Any, draws: BatchSource[int], within: float) -> None:
         """The first step of both, from the same weights: same loss, same gradient."""
         batch = draws.take(0)
         (row,) = learner.train(1)
@@ -123,8 +135,8 @@ class Pair:
         clipped = next(v for n, v in row.values.items() if "clip" in n)
         print(f"loss {loss:.7f}, ours {row.values['loss']:.7f}; gradient differs by {error:.1e}; clipped {clipped:.0%}")
         assert float(theirs.norm()) > 0
-        assert abs(loss - row.values["loss"]) <= EQUAL * abs(loss)
-        assert error <= EQUAL
+        assert abs(loss - row.values["loss"]) <= within * abs(loss)
+        assert error <= within
 
     def _prompts(self, batch: Any) -> list[str]:
         return [g.prompt for g in self.fetch(batch.plan.groups.tolist())]

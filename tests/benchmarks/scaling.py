@@ -38,12 +38,15 @@ def sleeping_sampler(unit_s: float) -> Callable[[str], Any]:
 
     class Sleeper:
         def __init__(self, name: str) -> None:
-            self._name = name
+            import threading
+
+            self._name, self._device = name, threading.Lock()
 
         def sample(self, unit: Any, weights: Any) -> Any:
             from raydense.core.types import GroupMeta, TrajectoryGroup, UnitReport
 
-            time.sleep(unit_s)
+            with self._device:
+                time.sleep(unit_s)
             metas, groups = [], []
             for index, prompt in zip(unit.group_indices, unit.prompts, strict=True):
                 stamp = (weights.version, weights.checksum)
