@@ -157,7 +157,7 @@ class DiffusionSampler:
         """Trained weights must change a fixed probe's noise prediction. Raises: InertWeights."""
         probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe")).to(self._policy.device)
         first, embeds = torch.zeros(1, dtype=torch.long, device=probe.device), self._embed("a photo")[None]
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # nothing is compiled for a single use
             tuned = self._policy.predict(probe, first, embeds)
             with self._policy.reference():
                 base = self._policy.predict(probe, first, embeds)

@@ -29,9 +29,13 @@ def predictions(policy: Policy, count: int) -> tuple[torch.Tensor, torch.Tensor]
             return tuned, policy.predict(*arguments)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_sizes(
-    make_policy: Make, perturbed: Callable[..., PolicyWeights]
+    make_policy: Make, perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
+    """`eager`: the U-Net becomes the same graphs, which run as they are; no code is generated."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
     plain, compiled = make_policy(), make_policy(compiled=True)
     weights = perturbed(plain)
     for policy in (plain, compiled):
