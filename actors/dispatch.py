@@ -48,7 +48,8 @@ class Job:
 
     @property
     def suspect(self) -> bool:
-        return self.deaths >= SUSPECT_DEATHS
+        """Whether it should run alone: it kills its members, or its next failure ends the run."""
+        return self.deaths >= SUSPECT_DEATHS or self.failures == MAX_UNIT_FAILURES - 1
 
 
 @dataclass(eq=False)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 import ray
 from ray.util.metrics import Counter
 
+from actors.dispatch import IN_FLIGHT
 from raydense.core.interfaces import Sampler
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 
 
-@ray.remote(max_concurrency=2)  # one unit is scored while the next is denoised
+@ray.remote(max_concurrency=IN_FLIGHT)  # one unit is scored while the next is denoised
 class RaySampler:
     """Holds one sampler. Groups are *returned*, so that the caller owns them and they survive this actor.
 
