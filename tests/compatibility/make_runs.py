@@ -1,4 +1,4 @@
-"""Makes this folder's run directories and answers: `python tests/compatibility/make_runs.py`, with the code to be held to.
+"""Makes this folder's run directories and answers, with the code to be held to.
 
 They were made with the code of commit 2501e24 (format 1 of a run directory), on the embedded model made small.
 """
@@ -13,9 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from raydense.config import load_config, preset_names
+
 HERE = Path(__file__).resolve().parent
-SMALL = ("policy.lora_rank=2", "steps.count=4", "sampler={trajectories: 3, keep: 3, unit_prompts: 2, shared_noise: true, "
-         "guidance_scale: 1.0}", "stage={count: 2, groups: 4, steps: 3}", "train.batch_groups=2", "train.c=10",
+SMALL = ("policy.lora_rank=2", "steps.count=4", "sampler={trajectories: 3, keep: 3, unit_prompts: 2, "
+         "shared_noise: true, guidance_scale: 1.0}", "stage={count: 2, groups: 4, steps: 3}", "train.batch_groups=2", "train.c=10",
          "evaluate={prompts: 2, images_per_prompt: 2, grid_prompts: 1, grid_images: 2}", "learner.threads=1",
          "replay={segments: true, keep_segments: true}", "checkpoint={every_steps: 1, keep_last: 2}",
          "telemetry.tensorboard=false", "reward.monitors=[]")  # fmt: skip
@@ -68,6 +70,8 @@ def main() -> None:
     raydense("sample", "a red circle", "--lora", HERE / "finished", "--base", "--images", "1", "--out", work / "s.png")
     shutil.copy(work / "s.png", answers / "sample.png")
     (answers / "status.json").write_text(raydense("status", "finished", "--json"))
+    for preset in preset_names():
+        (answers / f"{preset}.yaml").write_text(load_config(None, preset).to_yaml())
     (answers / "compare.json").write_text(raydense("compare", "finished", "cut", "--json"))
     shutil.rmtree(work)
 
