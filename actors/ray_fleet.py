@@ -20,8 +20,8 @@ from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
 from raydense.core.actor_options import actor_options
-from raydense.core.errors import one_line
 from raydense.core.interfaces import InertWeights, Sampler
+from raydense.core.messages import one_line
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
 from raydense.core.versions import LiveVersions
 

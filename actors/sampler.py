@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydense.core.ddim import gaussian_log_prob
 from raydense.core.image_statistics import image_statistics
 from raydense.core.interfaces import InertWeights, ScoreError, Scorer
-from raydense.core.policy import Policy
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -32,6 +30,8 @@ from raydense.core.types import (
     UnitReport,
     WorkUnit,
 )
+from raydense.diffusion.ddim import gaussian_log_prob
+from raydense.diffusion.policy import Policy
 from raydense.rewards.mixture import MixtureScorer
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raydense.core.errors import one_line
 from raydense.core.interfaces import GroupsLost, LearnerDied
+from raydense.core.messages import one_line
 
 LOOPBACK = "127.0.0.1"
 Result = TypeVar("Result")

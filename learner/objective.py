@@ -13,8 +13,8 @@ from torch import Tensor
 
 from learner.batching import BatchPlan
 from learner.losses import clipped_log_ratio, pair_accuracy, plackett_luce_loss, trajectory_logits
-from raydense.core.policy import Policy
 from raydense.core.types import TrajectoryGroup
+from raydense.diffusion.policy import Policy
 
 
 @dataclass(frozen=True)

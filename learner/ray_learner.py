@@ -10,8 +10,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from learner.gang import LOOPBACK, Gang
 from raydense.core.actor_options import actor_options
-from raydense.core.errors import one_line
 from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
+from raydense.core.messages import one_line
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
 LearnerFactory = Callable[[Callable[..., Any], Gang], Learner[Any]]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from learner.batching import BatchPlan
 from learner.objective import TransitionBatch, transition_log_probs
-from raydense.core.policy import Policy
 from raydense.core.types import FloatArray
+from raydense.diffusion.policy import Policy
 
 
 class ReferenceCache:

@@ -16,9 +16,9 @@ from learner.gang import Gang
 from learner.objective import preference_loss
 from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
-from raydense.core.policy import Policy
 from raydense.core.threads import cpu_threads
 from raydense.core.types import PolicyWeights, StepMetrics
+from raydense.diffusion.policy import Policy
 
 Handle = TypeVar("Handle")
 MAX_SKIPPED = 3  # gradient steps in a row without a finite loss and gradient

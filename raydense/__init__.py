@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raydense.api import Run, train
     from raydense.config import Config, ConfigError, load_config
-    from raydense.runtime.api import Run, train
 
 _HOMES = {
     "Config": "raydense.config",
     "ConfigError": "raydense.config",
     "load_config": "raydense.config",
-    "Run": "raydense.runtime.api",
-    "train": "raydense.runtime.api",
+    "Run": "raydense.api",
+    "train": "raydense.api",
 }
 __all__ = ["Config", "ConfigError", "Run", "load_config", "train"]
 

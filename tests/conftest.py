@@ -14,8 +14,8 @@ import torch
 from peft import LoraConfig
 
 from raydense.config import Config
-from raydense.core.policy import Policy, load_policy
 from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.diffusion.policy import Policy, load_policy
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, workers starve beside any other work
 torch.set_num_threads(1)  # on small tensors more threads only wait, above all beside other work

@@ -39,9 +39,9 @@ def bench(
         if json_file is not None:
             _check_writable(json_file)
 
-        from raydense.runtime.bench import machine, measure, plan_jobs
-        from raydense.runtime.bench_table import bench_table, versions_line
-        from raydense.runtime.progress import ProgressDisplay
+        from raydense.bench.measure import machine, measure, plan_jobs
+        from raydense.bench.table import bench_table, versions_line
+        from raydense.records.progress import ProgressDisplay
 
         jobs = plan_jobs(models or ["tiny"], overrides or [])
         command = shlex.join(["raydense", *sys.argv[1:]])

@@ -25,7 +25,7 @@ from raydense.commands.common import (
 from raydense.config import load_config
 
 if TYPE_CHECKING:
-    from raydense.runtime.ray_chaos import Outcome
+    from raydense.checks.ray_chaos import Outcome
 
 EXAMPLE = "Example: `raydense chaos --faults 10 --seed 1`"
 SHORT = ("stage={count: 4, groups: 24, steps: 6}", "sampler.unit_prompts=4", "train.batch_groups=8",
@@ -54,8 +54,8 @@ def chaos(
 
         # before Ray is imported, which reads it then: the simulated cluster is closed to everybody else
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-        from raydense.runtime.ray_chaos import Chaos, chaos_cluster
-        from raydense.runtime.ray_chaos import as_json as to_json
+        from raydense.checks.ray_chaos import Chaos, chaos_cluster
+        from raydense.checks.ray_chaos import as_json as to_json
 
         root = out or Path(tempfile.mkdtemp(prefix="raydense-chaos-"))
         root.mkdir(parents=True, exist_ok=True)

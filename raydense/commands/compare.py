@@ -25,7 +25,7 @@ def compare(
         if len(runs) < 2:
             raise ConfigError(f"one run, {runs[0]}, cannot be compared; give two or more")
 
-        from raydense.runtime.compare import differences, read_runs, score_rows, sheets
+        from raydense.evaluation.compare import differences, read_runs, score_rows, sheets
 
         found = read_runs(runs)
         if as_json:

@@ -36,8 +36,8 @@ def doctor(
     with explained(debug):
         config = load_config(config_file, preset, overrides)
 
-        from raydense.runtime.doctor import examine
-        from raydense.runtime.run_dir import locate
+        from raydense.checks.doctor import examine
+        from raydense.records.run_dir import locate
 
         failed = 0
         for check in examine(config, locate(out)[0], tflops):

@@ -48,12 +48,12 @@ def evaluate(
 ) -> None:
     """Compares LoRAs with their base model: same prompts, same noise, several judges; means, win-rates, intervals."""
     with explained(debug):
-        from raydense.runtime.evaluate import evaluate as judge_models
-        from raydense.runtime.evaluate import read_columns, with_scorers
-        from raydense.runtime.evaluation_table import sheets, write_evaluation
-        from raydense.runtime.models import find_sources, shared_config
-        from raydense.runtime.preflight import check_policy, check_scorer
-        from raydense.runtime.progress import ProgressDisplay
+        from raydense.evaluation.candidates import find_sources, shared_config
+        from raydense.evaluation.evaluate import evaluate as judge_models
+        from raydense.evaluation.evaluate import read_columns, with_scorers
+        from raydense.evaluation.table import sheets, write_evaluation
+        from raydense.planning.preflight import check_policy, check_scorer
+        from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(models)
         chosen = load_config(config_file, preset) if config_file or preset else None

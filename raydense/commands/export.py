@@ -19,7 +19,7 @@ def export(
 ) -> None:
     """Writes a run's LoRA with a model card and an example that runs, ready to be given away."""
     with explained(debug):
-        from raydense.runtime.export import export as write
+        from raydense.evaluation.export import export as write
 
         write(run, to)
         typer.echo(f"LoRA     {to}/pytorch_lora_weights.safetensors")

@@ -19,8 +19,8 @@ def report(
 ) -> None:
     """Writes a run as one HTML file: curves, pictures, gains by prompt, times, faults. Works while it runs, too."""
     with explained(debug):
+        from raydense.records.status import latest_run
         from raydense.report.page import write_report
-        from raydense.runtime.status import latest_run
 
         file = write_report(run or latest_run(), out)
         typer.echo(f"{file}   ({file.stat().st_size / 1e6:.1f} MB, for any browser, no network needed)")

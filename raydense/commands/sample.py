@@ -43,10 +43,10 @@ def sample(
             if path.exists():
                 raise ConfigError(f"--out={path} is there already and is never overwritten; give another name")
 
-        from raydense.runtime.models import BASE, find_sources, fit_models, shared_config
-        from raydense.runtime.preflight import check_policy
-        from raydense.runtime.progress import ProgressDisplay
-        from raydense.runtime.sample import distances, draw, save_chains, save_pictures, shown_steps
+        from raydense.evaluation.candidates import BASE, find_sources, fit_models, shared_config
+        from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
+        from raydense.planning.preflight import check_policy
+        from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(lora or [])
         chosen = load_config(config_file, preset) if config_file or preset or not sources else None

@@ -20,7 +20,7 @@ def status(
     debug: Debug = False,
 ) -> None:
     """Shows what a run does: stage, units, rewards, fleet, ledger, last checkpoint."""
-    from raydense.runtime.status import latest_run, read_status, show_status
+    from raydense.records.status import latest_run, read_status, show_status
 
     with explained(debug):
         found = read_status(run or latest_run())

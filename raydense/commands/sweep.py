@@ -45,10 +45,10 @@ def sweep(
 ) -> None:
     """Trains every combination of settings and seeds, then compares: a table, a plot. Continues where it was cut."""
     with explained(debug):
-        from raydense.runtime.stopping import StopRequested
-        from raydense.runtime.sweep import parse_grid, parse_seeds, plan_sweep
-        from raydense.runtime.sweep_runs import SweepRunner, default_jobs
-        from raydense.runtime.sweep_table import write_results
+        from raydense.evaluation.sweep import parse_grid, parse_seeds, plan_sweep
+        from raydense.evaluation.sweep_runs import SweepRunner, default_jobs
+        from raydense.evaluation.sweep_table import write_results
+        from raydense.training.stopping import StopRequested
 
         trials = plan_sweep(out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds))
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []

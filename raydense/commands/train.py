@@ -80,9 +80,9 @@ def train(
 
 
 def _dry_run(config: Config, tflops: float, rates: str | None, price: float | None, as_json: bool) -> None:
-    from raydense.runtime.cost import Rates, estimate
-    from raydense.runtime.dry_run import check_and_plan
-    from raydense.runtime.plan_table import show_plan
+    from raydense.planning.cost import Rates, estimate
+    from raydense.planning.dry_run import check_and_plan
+    from raydense.planning.plan_table import show_plan
 
     plan = check_and_plan(config, tflops)
     found = Rates.measured(rates, config) if rates is not None else Rates.assumed(config, plan)
@@ -101,10 +101,10 @@ def _train(
     log_format: LogFormat,
 ) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
-    from raydense.runtime.progress import ProgressDisplay
-    from raydense.runtime.run_dir import default_out, locate
-    from raydense.runtime.stopping import StopRequested
-    from raydense.runtime.train import resume, train
+    from raydense.records.progress import ProgressDisplay
+    from raydense.records.run_dir import default_out, locate
+    from raydense.training.run import resume, train
+    from raydense.training.stopping import StopRequested
 
     if out is not None:
         root, mirror = locate(out)
@@ -129,9 +129,9 @@ def _train_offline(
     source: Path, overrides: list[str], out: str | None, log_format: LogFormat, preferences: Path | None
 ) -> None:
     """Learns in `out` from the groups that the run in `source` stored."""
-    from raydense.runtime.offline import offline_config, train_offline
-    from raydense.runtime.progress import ProgressDisplay
-    from raydense.runtime.run_dir import default_out, locate
+    from raydense.records.progress import ProgressDisplay
+    from raydense.records.run_dir import default_out, locate
+    from raydense.training.offline import offline_config, train_offline
 
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
     display = ProgressDisplay(Console(soft_wrap=True), log_format)

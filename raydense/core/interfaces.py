@@ -1,4 +1,4 @@
-"""The vocabulary: who does what, whatever runs it. The loop that joins them is `raydense.runtime.stage_loop`:
+"""The vocabulary: who does what, whatever runs it. The loop that joins them is `raydense.training.stage_loop`:
 
 for stage in range(stages):
     weights = learner.weights()                        # θ of this stage
@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from raydense.core.errors import one_line
+from raydense.core.messages import one_line
 from raydense.core.types import (
     FloatArray,
     PolicyWeights,

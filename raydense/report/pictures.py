@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 
 from raydense.core.statistics import Interval, clustered_interval
+from raydense.records.grids import Grid, read_grid
+from raydense.records.thumbnails import encode, is_png, read_thumbnails
 from raydense.report.run_data import RunData
 from raydense.report.svg import MUTED, SERIES, Figure, draw
-from raydense.runtime.grids import Grid, read_grid
-from raydense.runtime.thumbnails import encode, is_png, read_thumbnails
 
 SHOWN = 4  # prompts that gained most, and as many that lost most, of each set
 STRIP = 12  # pictures of a strip at most: the base model, the last stage, and evenly spaced ones between

@@ -11,8 +11,8 @@ from typing import Any
 
 from raydense.config import Config, load_config
 from raydense.core.metrics import read_rows
-from raydense.runtime.run_dir import RunDirectory
-from raydense.runtime.status import read_status
+from raydense.records.run_dir import RunDirectory
+from raydense.records.status import read_status
 
 Row = dict[str, Any]
 

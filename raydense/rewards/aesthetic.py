@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPModel
 
-from raydense.core.errors import one_line
 from raydense.core.locations import resolve
+from raydense.core.messages import one_line
 from raydense.core.types import FloatArray
 from raydense.rewards.head import regression_head
 from raydense.rewards.weights import load_strictly, read_state_dict

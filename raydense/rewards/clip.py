@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPModel, CLIPProcessor
 
-from raydense.core.errors import one_line
 from raydense.core.locations import resolve
+from raydense.core.messages import one_line
 from raydense.core.types import FloatArray
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from raydense.core.errors import one_line
+from raydense.core.messages import one_line
 from raydense.core.types import FloatArray
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may change

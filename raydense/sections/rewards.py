@@ -148,7 +148,7 @@ ScorerConfig = Annotated[
 
 
 class WatchConfig(Section):
-    """When a run suspects that its reward is being hacked (`raydense.runtime.watch` has the rule)."""
+    """When a run suspects that its reward is being hacked (`raydense.training.watch` has the rule)."""
 
     sigmas: PositiveFloat = 3.0  # standard errors, by which the reward rose and a monitor fell
     collapse: PositiveFloat = 3.0  # standard deviations between the first stage's groups, by which pictures changed

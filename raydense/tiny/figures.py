@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor
 
-from raydense.core.prompts import read_prompts
+from raydense.prompts.prompt_sets import read_prompts
 from raydense.tiny.oracle import score
 from raydense.tiny.renderings import render_bank
 from raydense.tiny.scenes import render_batch, split_captions

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from raydense.tiny.models import build_pipeline, build_processor, build_tokenizer, save_bpe_files
+from raydense.tiny.networks import build_pipeline, build_processor, build_tokenizer, save_bpe_files
 from raydense.tiny.scenes import split_captions
 from raydense.tiny.train_scorer import ScorerSettings, build_bank, train_scorer
 from raydense.tiny.train_unet import UnetSettings, encode_bank, fully_right_share, train_unet

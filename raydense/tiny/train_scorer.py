@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
-from raydense.tiny.models import build_scorer, build_tokenizer, tokenize
+from raydense.tiny.networks import build_scorer, build_tokenizer, tokenize
 from raydense.tiny.renderings import decode, encode, render_bank, to_pixels
 from raydense.tiny.scenes import COLOURS, RELATIONS, SHAPES, Scene, SceneObject, parse, training_captions
 from raydense.tiny.training import Trainer, cosine_rate

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from raydense.tiny.models import build_scheduler, build_text_encoder, build_tokenizer, build_unet, tokenize
+from raydense.tiny.networks import build_scheduler, build_text_encoder, build_tokenizer, build_unet, tokenize
 from raydense.tiny.oracle import score
 from raydense.tiny.renderings import encode, render_bank
 from raydense.tiny.scenes import training_captions

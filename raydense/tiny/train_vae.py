@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydense.tiny.models import build_vae
+from raydense.tiny.networks import build_vae
 from raydense.tiny.renderings import RenderingBank, decode, encode, render_bank, to_pixels
 from raydense.tiny.scenes import BACKGROUND, training_captions
 from raydense.tiny.training import Trainer, cosine_rate

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from actors.sampler import rollout
-from raydense.core.ddim import gaussian_log_prob
-from raydense.core.policy import Policy
+from raydense.diffusion.ddim import gaussian_log_prob
+from raydense.diffusion.policy import Policy
 
 Prepared = tuple[Policy, torch.Tensor, torch.Tensor]
 

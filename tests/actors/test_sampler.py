@@ -14,10 +14,10 @@ import torch
 
 from actors.sampler import DiffusionSampler
 from raydense.core.interfaces import ScoreError
-from raydense.core.policy import Policy
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
+from raydense.diffusion.policy import Policy
 
 
 class Brightness:

@@ -26,11 +26,11 @@ from published import Published
 from actors.sampler import rollout
 from learner.batch_source import BatchSource
 from learner.gang import Gang
+from raydense.bench.architectures import MODELS, bench_policy
+from raydense.build import make_batches, make_learner
 from raydense.config import Config
-from raydense.core.policy import Policy
 from raydense.core.types import PolicyWeights, TrajectoryGroup
-from raydense.runtime.bench_models import MODELS, bench_policy
-from raydense.runtime.build import make_batches, make_learner
+from raydense.diffusion.policy import Policy
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
 COMPILED = 2e-5  # the same, where torch.compile rounds elsewhere; before, the code as it is written is held to EQUAL

@@ -30,12 +30,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from actors.sampler import rollout
+from raydense.bench.architectures import MODELS, bench_policy
+from raydense.build import make_learner
 from raydense.config import Config
-from raydense.core.policy import Policy
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
-from raydense.runtime.bench_models import MODELS, bench_policy
-from raydense.runtime.build import make_learner
+from raydense.diffusion.policy import Policy
 
 BASE = [
     "sampler.guidance_scale=7.5",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from learner.objective import TransitionBatch
 from raydense.config import Config
-from raydense.core.policy import Policy
+from raydense.diffusion.policy import Policy
 
 
 class Published:

@@ -25,9 +25,9 @@ import numpy as np
 from raydense.config import Config, load_config
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.types import PolicyWeights, Position, StepMetrics
-from raydense.runtime import local_runner, ray_runner
-from raydense.runtime.plan import PromptSets, read_prompt_sets
-from raydense.runtime.stage_loop import run_stages
+from raydense.fleets import local_runner, ray_runner
+from raydense.planning.units import PromptSets, read_prompt_sets
+from raydense.training.stage_loop import run_stages
 
 LOCAL, RAY = "local", "ray"
 
@@ -36,7 +36,7 @@ class TimedLearner:
     """`Learner` that says how long each step took where it was taken."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        from raydense.runtime.build import build_learner
+        from raydense.build import build_learner
 
         self._inner: Any = build_learner(*arguments, **options)
 

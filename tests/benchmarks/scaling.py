@@ -27,8 +27,8 @@ from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner
 from raydense.config import Config, load_config
 from raydense.core.types import PolicyWeights, UnitReport
-from raydense.runtime.plan import PromptSets
-from raydense.runtime.stage_loop import run_stages
+from raydense.planning.units import PromptSets
+from raydense.training.stage_loop import run_stages
 
 LORA_VALUES = 797_184  # of SD1.5 at rank 4
 

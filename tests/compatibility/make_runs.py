@@ -17,7 +17,8 @@ from raydense.config import load_config, preset_names
 
 HERE = Path(__file__).resolve().parent
 SMALL = ("policy.lora_rank=2", "steps.count=4", "sampler={trajectories: 3, keep: 3, unit_prompts: 2, "
-         "shared_noise: true, guidance_scale: 1.0}", "stage={count: 2, groups: 4, steps: 3}", "train.batch_groups=2", "train.c=10",
+         "shared_noise: true, guidance_scale: 1.0}", "stage={count: 2, groups: 4, steps: 3}",
+         "train.batch_groups=2", "train.c=10",
          "evaluate={prompts: 2, images_per_prompt: 2, grid_prompts: 1, grid_images: 2}", "learner.threads=1",
          "replay={segments: true, keep_segments: true}", "checkpoint={every_steps: 1, keep_last: 2}",
          "telemetry.tensorboard=false", "reward.monitors=[]")  # fmt: skip

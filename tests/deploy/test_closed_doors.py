@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config
-from raydense.runtime.mirror import without_secret
-from raydense.runtime.ray_cluster import _authentication_mode
-from raydense.runtime.run_dir import RunDirectory
+from raydense.fleets.ray_cluster import _authentication_mode
+from raydense.records.mirror import without_secret
+from raydense.records.run_dir import RunDirectory
 
 BIN = Path(sys.executable).parent
 
@@ -142,7 +142,7 @@ def test_joining_an_open_cluster_is_warned_of() -> None:
     code = (
         "import time\n"
         "from raydense.config import ConfigError\n"
-        "from raydense.runtime.ray_cluster import ray_session\n"
+        "from raydense.fleets.ray_cluster import ray_session\n"
         "for _ in range(120):\n"
         "    try:\n"
         "        with ray_session(): break\n"

@@ -27,9 +27,9 @@ from actors.sampler import rollout
 from learner.batching import BatchPlan
 from learner.objective import gather_transitions, preference_loss
 from learner.references import ReferenceCache
-from raydense.core.ddim import make_schedule
-from raydense.core.policy import Policy
 from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.diffusion.ddim import make_schedule
+from raydense.diffusion.policy import Policy
 
 FILE = Path(__file__).with_name("golden.safetensors")
 STEPS = 10

@@ -14,9 +14,9 @@ from learner.losses import step_weights
 from learner.objective import TransitionBatch, gather_transitions
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
-from raydense.core.policy import Policy
 from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
+from raydense.diffusion.policy import Policy
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import torch
 from learner.gang import Gang
 from raydense.config import Config
 from raydense.core.interfaces import GroupsLost, LearnerDied
-from raydense.core.policy import Policy
+from raydense.diffusion.policy import Policy
 
 Start = Callable[..., Any]
 UNCLIPPED = {"max_grad_norm": 1e9}
@@ -62,7 +62,7 @@ def start(ray_cluster: None) -> Iterator[Start]:
 
 def with_gradient(config: Config, fetch: Any, gang: Gang) -> Any:
     """The real learner, whose state shows its last gradient instead of its optimizer."""
-    from raydense.runtime.build import build_learner
+    from raydense.build import build_learner
 
     learner = build_learner(config, fetch, gang)
     whole = learner.state_dict
@@ -105,7 +105,7 @@ def test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoin
 ) -> None:
     import ray
 
-    from raydense.runtime.build import build_learner
+    from raydense.build import build_learner
 
     learner = start(small_config(), 2, partial(build_learner, small_config()))
     learner.begin_stage(0, groups)

@@ -13,8 +13,8 @@ from scipy.special import logsumexp
 from learner.batching import BatchPlan
 from learner.objective import TransitionBatch, gather_transitions, preference_loss
 from learner.references import ReferenceCache
-from raydense.core.policy import Policy
 from raydense.core.types import TrajectoryGroup
+from raydense.diffusion.policy import Policy
 
 C, CLIP = 10.0, 0.02
 CASES = {"initial policy": ("init",), "behaviour policy": ("old",), "both": ("init", "old"), "warm-up": ()}

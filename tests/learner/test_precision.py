@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from learner.sgd_learner import SGDLearner
-from raydense.core.policy import Policy
 from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.diffusion.policy import Policy
 
 Make = Callable[..., Any]
 AUTOCAST = [None, torch.bfloat16]

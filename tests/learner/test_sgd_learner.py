@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
-from raydense.core.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from raydense.core.policy import Policy
 from raydense.core.types import Position, TrajectoryGroup
+from raydense.diffusion.policy import Policy
+from raydense.records.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 
 Groups = list[TrajectoryGroup]
 Learner = SGDLearner[TrajectoryGroup]

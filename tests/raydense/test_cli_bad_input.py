@@ -204,7 +204,7 @@ def test_an_error_of_ours_is_no_bad_input(config: Path, tmp_path: Path, monkeypa
     def broken(*_: Any, **__: Any) -> None:
         raise ValueError("shapes [2] and [3] differ")
 
-    monkeypatch.setattr("raydense.runtime.train._Run.execute", broken)
+    monkeypatch.setattr("raydense.training.run._Run.execute", broken)
     result = run(config, "--out", tmp_path / "run")
     assert result.exit_code == 1
     assert result.stderr == "raydense: shapes [2] and [3] differ (ValueError; --debug shows where)\n"

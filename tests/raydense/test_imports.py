@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 RAY_FREE = (
-    "raydense.runtime.local_runner",
-    "raydense.runtime.train",
-    "raydense.runtime.stage_loop",
+    "raydense.fleets.local_runner",
+    "raydense.training.run",
+    "raydense.training.stage_loop",
     "actors.sampler",
     "learner.sgd_learner",
 )

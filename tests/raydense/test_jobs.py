@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raydense.runtime.status import read_status
+from raydense.records.status import read_status
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from raydense.config import Config
-from raydense.runtime.progress import ProgressDisplay
-from raydense.runtime.train import train
+from raydense.records.progress import ProgressDisplay
+from raydense.training.run import train
 
 WATCHED = {"kind": "callable", "name": "reddish", "target": "tests_report_judges:reddish"}
 

@@ -16,6 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 from learner.gang import Gang
+from raydense.build import make_batches
 from raydense.cli import app
 from raydense.config import Config
 from raydense.core.metrics import read_rows
@@ -24,7 +25,6 @@ from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
 from raydense.report.step_draws import draw_counts, expected_shares
-from raydense.runtime.build import make_batches
 
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",

@@ -1,0 +1,76 @@
+"""`raydense bench`: what a device's sampler, learner and scorer sustain, on models of known size; without Ray."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from raydense.bench.architectures import MODELS
+from raydense.bench.clock import device_name
+from raydense.bench.roles import Job, Progress, measure_learner, measure_sampler, measure_scorer
+from raydense.build import resolve_device
+from raydense.config import ConfigError
+from raydense.planning.micro_batch import local_gpu, settled
+from raydense.planning.preflight import check_policy, check_scorer
+from raydense.planning.units import read_prompt_sets, stage_units
+
+PACKAGES = ("raydense", "torch", "diffusers", "transformers")
+
+
+def plan_jobs(models: Sequence[str], overrides: Sequence[str]) -> list[Job]:
+    """Finds all that can be wrong before any work. Raises: ConfigError."""
+    for name in models:
+        if name not in MODELS:
+            raise ConfigError(f"--model={name} is no model of the benchmark; choose from {', '.join(MODELS)}")
+    return [_plan(name, overrides) for name in dict.fromkeys(models)]
+
+
+def _plan(name: str, overrides: Sequence[str]) -> Job:
+    model, whole = MODELS[name], MODELS[name].config(*overrides)
+    devices = [_device("sampler", whole.sampler.device), _device("learner", whole.learner.device)]
+    given = {override.partition("=")[0].strip() for override in overrides}
+    on_cpu = any(device.type == "cpu" for device in devices)
+    cut = tuple(setting for setting in model.cut if on_cpu and setting.partition("=")[0] not in given)
+    config = settled(model.config(*cut, *overrides), local_gpu)
+    if model.unet is None:
+        check_policy(config)
+        for scorer in config.reward.judges:
+            check_scorer(scorer)
+    units = tuple(stage_units(config, read_prompt_sets(config).train, 0, 0))
+    return Job(name, config, units, whole.steps.count, cut)
+
+
+def _device(role: str, name: str) -> torch.device:
+    device = resolve_device(name)
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{role}.device={name} is not measured; use cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"{role}.device={name}: this process sees {torch.cuda.device_count()} GPUs; use cpu or auto")
+    return device
+
+
+def machine(jobs: Sequence[Job]) -> dict[str, Any]:
+    """What the figures are measured on and with."""
+    return {
+        "device": device_name(resolve_device(jobs[0].config.sampler.device)),
+        "cpus": os.cpu_count(),
+        "versions": {
+            **{name: version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        },
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def measure(job: Job, rounds: int, progress: Progress) -> dict[str, Any]:
+    """Rates of each role; one is gone before the next is built."""
+    sampler, groups = measure_sampler(job, rounds, progress)
+    learner = measure_learner(job, groups, rounds, progress)
+    scorer = measure_scorer(job, sampler["image_size"], rounds, progress)
+    return {"cut": list(job.cut), "sampler": sampler, "learner": learner, "scorer": scorer}

@@ -1,0 +1,146 @@
+"""`raydense doctor`, for before the first GPU-hour: checks the machine, then tries the real thing once."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+
+from raydense.build import build_learner, build_sampler
+from raydense.config import Config, ConfigError
+from raydense.core.types import TrajectoryGroup
+from raydense.planning.dry_run import Plan, count_judged, plan_run, size
+from raydense.planning.micro_batch import local_gpu, settled
+from raydense.planning.placement import place
+from raydense.planning.preflight import check_inputs
+from raydense.planning.units import PromptSets, stage_units
+
+RHO_SHARE = 0.1  # of δ, above which sampler and learner disagree too much
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `ok` is False where a run would fail or mislead."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
+    """Yields every check as it is made; the trial comes last, and only if the inputs are sound."""
+    yield from _versions()
+    yield _devices(config)
+    try:
+        sets = check_inputs(config)
+        plan = plan_run(config, sets, tflops)
+    except ConfigError as error:
+        yield Check("model, scorer, prompts", False, str(error))
+        return
+    notes = "; ".join(sets.notes) or f"{len(sets.train):,} train and {len(sets.unseen):,} unseen prompts"
+    yield Check("model, scorer, prompts", True, notes)
+    yield _disk(out, plan)
+
+    from raydense.checks.ray_doctor import check_ray
+
+    yield from check_ray(config, plan)
+    yield from _trial(config, sets)
+
+
+def _versions() -> Iterator[Check]:
+    """Every requirement of the package against what is installed."""
+    wrong = []
+    for line in requires("raydense") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+        except PackageNotFoundError:
+            wrong.append(f"{requirement} is missing")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
+    python = sys.version.split()[0]
+    shown = ", ".join(f"{name} {version(name)}" for name in ("raydense", "ray", "torch", "diffusers"))
+    yield Check("versions", not wrong, "; ".join(wrong) or f"Python {python}, {shown}")
+
+
+def _devices(config: Config) -> Check:
+    wanted = bool(config.samplers.num_gpus or config.learner.num_gpus)
+    if not torch.cuda.is_available():
+        return Check("GPUs", not wanted, "none here" + (", but the configuration reserves some" if wanted else ""))
+    properties = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return Check("GPUs", True, ", ".join(f"{p.name} ({size(p.total_memory)})" for p in properties))
+
+
+def _disk(out: Path, plan: Plan) -> Check:
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free, needed = shutil.disk_usage(existing).free, plan.segment_bytes + plan.checkpoint_bytes
+    return Check("disk", free > needed, f"{size(free)} free at {existing}, {size(needed)} needed")
+
+
+def _trial(config: Config, sets: PromptSets) -> Iterator[Check]:
+    """One work unit and one learner step in this process, twice each: the first of a kind warms up."""
+    unit = stage_units(config, sets.train, 0, 0)[0]
+    try:
+        probe = config.model_copy(update={"train": config.train.model_copy(update={"reg_to_pi_old": True})})
+        learner: Any = build_learner(settled(probe, local_gpu), fetch=lambda groups: groups)
+        sampler = build_sampler(config)
+        sampler.sample(unit, learner.weights())
+        started = time.perf_counter()
+        report, groups = sampler.sample(unit, learner.weights())
+        unit_s = time.perf_counter() - started
+        learner.begin_stage(0, groups)
+        noise = learner.train(1)[0].values["log_ratio/abs_max"]
+        started = time.perf_counter()
+        learner.train(1)
+        step_s = time.perf_counter() - started
+    except Exception as error:  # whatever it is, it is what the run would have died of
+        yield Check("trial", False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return
+    yield Check("work unit", True, f"{unit_s:.3g} s for {_images(config, groups)} images, {_rewards(report)}")
+    yield Check("learner step", True, f"{step_s:.3g} s")
+    yield Check("memory", True, _memory())
+    delta = config.train.clip
+    verdict = f"|ρ| of unchanged weights up to {noise:.2g}, δ {delta:g}"
+    advice = "" if noise < RHO_SHARE * delta else "; sampler and learner disagree: use one dtype, or raise train.clip"
+    yield Check("ρ noise", not advice, verdict + advice)
+    yield Check("time", True, _estimate(config, sets, unit_s / _images(config, groups), step_s))
+
+
+def _images(config: Config, groups: list[TrajectoryGroup]) -> int:
+    return len(groups) * config.sampler.trajectories
+
+
+def _rewards(report: Any) -> str:
+    rewards = [reward for group in report.groups for reward in group.rewards]
+    return f"mean reward {sum(rewards) / len(rewards):.4g}"
+
+
+def _memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    text = f"peak {size(peak)} in this process, with sampler and learner"
+    if torch.cuda.is_available():
+        text += f", {size(torch.cuda.max_memory_allocated())} on the GPU"
+    return text
+
+
+def _estimate(config: Config, sets: PromptSets, image_s: float, step_s: float) -> str:
+    """Hours of the run, if every sampler were as fast as this process."""
+    images = config.stage.count * config.stage.groups * config.sampler.trajectories + count_judged(config, sets)
+    samplers = place(config, torch.cuda.device_count()).samplers
+    sampling, training = images * image_s / samplers, config.stage.count * config.stage.steps * step_s
+    return (
+        f"{(sampling + training) / 3600:.3g} h: {sampling / 3600:.3g} h sampling on {samplers} samplers, "
+        f"{training / 3600:.3g} h training"
+    )

@@ -1,0 +1,259 @@
+"""The policy: a frozen Stable Diffusion pipeline and its LoRA; π_I is the same module with the LoRA off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from numpy.typing import NDArray
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from raydense.core.locations import resolve
+from raydense.core.messages import one_line
+from raydense.core.seeding import derive_seed
+from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
+from raydense.diffusion.compiler import check_compiler
+from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
+
+ADAPTER = "default"
+
+
+class Policy:
+    """π_θ of METHOD §2: U-Net + LoRA under classifier-free guidance, as a Gaussian transition kernel.
+
+    Args:
+        unet, text_encoder, tokenizer: of one diffusers pipeline, in eval mode on one device.
+        vae: None where nothing is decoded (the learner).
+        schedule: constants of the T-step chain.
+        guidance_scale: w; 1 needs no unconditional half.
+        lora: how the adapter is added.
+        seed: of the adapter's A matrices (B starts at 0, so π_θ = π_I).
+        decode_batch: images a decoder call, which bounds its memory; None: all at once.
+        gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
+        channels_last: the U-Net's memory layout; another one moves the last bits.
+        compiled: whether the U-Net goes through torch.compile, which moves them too; its first call takes minutes.
+    Raises: FileNotFoundError if it is to be compiled where there is no compiler.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        vae: Any | None,
+        schedule: DDIMSchedule,
+        guidance_scale: float,
+        lora: LoraConfig,
+        seed: int,
+        decode_batch: int | None = None,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
+        self.device = unet.device
+        self.schedule = schedule.to(self.device)
+        self.guidance_scale = guidance_scale
+        self.version = 0
+        self._decode_batch = decode_batch
+        for module in (unet, text_encoder, vae):
+            if module is not None:
+                module.requires_grad_(False).eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "lora"))
+            unet.add_adapter(lora, ADAPTER)
+        self._layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
+        self._parameters = {n: p for n, p in unet.named_parameters() if p.requires_grad}
+        for parameter in self._parameters.values():
+            parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
+        if gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if channels_last:
+            unet.to(memory_format=torch.channels_last)
+        self._compiled = compiled
+        if compiled:
+            check_compiler()
+            unet.compile()
+        if not self._parameters:
+            raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the U-Net")
+        self._null_embeds = self.encode("") if guidance_scale != 1 else None
+
+    # -- LoRA ---------------------------------------------------------------------------------------------
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The LoRA tensors, float32, in a fixed order."""
+        return list(self._parameters.values())
+
+    def weights(self) -> PolicyWeights:
+        """A copy of the live LoRA tensors."""
+        return PolicyWeights.of(self.version, self._live_tensors())
+
+    def bind(self, weights: PolicyWeights) -> None:
+        """Makes `weights` the live LoRA, and proves it: names, shapes, and the checksum of what is then live.
+
+        Raises: ValueError naming what is missing, surplus or misshapen; RuntimeError if the checksum differs.
+        """
+        missing, surplus = (
+            self._parameters.keys() - weights.tensors.keys(),
+            weights.tensors.keys() - self._parameters.keys(),
+        )
+        misshapen = [
+            f"{name} {weights.tensors[name].shape} != {tuple(p.shape)}"
+            for name, p in self._parameters.items()
+            if name in weights.tensors and weights.tensors[name].shape != tuple(p.shape)
+        ]
+        if missing or surplus or misshapen:
+            raise ValueError(
+                f"LoRA weights do not fit: missing {sorted(missing)}, surplus {sorted(surplus)}, misshapen {misshapen}"
+            )
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(torch.from_numpy(np.array(weights.tensors[name])))
+        if (live := tensor_checksum(self._live_tensors())) != weights.checksum:
+            raise RuntimeError(f"LoRA version {weights.version}: live checksum {live} is not {weights.checksum}")
+        self.version = weights.version
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """π_I: inside this context the LoRA is off."""
+        for layer in self._layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer.enable_adapters(True)
+
+    def _live_tensors(self) -> dict[str, FloatArray]:
+        return {n: p.detach().cpu().numpy().copy() for n, p in self._parameters.items()}
+
+    # -- the transition kernel ----------------------------------------------------------------------------
+
+    def transition(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, σ and x̂0 of π(x_{t+1} | x_t): one U-Net call for both guidance halves.
+
+        Args: x_t [N, C, H, W]; t int64 [N]; prompt_embeds [N, L, D]. Returns: as `ddim.transition`.
+        """
+        return transition(self.schedule, x_t, self.predict(x_t, t, prompt_embeds), t)
+
+    def log_prob(self, x_t: Tensor, x_next: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """log π(x_{t+1} | x_t), mean over the latent's elements: float32 [N]."""
+        mean, sigma, _ = self.transition(x_t, t, prompt_embeds)
+        return gaussian_log_prob(x_next, mean, sigma)
+
+    def predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The guided network output: float32 [N, C, H, W]."""
+        x, timesteps, embeds = (
+            x_t.to(self.unet.dtype),
+            self.schedule.timesteps[t],
+            prompt_embeds.to(self.unet.dtype),
+        )
+        if self._null_embeds is None:
+            return self._run_unet(x, timesteps, embeds)
+        null = self._null_embeds.to(embeds).expand_as(embeds)
+        output = self._run_unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, embeds]))
+        unconditional, conditional = output.chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
+
+    def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
+        """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
+        dtype = self.unet.dtype
+        for tensor in (x, timesteps, embeds) if self._compiled else ():
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiled once for all batch sizes
+        with torch.autocast(self.device.type, dtype) if dtype.itemsize < 4 else nullcontext():
+            output: Tensor = self.unet(x, timesteps, embeds).sample
+        return output.float()
+
+    # -- text and pictures --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Tensor:
+        """One prompt's embedding, float32 [L, D]; one at a time, so that its bits never depend on the batch."""
+        tokens = self.tokenizer(
+            prompt,
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        )
+        embeds: Tensor = self.text_encoder(tokens.input_ids.to(self.device))[0]
+        return embeds[0].float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+        """Latents [N, C, H, W] → images uint8 [N, h, w, 3]."""
+        if self.vae is None:
+            raise RuntimeError("this policy was loaded without its image decoder")
+        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        slices = scaled.split(self._decode_batch or len(scaled))
+        pixels = torch.cat([self.vae.decode(part).sample.float() for part in slices])
+        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        images: NDArray[np.uint8] = bytes_.permute(0, 2, 3, 1).cpu().numpy()
+        return images
+
+
+def load_policy(
+    model: str,
+    *,
+    revision: str | None = None,
+    num_steps: int,
+    eta: float,
+    guidance_scale: float,
+    lora: LoraConfig,
+    seed: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    with_decoder: bool,
+    decode_batch: int | None = None,
+    gradient_checkpointing: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> Policy:
+    """Loads a Stable Diffusion pipeline (hub id, directory or pkg://…; safetensors only) as a policy.
+
+    Component by component: a safety checker beside them is never read. The text encoder is float32 whatever `dtype`
+    is, so that samplers and learner condition on the same embeddings.
+    Raises: FileNotFoundError naming the model where it cannot be had; ValueError from `make_schedule`.
+    """
+    path = resolve(model)
+
+    def part(cls: Any, subfolder: str, **options: Any) -> Any:
+        return _load_component(cls, model, path, subfolder=subfolder, revision=revision, **options)
+
+    def network(cls: Any, subfolder: str, dtype: torch.dtype = dtype) -> Any:
+        return part(cls, subfolder, torch_dtype=dtype, use_safetensors=True).to(device)
+
+    scheduler_config: Mapping[str, Any] = part(DDIMScheduler, "scheduler").config
+    return Policy(
+        unet=network(UNet2DConditionModel, "unet"),
+        text_encoder=network(CLIPTextModel, "text_encoder", torch.float32),
+        tokenizer=part(CLIPTokenizer, "tokenizer"),
+        vae=network(AutoencoderKL, "vae") if with_decoder else None,
+        schedule=make_schedule(scheduler_config, num_steps, eta),
+        guidance_scale=guidance_scale,
+        lora=lora,
+        seed=seed,
+        decode_batch=decode_batch,
+        gradient_checkpointing=gradient_checkpointing,
+        channels_last=channels_last,
+        compiled=compiled,
+    )
+
+
+def _load_component(cls: Any, model: str, path: str, *, subfolder: str, **options: Any) -> Any:
+    """One of the pipeline in `path`, which the configuration calls `model`."""
+    try:
+        return cls.from_pretrained(path, subfolder=subfolder, **options)
+    except OSError as error:
+        reason = one_line(error)
+        raise FileNotFoundError(
+            f"policy.model={model}: cannot load its {subfolder} ({reason}); give a pipeline directory, "
+            "or a hub id on a machine that reaches the hub"
+        ) from None

@@ -1,0 +1,127 @@
+"""The models that evaluating and drawing compare: the base, and LoRAs of runs and files, of any rank, in one policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from raydense.build import lora_config
+from raydense.config import Config, ConfigError, load_config
+from raydense.core.types import FloatArray, PolicyWeights
+from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, read_lora
+from raydense.planning.footprint import lora_shapes
+from raydense.planning.preflight import UNET_FILE, model_file
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A LoRA as the user named it. run, config: the directory of the run that made it, where it lies in one."""
+
+    name: str
+    location: str
+    config: Config | None
+    run: Path | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A name for tables, and the weights to sample with; version 0 is the base model."""
+
+    name: str
+    weights: PolicyWeights
+
+
+def find_sources(arguments: Sequence[str]) -> list[Source]:
+    """The LoRA of each run directory, and each LoRA file or directory, with the shortest names that tell them apart.
+
+    Raises: ConfigError for what is not there, and for a run that has no LoRA yet.
+    """
+    sources = [_source(argument) for argument in arguments]
+    names = [source.name for source in sources]
+    if len(set(names)) == len(names) and BASE not in names:
+        return sources
+    return [replace(source, name=argument) for argument, source in zip(arguments, sources, strict=True)]
+
+
+def _source(argument: str) -> Source:
+    path = Path(argument).expanduser().resolve()
+    if not path.exists():
+        raise ConfigError(f"{argument} is not there; give a run's directory or a LoRA file")
+    if (path / "config.yaml").is_file():
+        if not (path / "lora").is_dir():
+            raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")
+        return Source(path.name, str(path / "lora"), load_config(path / "config.yaml"), path)
+    folder = path.parent if path.name in KNOWN_FILES else path
+    if folder.name == "lora" and (run := folder.parent / "config.yaml").is_file():
+        return Source(folder.parent.name, argument, load_config(run), folder.parent)
+    return Source(folder.stem if folder.is_file() else folder.name, argument, None)
+
+
+def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Config, list[str]]:
+    """The configuration that all are drawn with, the chosen one or the first run's; and notes on what differs.
+
+    Raises: ConfigError if there is none, or if they are of different base models.
+    """
+    config = chosen or next((source.config for source in sources if source.config), None)
+    if config is None:
+        raise ConfigError("a LoRA file does not say how to sample; give the run it is of, --preset or --config")
+    notes = []
+    for source in sources:
+        if source.config is None:
+            continue
+        ours, theirs = (f"{c.policy.model}@{c.policy.revision}" for c in (config, source.config))
+        if ours != theirs:
+            raise ConfigError(f"{source.name} is of the base model {theirs}, not {ours}; compare models of one base")
+        if (source.config.steps.count, source.config.steps.eta, source.config.sampler.guidance_scale) != (
+            config.steps.count, config.steps.eta, config.sampler.guidance_scale):  # fmt: skip
+            notes.append(
+                f"{source.name} was trained with another chain; here all are drawn with steps.count="
+                f"{config.steps.count}, steps.eta={config.steps.eta:g}, guidance {config.sampler.guidance_scale:g}"
+            )
+    policy = config.policy.model_copy(update={"init_lora": None})  # where training started, perhaps gone by now
+    return config.model_copy(update={"policy": policy}), notes
+
+
+def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple[Config, list[Model]]:
+    """The base model and every LoRA as weights of one policy, and the configuration of that policy.
+
+    The policy has the largest rank, alpha = rank, and every layer that one of them adapts. A smaller LoRA is filled
+    with zeros, and its B takes its own alpha / rank, so that it predicts what it predicted alone.
+    Args: setting: where the locations come from, for errors.
+    Raises: ConfigError for a file that is no LoRA of this U-Net.
+    """
+    files = [read_lora(source.location, setting) for source in sources]
+    rank = max([file.rank for file in files], default=config.policy.lora_rank)
+    modules = sorted({module for file in files for module in file.modules}) or config.policy.lora_targets
+    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules)}
+    joint = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
+    unet = model_file(config, UNET_FILE)
+    if unet is None:
+        raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give its directory")
+    for file in files:
+        own = config.model_copy(
+            update={"policy": config.policy.model_copy(update={"lora_rank": file.rank, "lora_targets": file.modules})}
+        )
+        expected = lora_shapes(unet, lora_config(own))
+        check_names(file, expected)
+        check_shapes(file, expected)
+    shapes = lora_shapes(unet, lora_config(joint))
+    zeros: dict[str, FloatArray] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    models = [Model(BASE, PolicyWeights.of(0, zeros))]
+    for version, (source, file) in enumerate(zip(sources, files, strict=True), 1):
+        models.append(Model(source.name, PolicyWeights.of(version, {**zeros, **_padded(file, rank)})))
+    return joint, models
+
+
+def _padded(file: LoraFile, rank: int) -> dict[str, FloatArray]:
+    """Its tensors at a larger rank, with the alpha of that rank."""
+    more, scale = rank - file.rank, np.float32(file.alpha / file.rank)
+    return {
+        name: np.pad(array, ((0, more), (0, 0))) if ".lora_A." in name else np.pad(array * scale, ((0, 0), (0, more)))
+        for name, array in file.tensors.items()
+    }

@@ -1,0 +1,207 @@
+"""`raydense export`: a run's LoRA as others take it: the file, a model card, and an example that runs as it stands."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from raydense.build import lora_config
+from raydense.config import Config, ConfigError
+from raydense.core.locations import PACKAGE_SCHEME, resolve
+from raydense.diffusion.lora import FILE_NAME, read_origin
+from raydense.records.run_dir import RunDirectory
+from raydense.records.scores import Scores, read_scores
+from raydense.records.tables import Sheet, shown
+from raydense.sections.rewards import SingleScorerConfig
+from raydense.training.preferences import KIND
+
+PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
+PICTURE = "before-after.png"
+EXAMPLE = """\
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained({model!r}{revision}, safety_checker=None)
+pipeline.load_lora_weights(".", weight_name="{file}")
+pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}).images[0].save("example.png")
+"""
+CARD = """\
+---
+{front}
+---
+
+# {name}
+
+A LoRA that aligns `{base}` with a preference model, trained with raydense by the method of
+{paper} (Yang, Chen, Zhou; ICML 2024).
+
+| | |
+|---|---|
+| base model | `{base}` |
+| LoRA | rank {rank}, alpha {alpha:g}, on {targets} |
+| reward | {reward} |
+| prompts | `{train}`{unseen} |
+| sampling | {stages} stages of {groups:,} trajectory groups, R = {rolled}, K = {kept} |
+| training | {steps:,} gradient steps a stage; seed {seed} |
+| chain | {chain} DDIM steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
+| loss | C = {c:g}, clip δ = {clip:g}, learning rate {lr:g} |
+| state | {state} |
+
+## Use
+
+Run this in the directory of the file:
+
+```python
+{example}```
+
+## Results
+
+{results}
+{picture}
+## Licence
+
+{licence}
+"""
+
+
+def export(run: Path, to: Path) -> None:
+    """Writes LoRA, README.md (the model card), example.py, config.yaml and the before-after picture into `to`.
+
+    Raises: ConfigError if `run` has no LoRA, or `to` holds something.
+    """
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    lora = directory.lora / FILE_NAME
+    if not lora.is_file():
+        raise ConfigError(f"{run} has no LoRA yet; a run writes one with its first checkpoint")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to={to} is not empty and is never overwritten; give a new directory")
+    scores = read_scores(run)
+    to.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(lora, to / FILE_NAME)
+    shutil.copyfile(directory.config_file, to / "config.yaml")
+    picture = directory.images / PICTURE
+    if picture.is_file():
+        shutil.copyfile(picture, to / PICTURE)
+    example = example_code(config, scores.prompts["train"][0] if scores else "a photograph")
+    (to / "example.py").write_text(example, encoding="utf-8")
+    learned_from = read_origin(lora)["reward"]
+    card = model_card(config, scores, example, has_picture=picture.is_file(), learned_from=learned_from)
+    (to / "README.md").write_text(card, encoding="utf-8")
+
+
+def example_code(config: Config, prompt: str) -> str:
+    """Five lines that draw a picture with diffusers."""
+    policy = config.policy
+    return EXAMPLE.format(
+        model=resolve(policy.model),
+        revision=f", revision={policy.revision!r}" if policy.revision else "",
+        file=FILE_NAME,
+        prompt=prompt,
+        steps=f"num_inference_steps={config.steps.count}",
+        guidance=config.sampler.guidance_scale,
+        eta=config.steps.eta,
+    )
+
+
+def model_card(
+    config: Config,
+    scores: Scores | None,
+    example: str,
+    *,
+    has_picture: bool,
+    learned_from: Mapping[str, Any] | None = None,
+) -> str:
+    """The card as Markdown with the front matter that model hubs read.
+
+    Args: learned_from: as the LoRA file names its reward; None: the run's scorer.
+    """
+    orders = _orders(learned_from or {})
+    lora, policy, stage, sampler, steps = (
+        lora_config(config), config.policy, config.stage, config.sampler, config.steps
+    )  # fmt: skip
+    is_hub_id = not policy.model.startswith((PACKAGE_SCHEME, "/", ".", "~"))
+    front = ModelCardData(
+        base_model=policy.model if is_hub_id else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license="other",
+        license_name="see-below",
+        tags=["lora", "text-to-image", "preference-alignment", "raydense"],
+    )
+    return CARD.format(
+        front=front.to_yaml(),
+        name=config.name,
+        paper=PAPER,
+        base=policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
+        rank=lora.r,
+        alpha=lora.lora_alpha,
+        targets=", ".join(policy.lora_targets),
+        reward=orders or _reward(config),
+        train=config.prompts.train,
+        unseen=f"; held out: `{config.prompts.unseen}`" if config.prompts.unseen else "",
+        stages=stage.count,
+        groups=stage.groups,
+        rolled=sampler.trajectories,
+        kept=sampler.keep,
+        steps=stage.steps,
+        seed=config.seed,
+        chain=steps.count,
+        eta=steps.eta,
+        guidance=sampler.guidance_scale,
+        gamma=steps.gamma,
+        c=config.train.c,
+        clip=config.train.clip,
+        lr=config.train.lr,
+        state="finished" if scores else "unfinished: the LoRA of its latest checkpoint",
+        example=example,
+        results=results_sheet(config, scores).markdown() if scores else "The run has not judged its result.\n",
+        picture=f"\n![The same prompts and seeds before and after]({PICTURE})\n" if has_picture else "",
+        licence=_licence(config, orders or config.reward.scorer.name),
+    )
+
+
+def results_sheet(config: Config, scores: Scores) -> Sheet:
+    """Mean scores before and after with the paired gain, each with its interval clustered by prompt."""
+    rows = []
+    for prompts, judges in scores.judged.items():
+        for judge, paired in judges.items():
+            before, after, gain = paired.intervals()
+            trained = " (trained on)" if judge == config.reward.scorer.name else ""
+            rows.append((f"{judge}{trained}", prompts, shown(before), shown(after), shown(gain, "+")))
+    title = "Mean score, same prompts and seeds [95 % interval]"
+    return Sheet(title, ("judge", "prompts", "before", "after", "gain"), tuple(rows), names=2)
+
+
+def _orders(learned_from: Mapping[str, Any]) -> str:
+    if learned_from.get("kind") != KIND:
+        return ""
+    return f"orders that people gave: `{learned_from['file']}` (sha256 `{learned_from['sha256']}`)"
+
+
+def _reward(config: Config) -> str:
+    judge = config.reward.scorer
+    if judge.kind == "mixture":
+        parts = (f"{part.weight:g} x {_judge(part.scorer)}" for part in judge.components)
+        return f"{judge.name}: " + " + ".join(parts)
+    return _judge(judge)
+
+
+def _judge(judge: SingleScorerConfig) -> str:
+    told = judge.model_dump(mode="json", include={"version", "model", "revision", "head", "target", "url"})
+    details = "".join(f", {key} `{value}`" for key, value in told.items() if value is not None)
+    return f"{judge.name} ({judge.kind}{details})"
+
+
+def _licence(config: Config, judge: str) -> str:
+    if config.policy.model.startswith(f"{PACKAGE_SCHEME}raydense."):
+        return "The base model and its judge are raydense's own, under the Apache License 2.0; so is this LoRA."
+    return (
+        f"This LoRA is a derivative of `{config.policy.model}`: that model's terms apply to it and its pictures. "
+        f"It was trained against {judge} and the prompts named above, whose terms may add others. "
+        "raydense itself is under the Apache License 2.0 and adds none. Whoever publishes this states the licence in "
+        "the front matter."
+    )

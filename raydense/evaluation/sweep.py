@@ -1,0 +1,123 @@
+"""`raydense sweep`: what is to be run. One plain run a combination of settings and seed, each in its own directory."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raydense.config import Config, ConfigError, changed_settings, load_config
+from raydense.planning.preflight import check_inputs
+
+Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --grid
+HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep. settings: of the grid; overrides: all that its command line sets."""
+
+    settings: Settings
+    seed: int
+    overrides: tuple[str, ...]
+    config: Config
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def finished(self) -> bool:
+        return (self.directory / "summary.json").is_file()
+
+
+def label(settings: Settings) -> str:
+    """As tables show it: `gamma=0.8, exclude_last=2`."""
+    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings) or "as configured"
+
+
+def parse_grid(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """`key=v1,v2` of each --grid: values by key. A value with a comma is YAML's, such as `[0.9, 0.99]`.
+
+    Raises: ConfigError for what is not of this form, and for a key that is there twice.
+    """
+    grid: dict[str, tuple[str, ...]] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        try:
+            values = yaml.safe_load(f"[{text}]")
+        except yaml.YAMLError:
+            values = []
+        if not equals or not key or not values or key in grid or key == "seed":
+            raise ConfigError(
+                f"--grid {option!r}: expected key=value,value, each key once, such as --grid steps.gamma=0.8,1 "
+                "(--seeds sets the seeds)"
+            )
+        grid[key] = tuple(map(_written, values))
+    return grid
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...] | None:
+    """`101,102`. Raises: ConfigError unless it is a list of different whole numbers."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigError(f"--seeds={text}: expected different whole numbers, such as --seeds 101,102,103")
+    return tuple(map(int, parts))
+
+
+def plan_sweep(
+    out: Path,
+    config_file: Path | None,
+    preset: str | None,
+    overrides: Sequence[str],
+    grid: dict[str, tuple[str, ...]],
+    seeds: tuple[int, ...] | None,
+) -> list[Trial]:
+    """Every run of the sweep: the settings in the order of the grid, and each with every seed.
+
+    Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings.
+    """
+    trials = []
+    for values in itertools.product(*grid.values()):
+        settings = tuple(zip(grid, values, strict=True))
+        changes = (*overrides, *(f"{key}={value}" for key, value in settings))
+        chosen = seeds or (load_config(config_file, preset, list(changes)).seed,)
+        for seed in chosen:
+            whole = (*changes, f"seed={seed}")
+            config = load_config(config_file, preset, list(whole))
+            trials.append(Trial(settings, seed, whole, config, out / _directory_name(settings, seed)))
+        check_inputs(trials[-1].config)
+    for trial in trials:
+        _check_same(trial)
+    return trials
+
+
+def _check_same(trial: Trial) -> None:
+    """A run that is there already must be the one that this sweep would make."""
+    file = trial.directory / "config.yaml"
+    if file.is_file() and (different := changed_settings(load_config(file), trial.config, HARMLESS)):
+        raise ConfigError(f"{trial.directory} is of another sweep ({'; '.join(different)}); give another --out")
+
+
+def _written(value: Any) -> str:
+    """A YAML value as --set takes it."""
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _directory_name(settings: Settings, seed: int) -> str:
+    """Readable, and different for different settings."""
+    text = ",".join(f"{key}={value}" for key, value in (*settings, ("seed", str(seed))))
+    name = re.sub(r"[^\w.,=-]+", "_", text)[:150]
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -1,0 +1,177 @@
+"""Parameters, work and memory of a pipeline's networks, from their configurations alone: nothing is allocated.
+
+The networks are built and run on PyTorch's meta device, where a tensor has a shape and no content.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft import LoraConfig
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from raydense.diffusion.lean import keep_less
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one network; `flops` and `peak_bytes` (of what it allocates beside its weights) for one latent."""
+
+    parameters: int
+    lora_parameters: int
+    flops: float
+    peak_bytes: int
+
+
+def unet_cost(
+    unet_config: Mapping[str, Any],
+    lora: LoraConfig,
+    *,
+    latent_size: int,
+    tokens: int,
+    dtype: torch.dtype,
+    with_gradient: bool,
+) -> Cost:
+    """The U-Net with its LoRA: a forward pass, and the backward pass if asked, on one latent of `latent_size`²."""
+    unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), dtype)
+    unet.requires_grad_(False)
+    parameters = _count(unet)
+    with torch.device("meta"):
+        unet.add_adapter(lora)
+        keep_less(unet)
+        x = torch.zeros(1, unet.config.in_channels, latent_size, latent_size, dtype=dtype)
+        embeds = torch.zeros(1, tokens, unet.config.cross_attention_dim, dtype=dtype)
+    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    with torch.set_grad_enabled(with_gradient), _Meter() as meter:
+        output = unet(x, torch.zeros(1, device="meta", dtype=torch.long), embeds).sample
+        if with_gradient:
+            output.float().sum().backward()
+    return Cost(parameters, trained, meter.flops, meter.peak_bytes)
+
+
+def module_names(unet_config: Mapping[str, Any]) -> list[str]:
+    """Names of all modules of the U-Net."""
+    return [
+        name
+        for name, _ in _on_meta(
+            lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32
+        ).named_modules()
+    ]
+
+
+def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the policy's LoRA tensors, by name."""
+    unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32)
+    unet.requires_grad_(False)
+    with torch.device("meta"):
+        unet.add_adapter(lora)
+    return {name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
+
+
+def decoder_cost(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Cost:
+    """Decoding one latent into an image."""
+    vae = _on_meta(lambda: AutoencoderKL.from_config(dict(vae_config)), dtype)
+    with torch.no_grad(), _Meter() as meter:
+        vae.decode(torch.zeros(1, vae.config.latent_channels, latent_size, latent_size, dtype=dtype, device="meta"))
+    return Cost(_count(vae), 0, meter.flops, meter.peak_bytes)
+
+
+def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:
+    """How many values the text encoder has."""
+    return _count(_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**text_config)), torch.float32))
+
+
+def _on_meta(build: Any, dtype: torch.dtype) -> Any:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            return build()
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+class _Meter(ExitStack):
+    """Counts work and the most bytes that live at once, of what is computed inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attention, self._memory = _FusedAttention(), _PeakMemory()
+        self._counter = FlopCounterMode(display=False)
+
+    def __enter__(self) -> Self:
+        for mode in (self._memory, self._counter, self._attention):
+            self.enter_context(mode)
+        return super().__enter__()
+
+    @property
+    def flops(self) -> float:
+        return float(self._counter.get_total_flops()) + self._attention.flops
+
+    @property
+    def peak_bytes(self) -> int:
+        return self._memory.peak
+
+
+class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._live: dict[int, int] = {}  # storage → bytes
+        self.peak = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._live:
+                self._live[key] = tensor.untyped_storage().nbytes()
+                weakref.finalize(tensor.untyped_storage(), self._live.pop, key, None)
+                self.peak = max(self.peak, sum(self._live.values()))
+        return result
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention as GPUs compute it, without its matrix of scores, which the meta device would materialise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        query, key, value = args[:3] if len(args) >= 3 else (kwargs["query"], kwargs["key"], kwargs["value"])
+        forward = 4.0 * query.numel() * key.shape[-2]  # two products of L x S x D a head
+        needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        self.flops += forward * (3.5 if needs_gradient else 1.0)  # backward: five products, one of them recomputed
+        result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Attention(torch.autograd.Function):
+    """Shapes alone: keeps inputs and output for the backward pass, as fused kernels do."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        context.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        return tuple(torch.empty_like(tensor) for tensor in context.saved_tensors[:3])

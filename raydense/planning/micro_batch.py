@@ -1,0 +1,57 @@
+"""`learner.micro_batch: auto`: as many tuples a U-Net call as the learner's memory takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from raydense.build import resolve_device
+from raydense.config import Config, ConfigError
+from raydense.planning.dry_run import plan_run, size
+
+CPU_BYTES = 4e9  # without `learner.memory_gb`; the same on every machine, and so is a run's gradient
+GPU_SHARE = 0.8  # of what is free: the plan counts no fragmentation
+
+
+@dataclass(frozen=True)
+class FreeGpu:
+    """What the learner's GPU has free before it starts, and whether a sampler is to share it."""
+
+    free_bytes: int
+    shared: bool
+
+
+def settled(config: Config, learner_gpu: Callable[[Config], FreeGpu | None]) -> Config:
+    """The configuration with a number in the place of `auto`; any other is returned as it is.
+
+    The parts of a batch are as few as fit, and as equal as may be.
+    Args: learner_gpu: looks at it; None where it has none.
+    Raises: ConfigError if not even one tuple fits.
+    """
+    if config.learner.micro_batch != "auto":
+        return config
+    plan, gpu = plan_run(config, None, tflops=1.0), learner_gpu(config)
+    if gpu is not None:
+        budget, what = GPU_SHARE * gpu.free_bytes - (plan.sampler_gpu_bytes if gpu.shared else 0), "its GPU leaves"
+    else:
+        budget, what = config.learner.memory_gb * 1e9 or CPU_BYTES, "learner.memory_gb allows"
+    most = math.floor(1 + (budget - plan.learner_gpu_bytes) / plan.tuple_bytes)
+    if most < 1:
+        raise ConfigError(
+            f"learner.micro_batch=auto: a single tuple needs about {size(plan.learner_gpu_bytes)}, but {what} "
+            f"{size(budget)}; set learner.gradient_checkpointing=true or a 16-bit dtype, lower steps.draws, or give "
+            "the learner more"
+        )
+    chosen = math.ceil(config.worker_tuples / math.ceil(config.worker_tuples / most))
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"micro_batch": chosen})})
+
+
+def local_gpu(config: Config) -> FreeGpu | None:
+    """The learner's in this process."""
+    device = resolve_device(config.learner.device)
+    if device.type != "cuda":
+        return None
+    return FreeGpu(torch.cuda.mem_get_info(device)[0], shared=device == resolve_device(config.sampler.device))

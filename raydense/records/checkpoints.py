@@ -1,0 +1,49 @@
+"""The checkpoints of a run: one a position, the latest sound one found again, old ones removed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from raydense.records.checkpoint_files import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+
+
+class CheckpointStore:
+    """Checkpoint directories under `root`, named after their positions, so that their order is that of the run.
+
+    Args:
+        keep_last: how many are kept; what the run continued from, and the best stage boundary, are never removed.
+    """
+
+    def __init__(self, root: Path, keep_last: int) -> None:
+        self._root, self._keep_last = root, keep_last
+        self._loaded = ""
+        self._stage_rewards: dict[str, float] = {}  # boundary → mean reward of what its weights then sampled
+
+    def note_reward(self, boundary: str, reward: float) -> None:
+        self._stage_rewards[boundary] = reward
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes it, then removes what is no longer kept."""
+        save_checkpoint(self._root / checkpoint.position.name, checkpoint)
+        names = self._names()
+        best = max(self._stage_rewards, key=self._stage_rewards.__getitem__, default="")
+        for name in names[: -self._keep_last]:
+            if name not in (self._loaded, best):
+                shutil.rmtree(self._root / name)
+
+    def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest sound checkpoint; `warn` hears of each damaged one that was passed over."""
+        for name in reversed(self._names()):
+            try:
+                checkpoint = load_checkpoint(self._root / name)
+            except CheckpointError as error:
+                warn(f"{error}; using the checkpoint before it")
+                continue
+            self._loaded = name
+            return checkpoint
+        return None
+
+    def _names(self) -> list[str]:
+        return sorted(p.name for p in self._root.iterdir() if p.is_dir() and not p.name.endswith(".partial"))

@@ -1,0 +1,157 @@
+"""The run directory: what is where, and that no run ever overwrites another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raydense.config import Config, ConfigError, load_config
+
+if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
+    from raydense.records.mirror import Mirror
+    from raydense.training.judging import Judgement
+
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
+
+
+def default_out(config: Config) -> Path:
+    """runs/<name>-<time>, under the current directory. Raises: ConfigError under a Ray job."""
+    _refuse_under_a_job("--out is missing")
+    return Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def locate(location: str) -> tuple[Path, Mirror | None]:
+    """The run directory that --out or --resume names; for a URI, the local copy of it and its mirror.
+
+    Raises: ConfigError for a URI that cannot be reached, or for a relative path under a Ray job.
+    """
+    if "://" in location:
+        from raydense.records.mirror import Mirror
+
+        mirror = Mirror(location)
+        return mirror.local, mirror
+    path = Path(location).expanduser()
+    if not path.is_absolute():
+        _refuse_under_a_job(f"--out={location} is relative")
+    return path, None
+
+
+def _refuse_under_a_job(problem: str) -> None:
+    if JOB_VARIABLE in os.environ:
+        raise ConfigError(f"{problem}, but a Ray job works in a copy that Ray deletes; give --out an absolute path")
+
+
+def _close_to_others(root: Path) -> None:
+    """Takes away what users outside owner and group may do; a directory of somebody else stays as it is."""
+    with contextlib.suppress(PermissionError):
+        root.chmod(stat.S_IMODE(root.stat().st_mode) & 0o770)
+
+
+class RunDirectory:
+    """Paths of one run, and its mirror if it lies at a URI."""
+
+    def __init__(self, root: Path, mirror: Mirror | None = None) -> None:
+        self.root, self._mirror = root, mirror
+
+    @property
+    def shown(self) -> str:
+        """Where the user finds it."""
+        return self._mirror.uri if self._mirror else str(self.root)
+
+    @classmethod
+    def create(cls, root: Path, config: Config, mirror: Mirror | None = None) -> RunDirectory:
+        """Raises: ConfigError if the directory holds something already, or cannot be written."""
+        run_dir = cls(root, mirror)
+        try:
+            used = not mirror.is_empty if mirror else root.exists() and (not root.is_dir() or any(root.iterdir()))
+            if used:
+                raise ConfigError(f"--out={run_dir.shown} is not empty and is never overwritten; give a new directory")
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _close_to_others(root)
+            for directory in (run_dir.images, run_dir.checkpoints, run_dir.lora):
+                directory.mkdir(parents=True, exist_ok=True)
+            run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            run_dir.discard()
+            raise ConfigError(f"--out={root} cannot be written ({error.strerror}); give another directory") from None
+        return run_dir
+
+    def read_config(self, setting: str = "") -> Config:
+        """The run's configuration. Args: setting: the option that named the directory. Raises: ConfigError."""
+        if not self.config_file.is_file():
+            shown = f"{setting}={self.shown}" if setting else self.shown
+            raise ConfigError(f"{shown} holds no config.yaml; give the directory of a run")
+        return load_config(self.config_file)
+
+    def discard(self) -> None:
+        """Removes a directory that `create` made, if no checkpoint was written into it."""
+        if self.root.is_dir() and not any(self.checkpoints.glob("*")):
+            shutil.rmtree(self.root, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Brings the mirror up to date; nothing to do for a run on this machine."""
+        if self._mirror:
+            self._mirror.push()
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def telemetry(self) -> Path:
+        return self.root / "telemetry.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def lora(self) -> Path:
+        return self.root / "lora"
+
+    @property
+    def segments(self) -> Path:
+        return self.root / "segments"
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        self._write_json("summary.json", summary)
+
+    def write_failure(self, what: str) -> None:
+        """Which batch stopped the run; with the seed and the step in it, the batch can be drawn again."""
+        self._write_json("failure.json", {"what": what})
+
+    def write_scores(self, scores: Mapping[str, Any]) -> None:
+        """Every single score behind the summary's means."""
+        self._write_json("scores.json", scores)
+
+    def write_base_judgement(self, judgement: Judgement) -> None:
+        """The base model's scores, which a run that continues compares with."""
+        self._write_json("scores-base.json", judgement.as_lists())
+
+    def read_base_judgement(self) -> Judgement:
+        from raydense.training.judging import Judgement
+
+        return Judgement.of_lists(json.loads((self.root / "scores-base.json").read_text("utf-8")))
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        (self.root / name).write_text(text + "\n", encoding="utf-8")

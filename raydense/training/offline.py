@@ -1,0 +1,172 @@
+"""`raydense train --replay-from RUN`: learns from the groups that another run left on disk; nothing is sampled.
+
+One process: a learner, and segments mapped from the disk. Nothing is judged or drawn either, since that takes samplers;
+`raydense train --resume` does not apply, because there is nothing dear to lose.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from raydense.build import build_learner
+from raydense.config import Config, ConfigError, changed_config
+from raydense.core.interfaces import Learner
+from raydense.core.types import (
+    RESTORED,
+    PolicyWeights,
+    Position,
+    Rendered,
+    RenderUnit,
+    TrajectoryGroup,
+    UnitReport,
+    WorkUnit,
+)
+from raydense.fleets.collecting import SerialCollection
+from raydense.planning.micro_batch import local_gpu, settled
+from raydense.planning.placement import check_one_worker
+from raydense.planning.preflight import check_inputs
+from raydense.planning.units import stage_units
+from raydense.records.checkpoints import CheckpointStore
+from raydense.records.mirror import Mirror
+from raydense.records.progress import ProgressDisplay
+from raydense.records.run_dir import RunDirectory
+from raydense.records.segments import read_segment, segment_path
+from raydense.records.sinks import open_sinks
+from raydense.training.normalising import StageScales
+from raydense.training.preferences import PreferenceLearner, Preferences, read_preferences
+from raydense.training.recorder import Recorder
+from raydense.training.stage_loop import run_stages
+from raydense.training.stopping import StopFlag
+from raydense.training.summary import summarise
+
+MAY_CHANGE = (
+    "name",
+    "learner",
+    "train",
+    "replay",
+    "checkpoint",
+    "telemetry",
+    "stage.count",
+    "stage.steps",
+    "steps.gamma",
+    "steps.draws",
+    "steps.exclude_last",
+)
+
+
+class OfflineFleet:
+    """`Fleet` that only reads: each unit's groups as the run in `root` sampled them, whatever weights that was with."""
+
+    live = 0
+    faults: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def broadcast(self, weights: PolicyWeights) -> None:
+        """Nobody samples with them."""
+
+    def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
+        raise NotImplementedError("an offline run draws nothing")
+
+    def collect(self, units: Iterable[WorkUnit]) -> SerialCollection[TrajectoryGroup]:
+        return SerialCollection(map(self._read, units))
+
+    def is_lost(self, handles: Sequence[TrajectoryGroup]) -> bool:
+        return False  # they are in this process
+
+    def _read(self, unit: WorkUnit) -> tuple[UnitReport, Sequence[TrajectoryGroup]]:
+        report, groups = read_segment(segment_path(self._root, unit.stage, unit.index))
+        return replace(report, unit=unit, sampler=RESTORED), groups
+
+
+def train_offline(
+    source: Path,
+    overrides: list[str],
+    out: Path,
+    mirror: Mirror | None = None,
+    *,
+    display: ProgressDisplay,
+    preferences: Path | None = None,
+) -> Mapping[str, Any]:
+    """Learns in the new directory `out` from the segments of the run in `source`; returns the summary.
+
+    Args: preferences: a file of orders to learn in the place of the scores.
+
+    Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
+    """
+    started = time.perf_counter()
+    config = settled(offline_config(source, overrides), local_gpu)
+    check_one_worker(config, "--replay-from")
+    sets = check_inputs(config)
+    segments = RunDirectory(source).segments
+    _check_segments(config, sets.train, segments)
+    given = read_preferences(preferences, config) if preferences else None
+    run_dir = RunDirectory.create(out, config, mirror)
+    fleet = OfflineFleet(segments)
+    learner = _learner(config, given)
+    store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
+    with display:
+        display.say(f"run directory: {run_dir.shown}; learning from {source}")
+        if given:
+            display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")
+        sinks = open_sinks(config, run_dir, 0, display.say)
+        recorder = Recorder(
+            config,
+            sets,
+            run_dir,
+            fleet,
+            learner,
+            display,
+            store,
+            stop,
+            sinks,
+            metrics_bytes=0,
+            scales=StageScales(config.reward.scorer, source),
+            pictures=False,
+            reward=given.origin if given else None,
+        )
+        recorder.process_started("offline", resumed=False)
+        try:
+            recorder.checkpoint(Position())
+            with stop.listening(display.say):
+                run_stages(config, sets, fleet, learner, recorder)
+        finally:
+            recorder.close()
+    summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline")
+    run_dir.write_summary(summary)
+    run_dir.publish()
+    return summary
+
+
+def _learner(config: Config, given: Preferences | None) -> Learner[TrajectoryGroup]:
+    """Of the stored groups as they are, or of the orders that people gave of them."""
+
+    def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
+        return groups
+
+    if given is None:
+        return build_learner(config, fetch=same)
+    capacity = sum(map(len, given.orders.values()))
+    return PreferenceLearner(build_learner(config, fetch=same, capacity=capacity), given)
+
+
+def offline_config(source: Path, overrides: list[str]) -> Config:
+    """The configuration of the run in `source` with overrides of how it learns, not of what it sampled."""
+    config = RunDirectory(source).read_config("--replay-from")
+    return changed_config(config, overrides, MAY_CHANGE, "a run from stored groups")
+
+
+def _check_segments(config: Config, prompts: Sequence[str], root: Path) -> None:
+    for stage in range(config.stage.count):
+        for unit in stage_units(config, prompts, stage, weights_version=0):
+            if not segment_path(root, stage, unit.index).exists():
+                raise ConfigError(
+                    f"{root} lacks unit {unit.index} of stage {stage}; sample with --set replay.segments=true "
+                    "--set replay.keep_segments=true, or lower stage.count"
+                )

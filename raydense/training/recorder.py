@@ -1,0 +1,296 @@
+"""The observer of a run: metrics, telemetry, pictures, checkpoints and the LoRA into the run directory."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from raydense.build import lora_config, lora_origin
+from raydense.config import Config
+from raydense.core.interfaces import FAULTS, Fleet, Learner
+from raydense.core.metrics import MetricSink
+from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
+from raydense.diffusion.lora import save_diffusers_lora
+from raydense.planning.units import PromptSets, evaluation_due, grid_prompts, held_out_prompts
+from raydense.records.checkpoint_files import Checkpoint
+from raydense.records.checkpoints import CheckpointStore
+from raydense.records.grids import save_grid
+from raydense.records.progress import ProgressDisplay
+from raydense.records.run_dir import RunDirectory
+from raydense.records.telemetry import Arrivals, Meter, RunLog
+from raydense.records.thumbnails import save_thumbnails
+from raydense.training.judging import Judgement, draw_grid, judge_prompts
+from raydense.training.normalising import StageScales
+from raydense.training.stage_loop import StageState
+from raydense.training.stage_metrics import judgement_values, stage_values
+from raydense.training.stopping import StopFlag, StopRequested
+from raydense.training.summary import versions
+from raydense.training.watch import HackingWatch
+
+
+class Recorder:
+    """Implements `stage_loop.Observer`. `metrics.jsonl` holds only what is deterministic; times go to telemetry."""
+
+    def __init__(
+        self,
+        config: Config,
+        sets: PromptSets,
+        run_dir: RunDirectory,
+        fleet: Fleet[Any],
+        learner: Learner[Any],
+        display: ProgressDisplay,
+        checkpoints: CheckpointStore,
+        stop: StopFlag,
+        sinks: Sequence[MetricSink],
+        metrics_bytes: int,
+        scales: StageScales,
+        pictures: bool = True,
+        reward: Mapping[str, str] | None = None,
+    ) -> None:
+        """reward: what the run learns from, if not from its scorer."""
+        self._config, self._sets, self._dir = config, sets, run_dir
+        self._origin = lora_origin(config, reward)
+        self._fleet, self._learner, self._display = fleet, learner, display
+        self._checkpoints, self._stop = checkpoints, stop
+        self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
+        self._phase_started = time.perf_counter()
+        self._base_grid: np.ndarray | None = None
+        self._pictures = pictures
+        self._scales = scales
+        self._watch = HackingWatch(config.reward, scales, run_dir.root)
+        self._rewards: list[float] = []  # of the stage so far
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.position = Position()
+        self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
+        self._account: dict[str, int] = {}  # of the last stage collected
+        self._told: dict[str, float] = {}  # of the fleet
+        self._sampling = False  # whether the run waits for units
+        self._arrivals: dict[int, Arrivals] = {}  # by stage: overlapped, one is collected while another trains
+        self._images_rate, self._steps_rate = Meter(), Meter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the block's wall time to the phase, and takes it out of the one around it."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - started
+            self._phase_started += elapsed
+            self._end_phase(name, self.position, elapsed)
+
+    def process_started(self, runner: str, resumed: bool) -> None:
+        """A run may have several processes; each says with what versions it computes."""
+        step = self._first_step(self.position.stages) + self.position.steps
+        facts = {"runner": runner, "resumed": resumed, "versions": versions()}
+        self._log.telemetry("start", self.position.stages, step, {}, time=round(time.time(), 3), **facts)
+
+    def close(self) -> None:
+        self._log.close()
+
+    # -- stage_loop.Observer ------------------------------------------------------------------------------
+
+    def stage_started(self, stage: int, weights: PolicyWeights) -> None:
+        self._rewards = []
+        self._sampling = True
+        self._pulled_bytes = self._steps = 0
+        self._phase_started = time.perf_counter()
+        self._arrivals.setdefault(stage, Arrivals(self._phase_started))
+        self._images_rate.restart()
+
+    def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
+        elapsed = time.perf_counter() - self._phase_started
+        rewards = [r for group in report.groups for r in group.rewards]
+        speed = done * len(rewards) / elapsed
+        stage = report.unit.stage
+        self._log.telemetry(
+            "unit",
+            stage,
+            self._first_step(stage),
+            {},
+            unit=report.unit.index,
+            sampler=report.sampler,
+            seconds=dict(report.seconds),
+            images=len(rewards),
+            weights_version=report.unit.weights_version,
+        )
+        if report.sampler != RESTORED:
+            self._arrivals.setdefault(stage, Arrivals()).add(len(rewards))
+            self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
+        self._tell_fleet(stage)
+        self._rewards += rewards
+        facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
+        if self._sampling:  # else this stage's steps are on display, and units come from beside them
+            self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+        if self._sampling and self._stop.signal_number is not None:
+            raise StopRequested(self._stop.signal_number)
+
+    def stage_collected(
+        self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
+    ) -> None:
+        step, elapsed = self._first_step(stage), time.perf_counter() - self._phase_started
+        rate = self._arrivals.pop(stage).rate
+        facts = {} if rate is None else {"throughput/images_per_s": rate}
+        self._end_phase("sampling", Position(stage), elapsed, **facts)
+        self._phase_started = time.perf_counter()
+        self._steps_rate.restart()
+        self._account, self._sampling = dict(account), False
+        self._log.telemetry("ledger", stage, step, self._fleet_counts(), **account)
+        if again:
+            return  # the metrics hold this stage's row from before the cut
+        groups = [group for report in reports for group in report.groups]
+        values, ends = stage_values(stage, groups, self._config.stage.steps)
+        sighting = self._watch.look(stage, reports)
+        checksum = groups[0].weights_checksum
+        self._log.metrics(
+            "stage", stage, step, {**values, **sighting.values}, intervals=ends, weights_checksum=checksum
+        )
+        self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
+        self._watch.react(sighting, self._title(stage), self._display.say, self._dir.shown)
+
+    def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
+        self.position = position
+        self._steps += len(metrics)
+        self._tell_rate("throughput/steps_per_s", self._steps_rate.add(len(metrics)), position)
+        self._tell_fleet(position.stages)
+        for row in metrics:
+            self._pulled_bytes += row.pulled_bytes
+            self._log.metrics("step", position.stages, row.step, row.values)
+        last, per_stage = metrics[-1], self._config.stage.steps
+        self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
+        facts = {name: last.values.get(name, math.nan) for name in ("loss", "log_ratio/clip_fraction")}
+        self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
+        every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
+        if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
+            self.checkpoint(position, state)
+        if position.steps < per_stage and stop is not None:
+            raise StopRequested(stop)
+
+    def stage_finished(
+        self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
+    ) -> None:
+        self._account = dict(account)  # groups may have been lost while it trained
+        self._log.telemetry("ledger", stage, self._first_step(stage + 1), self._fleet_counts(), **account)
+        elapsed = time.perf_counter() - self._phase_started
+        facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
+        self._end_phase("training", Position(stage, self._config.stage.steps), elapsed, **facts)
+        if self._pictures:
+            self.save_images(Position(stage + 1).name, f"after stage {stage + 1}", weights)
+        self.checkpoint(Position(stage + 1), following)
+        if self._stop.signal_number is not None:
+            raise StopRequested(self._stop.signal_number)
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    def checkpoint(self, position: Position, state: StageState = StageState()) -> None:  # noqa: B008 (immutable)
+        """Writes a checkpoint from which the rest of the run gives the same bytes."""
+        with self.phase("saving"):
+            learner = self._learner.state_dict()
+            self.save_lora(learner["weights"])
+            self._checkpoints.save(
+                Checkpoint(
+                    learner,
+                    position,
+                    state.behaviour,
+                    self._log.metrics_bytes,
+                    began=state.began,
+                    record=self._record(state),
+                    config=self._config.to_yaml(),
+                )
+            )
+            self._dir.publish()
+        self.position = position
+
+    def save_lora(self, weights: PolicyWeights) -> None:
+        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), self._origin)
+
+    def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
+        """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""
+        with self.phase("rendering"):
+            known = self._base_grid is None and self.position > Position()  # a run that continues drew it before
+            images, prompts = draw_grid(self._config, self._sets, self._fleet, weights.version), self._rows()
+            sheet = save_grid(self._dir.images / f"{name}.png", images, prompts, [title])
+            if self._base_grid is None:
+                self._base_grid = images
+            else:
+                both = np.concatenate([self._base_grid, images], axis=1)
+                sheet = save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
+            if not known:
+                self._log.image(weights.version, "images", sheet)
+
+    def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
+        """Of the base and the tuned model; what was judged during training has its row already."""
+        judged_before = held_out_prompts(self._config, self._sets) if self._is_due(weights_version) else ()
+        scores = {name: by for name, by in judgement.scores.items() if name not in judged_before}
+        self._write_judgement(Judgement(scores), weights_version)
+        if judgement.pictures:
+            save_thumbnails(self._dir.images / f"judged-{weights_version:06d}.zip", judgement.pictures)
+
+    def _is_due(self, step: int) -> bool:
+        return self._pictures and evaluation_due(self._config, step)
+
+    def _evaluate_if_due(self, step: int) -> None:
+        """Judges the held-out prompts with the learner's weights; nothing of it comes back into the run."""
+        if not self._is_due(step):
+            return
+        sets = held_out_prompts(self._config, self._sets)
+        with self.phase("evaluating"):
+            weights = self._learner.weights()
+            self._fleet.broadcast(weights)
+            judgement = judge_prompts(sets, self._config.evaluate.images_per_prompt, self._fleet, weights.version)
+        self._write_judgement(self._scales.restate(judgement), weights.version)
+
+    def _write_judgement(self, judgement: Judgement, step: int) -> None:
+        values, ends = judgement_values(judgement.scores)
+        if values:
+            self._log.metrics("evaluation", self.position.stages, step, values, intervals=ends)
+
+    def _record(self, state: StageState) -> dict[str, Any]:
+        """What else is true at a checkpoint: the last account, the fleet's faults, units under way, segments."""
+        segments = sorted(p.relative_to(self._dir.segments).as_posix() for p in self._dir.segments.rglob("*.arrow"))
+        named = state.began or state.behaviour  # at a boundary, the next stage is the one to come
+        return {
+            "ledger": {**self._account, **self._fleet.faults},
+            "outstanding": {
+                "units": list(state.outstanding),
+                "weights_version": named.version if state.outstanding and named else None,
+            },
+            "segments": segments,
+        }
+
+    def _rows(self) -> tuple[str, ...]:
+        return grid_prompts(self._config, self._sets)
+
+    def _title(self, stage: int) -> str:
+        return f"stage {stage + 1}/{self._config.stage.count}"
+
+    def _tell_rate(self, name: str, rate: float | None, position: Position) -> None:
+        """Between a stage's rows, for who watches; None: not yet time to."""
+        if rate is not None:
+            step = self._first_step(position.stages) + position.steps
+            self._log.telemetry("rate", position.stages, step, {name: rate})
+
+    def _first_step(self, stage: int) -> int:
+        return stage * self._config.stage.steps
+
+    def _tell_fleet(self, stage: int) -> None:
+        """Says so when a sampler came, went or failed."""
+        if (counts := self._fleet_counts()) != self._told:
+            self._told = counts
+            self._log.telemetry("fleet", stage, self._first_step(stage), counts)
+
+    def _fleet_counts(self) -> dict[str, float]:
+        faults = self._fleet.faults
+        return {"fleet/live_samplers": self._fleet.live, **{f"fleet/{name}": faults.get(name, 0) for name in FAULTS}}
+
+    def _end_phase(self, name: str, position: Position, elapsed: float, **facts: float) -> None:
+        """Adds wall time to a phase, and tells of it."""
+        self.seconds[name] += elapsed
+        step = self._first_step(position.stages) + position.steps
+        self._log.telemetry("phase", position.stages, step, {f"phase/{name}_s": elapsed, **facts})

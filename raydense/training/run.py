@@ -1,0 +1,196 @@
+"""One whole run: judge the base model, run the stages, judge the result, write the summary; or continue one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from raydense.config import Config, ConfigError, resumed_config
+from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
+from raydense.core.metrics import MetricSink
+from raydense.planning.micro_batch import local_gpu, settled
+from raydense.planning.preflight import check_inputs
+from raydense.planning.units import PromptSets
+from raydense.records.checkpoint_files import Checkpoint
+from raydense.records.checkpoints import CheckpointStore
+from raydense.records.mirror import Mirror
+from raydense.records.progress import ProgressDisplay
+from raydense.records.run_dir import RunDirectory
+from raydense.records.sinks import open_sinks
+from raydense.training.judging import Judgement, judge, score_table
+from raydense.training.normalising import StageScales
+from raydense.training.recorder import Recorder
+from raydense.training.stage_loop import StageState, run_stages
+from raydense.training.stopping import StopFlag
+from raydense.training.summary import summarise
+from raydense.training.watch import HackingSuspected
+
+MAX_LEARNER_DEATHS = 3
+LearnerFactory = Callable[[], Learner[Any]]
+
+
+def train(
+    config: Config, out: Path, mirror: Mirror | None = None, *, local: bool, display: ProgressDisplay
+) -> Mapping[str, Any]:
+    """Runs `config` into the new directory `out`; returns the summary that it wrote there.
+
+    Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
+    """
+    sets = check_inputs(config)
+    with _settled(config, local) as config:
+        run_dir = RunDirectory.create(out, config, mirror)
+        try:
+            return _Run(config, sets, run_dir, local, display).execute()
+        except ConfigError:  # nothing was started, so nothing is lost
+            run_dir.discard()
+            raise
+
+
+def resume(
+    root: Path, overrides: list[str], mirror: Mirror | None = None, *, local: bool, display: ProgressDisplay
+) -> Mapping[str, Any]:
+    """Continues the run in `root` from its latest sound checkpoint; on the CPU the result has the same bytes.
+
+    Raises: ConfigError if `root` holds no run, or if an override changes what a run may not change.
+    """
+    run_dir = RunDirectory(root, mirror)
+    if mirror:
+        mirror.pull()
+    config = resumed_config(run_dir.read_config("--resume"), overrides)
+    run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
+    return _Run(config, check_inputs(config), run_dir, local, display).execute()
+
+
+class _Run:
+    """One process's part of a run: from the latest checkpoint, if there is one, to the summary."""
+
+    def __init__(
+        self, config: Config, sets: PromptSets, run_dir: RunDirectory, local: bool, display: ProgressDisplay
+    ) -> None:
+        self._config, self._sets, self._dir, self._local = config, sets, run_dir, local
+        self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
+        self._scales = StageScales(config.reward.scorer, run_dir.root)
+        self._display, self._stop = display, StopFlag()
+        self._started = time.perf_counter()
+
+    def execute(self) -> Mapping[str, Any]:
+        with self._display as display:
+            display.say(f"run directory: {self._dir.shown}")
+            for note in self._sets.notes:
+                display.say(note)
+            with _components(self._config, self._dir, self._local) as (fleet, make_learner):
+                for deaths in range(MAX_LEARNER_DEATHS + 1):
+                    try:
+                        return self._attempt(fleet, make_learner())
+                    except LearnerDied as error:
+                        display.say(f"the learner died ({error}); continuing from the last checkpoint")
+                        if deaths == MAX_LEARNER_DEATHS:
+                            raise
+        raise AssertionError("unreachable")
+
+    def _attempt(self, fleet: Fleet[Any], learner: Learner[Any]) -> Mapping[str, Any]:
+        checkpoint = self._store.latest(self._display.say)
+        recorder = Recorder(
+            self._config,
+            self._sets,
+            self._dir,
+            fleet,
+            learner,
+            self._display,
+            self._store,
+            self._stop,
+            self._sinks(_next_step(checkpoint)),
+            metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
+            scales=self._scales,
+        )
+        runner = "local" if self._local else "ray"
+        recorder.position = checkpoint.position if checkpoint else recorder.position
+        recorder.process_started(runner, resumed=checkpoint is not None)
+        recorder.seconds["starting"] = time.perf_counter() - self._started
+        try:
+            before, after = self._stages(fleet, learner, recorder, checkpoint)
+        except (NonFiniteStepError, HackingSuspected) as error:
+            self._dir.write_failure(str(error))
+            self._dir.publish()
+            raise
+        finally:
+            recorder.close()
+        wall_s = time.perf_counter() - self._started
+        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner)
+        self._dir.write_scores(score_table(self._config, self._sets, before, after))
+        self._dir.write_summary(summary)
+        self._dir.publish()
+        return summary
+
+    def _sinks(self, first_step: int) -> list[MetricSink]:
+        sinks = list(open_sinks(self._config, self._dir, first_step, self._display.say))
+        if not self._local:
+            from raydense.fleets.ray_metrics import RayMetricsSink
+
+            sinks.append(RayMetricsSink(self._config.name))
+        return sinks
+
+    def _stages(
+        self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None
+    ) -> tuple[Judgement, Judgement]:
+        base = learner.weights()
+        fleet.broadcast(base)
+        self._display.update("judging the base model", 0, 1)
+        recorder.save_images("base", "base model", base)
+        if checkpoint is None:
+            before = self._judge(fleet, recorder, base.version)
+            self._dir.write_base_judgement(before)
+            recorder.checkpoint(recorder.position)
+        else:
+            self._display.say(f"continuing from {checkpoint.position.name}")
+            before = self._dir.read_base_judgement()
+            learner.load_state_dict(checkpoint.learner)
+        with self._stop.listening(self._display.say):
+            known = StageState(checkpoint.behaviour, checkpoint.began) if checkpoint else StageState()
+            final = run_stages(
+                self._config, self._sets, fleet, learner, recorder, recorder.position, known, self._scales
+            )
+        self._display.update("judging the tuned model", 0, 1)
+        fleet.broadcast(final)
+        return before, self._judge(fleet, recorder, final.version)
+
+    def _judge(self, fleet: Fleet[Any], recorder: Recorder, version: int) -> Judgement:
+        with recorder.phase("judging"):
+            judgement = judge(self._config, self._sets, fleet, version)
+        self._scales.calibrate(judgement)  # with the base model's, which comes first
+        judgement = self._scales.restate(judgement)
+        recorder.record_judgement(judgement, version)
+        return judgement
+
+
+def _next_step(checkpoint: Checkpoint | None) -> int:
+    """The first gradient step that is still to come; 0 before a run's first checkpoint."""
+    return checkpoint.learner["step"] + 1 if checkpoint else 0
+
+
+@contextmanager
+def _settled(config: Config, local: bool) -> Iterator[Config]:
+    """The configuration with `learner.micro_batch: auto` as a number, which is then the run's own."""
+    if local or config.learner.micro_batch != "auto":
+        yield settled(config, local_gpu)
+    else:
+        from raydense.fleets.ray_runner import settled_on_ray
+
+        with settled_on_ray(config) as found:
+            yield found
+
+
+@contextmanager
+def _components(config: Config, run_dir: RunDirectory, local: bool) -> Iterator[tuple[Fleet[Any], LearnerFactory]]:
+    if local:
+        from raydense.fleets.local_runner import build_local
+
+        yield build_local(config, run_dir.segments)
+    else:
+        from raydense.fleets.ray_runner import build_on_ray
+
+        with build_on_ray(config, run_dir.segments) as components:
+            yield components

@@ -1,0 +1,50 @@
+"""summary.json and scores.json: what a finished run says about itself."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from raydense.config import Config
+from raydense.training.judging import Judgement, compare
+
+PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
+
+
+def read_summary(run: Path) -> Mapping[str, Any] | None:
+    """What a finished run wrote; None before."""
+    path = run / "summary.json"
+    content: Mapping[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return content
+
+
+def summarise(
+    config: Config,
+    before: Judgement | None,
+    after: Judgement | None,
+    seconds: Mapping[str, float],
+    wall_s: float,
+    runner: str,
+) -> dict[str, Any]:
+    """Scores before and after with their paired gain (where they were judged), times, versions and the seed."""
+    scores = compare(before, after) if before and after else {}
+    return {
+        "name": config.name,
+        "seed": config.seed,
+        "runner": runner,
+        "scorer": config.reward.scorer.name,
+        "reward": scores.pop(config.reward.scorer.name, {}),
+        "monitors": scores,
+        "wall_s": round(wall_s, 2),
+        "phases_s": {name: round(value, 2) for name, value in seconds.items()},
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that make a run's numbers."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,88 @@
+"""What the doctor finds on a sound configuration, and on one that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raydense.checks import doctor
+from raydense.checks.doctor import Check, examine
+from raydense.cli import app
+from raydense.config import Config
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydense.checks.ray_doctor.check_ray", lambda config, plan: [Check("Ray", True, "left out")])
+
+
+def findings(config: Config, out: Path) -> dict[str, Check]:
+    return {check.name: check for check in examine(config, out, tflops=1.0)}
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_sound_configuration(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    found = findings(small_config(), tmp_path / "run")
+    assert [name for name, check in found.items() if not check.ok] == []
+    assert found["versions"].detail.startswith("Python 3.")
+    assert "2 samplers" in found["time"].detail
+    assert "8 images" in found["work unit"].detail  # two prompts, four trajectories each
+    # on the CPU, sampler and learner differ by the rounding of other batch compositions alone
+    assert float(found["ρ noise"].detail.split("up to ")[1].split(",")[0]) < 1e-5
+    assert "δ 0.01" in found["ρ noise"].detail
+    assert "peak" in found["memory"].detail
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_noise_near_the_clip_is_told(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    check = findings(small_config(train={"clip": 1e-12}, sampler={"dtype": "bfloat16"}), tmp_path)["ρ noise"]
+    assert not check.ok
+    assert "sampler and learner disagree" in check.detail
+
+
+def test_bad_inputs_end_the_examination(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    *_, last = examine(small_config(prompts={"train": "absent.txt"}), tmp_path, tflops=1.0)
+    assert (last.name, last.ok) == ("model, scorer, prompts", False)
+    assert "prompts.train=absent.txt: cannot be read" in last.detail
+
+
+def test_a_missing_requirement_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "requires", lambda _: ["torch>=99", "no-such-package", "pytest; extra == 'test'"])
+    (check,) = doctor._versions()
+    assert not check.ok
+    assert check.detail.endswith("is not >=99; no-such-package is missing")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_command_fails_where_a_check_fails(small_values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**small_values, "prompts": {"train": "absent.txt"}}))
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path / "c.yaml"), "--json"])
+    assert result.exit_code == 1
+    assert [json.loads(line)["ok"] for line in result.stdout.splitlines()][-1] is False
+    assert "raydense: 1 of the checks failed" in result.stderr
+
+
+@pytest.mark.ray
+def test_it_looks_at_the_cluster_that_a_run_would_use(small_values: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(small_values))
+    done = subprocess.run(  # a process of its own: this one may have joined the session's cluster
+        [sys.executable, "-m", "raydense.cli", "doctor", tmp_path / "c.yaml", "--json"],
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (found,) = [check for check in map(json.loads, done.stdout.splitlines()) if check["name"] == "Ray"]
+    assert not found["ok"]
+    assert "nothing answers there" in found["detail"]

@@ -1,0 +1,104 @@
+"""torch.compile: rounds elsewhere, compiles once for all batch sizes, and what it lacks is said before work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch._dynamo.utils import counters
+from typer.testing import CliRunner
+
+from raydense.cli import app
+from raydense.core.types import PolicyWeights
+from raydense.diffusion.policy import Policy
+
+Make = Callable[..., Policy]
+
+
+def predictions(policy: Policy, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """With the LoRA and without it; no gradient."""
+    x = torch.randn((count, 4, 8, 8), generator=torch.Generator().manual_seed(count))
+    arguments = x, torch.arange(count) % 4, policy.encode("a cat").expand(count, -1, -1)
+    with torch.no_grad():
+        tuned = policy.predict(*arguments)
+        with policy.reference():
+            return tuned, policy.predict(*arguments)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_sizes(
+    make_policy: Make, perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """`eager`: the U-Net becomes the same graphs, which run as they are; no code is generated."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
+    plain, compiled = make_policy(), make_policy(compiled=True)
+    weights = perturbed(plain)
+    for policy in (plain, compiled):
+        policy.bind(weights)
+    counters.clear()
+    graphs = []
+    for count in (3, 2, 5):
+        expected, found = predictions(plain, count), predictions(compiled, count)
+        graphs.append(counters["stats"]["unique_graphs"])
+        for ours, theirs in zip(found, expected, strict=True):
+            assert float((ours - theirs).norm()) < 1e-5 * float(theirs.norm())
+        assert not torch.equal(*found)  # the LoRA can still be turned off
+    assert graphs == [2, 2, 2]
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_a_compiled_policys_gradient_is_the_plain_ones_to_rounding(
+    make_policy: Make, perturbed: Callable[..., PolicyWeights]
+) -> None:
+    gradients = []
+    for compiled in (False, True):
+        policy = make_policy(compiled=compiled)
+        policy.bind(perturbed(policy))
+        embeds = policy.encode("a cat").expand(2, -1, -1)
+        x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+        policy.predict(x, torch.tensor([0, 1]), embeds).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    plain, other = gradients
+    assert plain.norm() > 0
+    assert (other - plain).norm() < 1e-5 * plain.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_compiled_samplers_and_learner_train_to_the_same_bytes_alone_and_on_ray(
+    small_values: Mapping[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    values = {**small_values, "policy": {**small_values["policy"], "compile": True}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    for name, where in (("local", ["--local"]), ("ray", [])):
+        command = ["train", *where, str(tmp_path / "config.yaml"), "--out", str(tmp_path / name)]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    for file in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "local" / file).read_bytes() == (tmp_path / "ray" / file).read_bytes()
+
+
+@pytest.mark.parametrize("lacking", ["compiler", "headers"])
+def test_a_machine_without_a_compiler_says_so_before_anything_starts(
+    small_values: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str, make_policy: Make
+) -> None:
+    if lacking == "compiler":
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        expected = "policy.compile=true needs the C++ compiler no-such-compiler (environment variable CXX)"
+    else:
+        monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+        expected = f"policy.compile=true needs Python's headers ({tmp_path / 'Python.h'})"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(small_values)))
+    command = ["train", str(tmp_path / "config.yaml"), "--set", "policy.compile=true", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert expected in " ".join(result.output.split())
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(FileNotFoundError, match=r"install it, or leave it false$"):
+        make_policy(compiled=True)

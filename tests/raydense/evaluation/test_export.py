@@ -1,0 +1,120 @@
+"""`raydense export`: a LoRA with its card, and an example that diffusers runs as it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from raydense.cli import app
+from raydense.config import Config, load_config
+from raydense.evaluation.export import example_code, model_card
+
+LORA = "pytorch_lora_weights.safetensors"
+Runs = tuple[Path, Path]
+
+
+def export(run: Path, to: Path) -> Result:
+    return CliRunner().invoke(app, ["export", str(run), "--to", str(to)])
+
+
+@pytest.fixture(scope="module")
+def exported(small_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("exported") / "to"
+    result = export(small_runs[0], to)
+    assert result.exit_code == 0, result.output
+    return to
+
+
+def test_everything_that_is_given_away(exported: Path, small_runs: Runs) -> None:
+    names = {"README.md", LORA, "before-after.png", "config.yaml", "example.py"}
+    assert {path.name for path in exported.iterdir()} == names
+    assert (exported / LORA).read_bytes() == (small_runs[0] / "lora" / LORA).read_bytes()
+
+
+def run_example(code: str) -> np.ndarray:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(compile(code, "example.py", "exec"), {})
+    with Image.open("example.png") as picture:
+        return np.asarray(picture).astype(int)
+
+
+def test_the_example_runs_as_it_stands_and_the_lora_changes_its_picture(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (exported / "example.py").read_text("utf-8")
+    lines = code.splitlines(keepends=True)
+    assert len(lines) == 5
+    monkeypatch.chdir(exported)
+    tuned = run_example(code)
+    base = run_example("".join(line for line in lines if "load_lora_weights" not in line))
+    (exported / "example.png").unlink()
+    assert tuned.shape == base.shape == (16, 16, 3)
+    assert np.abs(tuned - base).max() > 0
+
+
+def test_the_card_says_what_it_is_and_what_it_gained(exported: Path, small_runs: Runs) -> None:
+    card = (exported / "README.md").read_text("utf-8")
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "diffusers"
+    assert "lora" in yaml.safe_load(front)["tags"]
+    values = yaml.safe_load((small_runs[0] / "config.yaml").read_text())
+    for said in (
+        values["policy"]["model"],
+        values["prompts"]["train"],
+        "rank 2",
+        "R = 4, K = 3",
+        "| clip (trained on) |",
+    ):
+        assert said in body
+    assert (exported / "example.py").read_text() in body
+    gain = json.loads((small_runs[0] / "summary.json").read_text())["reward"]["unseen"]["gain"]["mean"]
+    assert f"{gain:+.4f} [" in body
+    assert "## Licence" in body
+    assert "![The same prompts and seeds before and after](before-after.png)" in body
+    assert "{" not in body.replace("{kind", "")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "single-prompt", "multi-prompt"])
+def test_the_card_of_every_preset(preset: str) -> None:
+    config = load_config(preset=preset)
+    card = model_card(config, None, example_code(config, "a cat"), has_picture=False)
+    front = yaml.safe_load(card.split("---\n", 2)[1])
+    assert "has not judged its result" in card
+    assert "unfinished" in card
+    if preset == "tiny":
+        assert "Apache License 2.0; so is this LoRA" in card
+        assert "base_model" not in front
+    else:
+        assert front["base_model"] == config.policy.model
+        assert f"This LoRA is a derivative of `{config.policy.model}`" in card
+        assert f"revision='{config.policy.revision}'" in card
+
+
+def test_a_mixture_names_its_parts(small_config: Callable[..., Config]) -> None:
+    bright = {"kind": "callable", "name": "bright", "target": "my_scores:bright"}
+    parts = [{"weight": 1.0, "scorer": {"kind": "hpsv2"}}, {"weight": 0.5, "scorer": bright}]
+    config = small_config(reward={"scorer": {"kind": "mixture", "name": "both", "components": parts}})
+    card = model_card(config, None, "", has_picture=False)
+    expected = "both: 1 x hpsv2 (hpsv2, version `v2.0`) + 0.5 x bright (callable, target `my_scores:bright`)"
+    assert f"| reward | {expected} |" in card
+
+
+def test_nothing_is_overwritten_and_what_is_no_run_is_said(exported: Path, small_runs: Runs, tmp_path: Path) -> None:
+    for run, to, said in (
+        (small_runs[0], exported, "is not empty and is never overwritten"),
+        (tmp_path, tmp_path / "to", "holds no config.yaml"),
+    ):
+        result = export(run, to)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1

@@ -1,0 +1,96 @@
+"""`raydense sample`: base and tuned pictures of the same noise, and the chain of predictions that led to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from raydense.build import build_sampler
+from raydense.cli import app
+from raydense.config import load_config
+from raydense.core.types import RenderUnit
+from raydense.evaluation.candidates import find_sources, fit_models
+from raydense.evaluation.sample import Drawing, distances, draw, shown_steps
+
+Runs = tuple[Path, Path]
+
+
+def sample(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["sample", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def drawings(small_runs: Runs) -> list[Drawing]:
+    joint, models = fit_models(load_config(small_runs[0] / "config.yaml"), find_sources([str(small_runs[0])]), "--lora")
+    return draw(joint, models, ["a cat", "a hen"], 3, chains=True, progress=lambda done, total: None)
+
+
+def test_pictures_are_those_of_the_sampler_with_the_same_seeds(small_runs: Runs, drawings: list[Drawing]) -> None:
+    joint, models = fit_models(load_config(small_runs[0] / "config.yaml"), find_sources([str(small_runs[0])]), "--lora")
+    rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 3, (0, 1, 2), 1), models[1].weights)
+    (ours,) = [d for d in drawings if (d.prompt, d.model) == ("a cat", "first")]
+    assert np.array_equal(ours.pictures, rendered.images)
+
+
+def test_every_model_draws_every_prompt_and_tuning_changes_the_picture(drawings: list[Drawing]) -> None:
+    assert [(d.model, d.prompt) for d in drawings] == [
+        ("base", "a cat"), ("base", "a hen"), ("first", "a cat"), ("first", "a hen")]  # fmt: skip
+    assert not np.array_equal(drawings[0].pictures, drawings[2].pictures)
+    assert not np.array_equal(drawings[0].pictures[0], drawings[0].pictures[1])
+
+
+def test_the_chain_ends_at_the_finished_picture(drawings: list[Drawing]) -> None:
+    for drawing in drawings:
+        assert drawing.chain.shape == (4, *drawing.pictures.shape[1:])
+        steps = distances(drawing)
+        assert steps[-1] < 0.02 < steps[0]
+        assert steps[-1] == min(steps)
+
+
+def test_a_long_chain_is_shown_at_its_ends_and_evenly_between(small_runs: Runs) -> None:
+    assert shown_steps(load_config(small_runs[0] / "config.yaml")) == [0, 1, 2, 3]
+    long = shown_steps(load_config(preset="single-prompt"))
+    assert (long[0], long[-1], len(long)) == (0, 49, 12)
+    assert set(np.diff(long)) <= {4, 5}
+
+
+def test_a_grid_of_both_and_a_strip(small_runs: Runs, tmp_path: Path) -> None:
+    arguments = ("a cat", "a hen", "--lora", small_runs[0], "--lora", small_runs[1], "--images", "2", "--trajectory")
+    result = sample(*arguments, "--base", "--out", tmp_path / "one.png")
+    assert result.exit_code == 0, result.output
+    assert f"pictures    {tmp_path}/one.png" in result.output
+    assert "second: a hen: 0: 0." in result.output
+    assert sample(*arguments, "--out", tmp_path / "two.png").exit_code == 0
+    with Image.open(tmp_path / "one.png") as with_base, Image.open(tmp_path / "two.png") as without:
+        assert with_base.width / without.width == pytest.approx(3 / 2, rel=0.03)
+        assert with_base.height == without.height
+    with Image.open(tmp_path / "one-trajectory.png") as strip, Image.open(tmp_path / "one.png") as grid:
+        assert strip.height > 2.5 * grid.height  # a row a prompt and model
+        assert strip.width == pytest.approx(5 / 6 * grid.width, rel=0.1)  # 4 steps and the end, of 3 x 2 pictures
+
+
+def test_the_embedded_model_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
+    result = sample("a red circle", "--base", "--images", "1", "--seed", "5", "--out", tmp_path / "a.png")
+    assert result.exit_code == 0, result.output
+    assert sample("a red circle", "--base", "--images", "1", "--seed", "6", "--out", tmp_path / "b.png").exit_code == 0
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_bad_input_is_one_line(small_runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "there.png").write_bytes(b"mine")
+    for arguments, said in (
+        ((), "nothing to draw: give --lora, --base or both"),
+        (("--lora", "/absent"), "/absent is not there; give a run's directory or a LoRA file"),
+        (("--base", "--out", tmp_path / "there.png"), "is there already and is never overwritten"),
+        (("--base", "--set", "train.lr=1"), "a drawing may change only seed"),
+    ):
+        result = sample("a cat", *arguments)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert (tmp_path / "there.png").read_bytes() == b"mine"

@@ -1,0 +1,255 @@
+"""`raydense sweep`: plain runs, skipped when finished, continued when cut, and a table that follows from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from raydense.cli import app, main
+from raydense.config import Config, ConfigError, load_config
+from raydense.core.statistics import mean_interval
+from raydense.evaluation.sweep import Trial, parse_grid, parse_seeds, plan_sweep
+from raydense.evaluation.sweep_table import outcomes
+
+LORA = "lora/pytorch_lora_weights.safetensors"
+GRID = ("--grid", "steps.gamma=0.8,1", "--seeds", "3,4", "--jobs", "2")
+
+
+def sweep(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["sweep", "--local", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    stage = {"count": 1, "groups": 5, "steps": 3}
+    path.write_text(yaml.safe_dump({**small_values, "stage": stage}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    return out, sweep(config, *GRID, "--out", out)
+
+
+# -- what is run ----------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_read_as_set_would_read_it() -> None:
+    assert parse_grid(
+        ["steps.gamma=0.8,1", "train.lr=1e-4", "train.betas=[0.9, 0.99],[0.8, 0.9]", "a.b=true,null"]
+    ) == {
+        "steps.gamma": ("0.8", "1"),
+        "train.lr": ("1e-4",),
+        "train.betas": ("[0.9, 0.99]", "[0.8, 0.9]"),
+        "a.b": ("true", "null"),
+    }
+
+
+@pytest.mark.parametrize("option", ["steps.gamma", "=1", "steps.gamma=", "steps.gamma=[1", "seed=1,2"])
+def test_a_grid_that_is_none_is_refused(option: str) -> None:
+    with pytest.raises(ConfigError, match="expected key=value,value"):
+        parse_grid([option])
+    with pytest.raises(ConfigError, match="each key once"):
+        parse_grid(["steps.gamma=1", "steps.gamma=2"])
+
+
+def test_seeds_are_different_whole_numbers() -> None:
+    assert parse_seeds("101, 102") == (101, 102)
+    assert parse_seeds(None) is None
+    for wrong in ("1,1", "a", "", "1,-2"):
+        with pytest.raises(ConfigError, match="expected different whole numbers"):
+            parse_seeds(wrong)
+
+
+def test_every_combination_meets_every_seed_in_a_directory_of_its_own(config: Path, tmp_path: Path) -> None:
+    grid = parse_grid(["steps.gamma=0.8,1", "steps.exclude_last=0,2"])
+    trials = plan_sweep(tmp_path, config, None, ["train.c=3"], grid, (1, 2))
+    found = [(t.config.steps.gamma, t.config.steps.exclude_last, t.config.seed) for t in trials]
+    assert found == [(g, e, s) for g in (0.8, 1.0) for e in (0, 2) for s in (1, 2)]
+    assert {t.config.train.c for t in trials} == {3.0}
+    assert len({t.directory for t in trials}) == 8
+    assert trials[0].name == "steps.gamma=0.8,steps.exclude_last=0,seed=1"
+    assert plan_sweep(tmp_path, config, None, [], {}, None)[0].seed == load_config(config).seed
+
+
+@pytest.mark.parametrize(
+    ("option", "read"),
+    [
+        ("steps.gamma=0.8,1", lambda c: c.steps.gamma),
+        ("train.c=5,12.5", lambda c: c.train.c),
+        ("sampler.keep=2,3", lambda c: c.sampler.keep),
+        ("steps.draws=1,3", lambda c: c.steps.draws),
+        ("train.tuple_size=2,3", lambda c: c.train.tuple_size),
+        ("steps.exclude_last=0,2", lambda c: c.steps.exclude_last),
+    ],
+)
+def test_what_the_paper_ablates_is_a_key(
+    config: Path, tmp_path: Path, option: str, read: Callable[[Config], float]
+) -> None:
+    trials = plan_sweep(tmp_path, config, None, [], parse_grid([option]), None)
+    assert [read(trial.config) for trial in trials] == [float(v) for v in option.partition("=")[2].split(",")]
+
+
+def test_values_that_no_file_name_takes_still_differ(config: Path, tmp_path: Path) -> None:
+    names = [t.name for t in plan_sweep(tmp_path, config, None, [], {"name": ("a b", "a?b")}, None)]
+    assert len(set(names)) == 2
+    assert not any(" " in name or "?" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--grid", "steps.gama=1"], "steps.gama is not a setting"),
+        (["--grid", "steps.exclude_last=0,4"], "exclude_last=4 leaves no step"),
+        (["--set", "prompts.train=absent.txt"], "absent.txt: cannot be read"),
+    ],
+)
+def test_what_cannot_run_is_said_before_anything_does(
+    config: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    result = sweep(config, *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# -- the runs -------------------------------------------------------------------------------------------------
+
+
+def test_each_run_is_a_plain_run(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out, result = swept
+    assert result.exit_code == 0, result.output
+    plain = tmp_path / "plain"
+    arguments = ["train", "--local", str(config), "--set", "steps.gamma=1", "--set", "seed=4", "--out", str(plain)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    for name in (LORA, "scores.json", "metrics.jsonl"):
+        assert (out / "steps.gamma=1,seed=4" / name).read_bytes() == (plain / name).read_bytes()
+
+
+def test_a_finished_sweep_runs_nothing_again(swept: tuple[Path, Result], config: Path) -> None:
+    out, _ = swept
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    result = sweep(config, *GRID, "--out", out)
+    assert result.exit_code == 0
+    assert "4 of 4 runs are finished already" in result.output
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+
+
+def test_a_directory_of_another_sweep_is_refused(swept: tuple[Path, Result], config: Path) -> None:
+    out, _ = swept
+    result = sweep(config, *GRID, "--set", "train.c=3", "--out", out)
+    assert result.exit_code == 2
+    assert "train.c: 10.0 -> 3.0" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    grid = ("--grid", "steps.gamma=0.8", "--seeds", "3,4")
+    arguments = ["sweep", "--local", str(config), *grid, "--jobs", "1", "--out", str(out)]
+    process = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
+    process.start()
+    first = out / "steps.gamma=0.8,seed=3"
+    deadline = time.monotonic() + 120
+    while not (first / "checkpoints/stage-0000/manifest.json").exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert not (out / "steps.gamma=0.8,seed=4").exists()
+    result = sweep(config, *grid, "--jobs", "2", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "gamma=0.8, seed 3: continues" in result.output
+    for seed in (3, 4):
+        ours, theirs = (root / f"steps.gamma=0.8,seed={seed}" / LORA for root in (out, swept[0]))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_ray_the_runs_are_the_same(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    arguments = ["sweep", str(config), "--grid", "steps.gamma=1", "--seeds", "4", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    ours, theirs = (root / "steps.gamma=1,seed=4" / LORA for root in (tmp_path, swept[0]))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert json.loads((tmp_path / "steps.gamma=1,seed=4" / "summary.json").read_text())["runner"] == "ray"
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_still_compared(
+    swept: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(swept[0], tmp_path, dirs_exist_ok=True)
+    broken = tmp_path / "steps.gamma=0.5,seed=3"
+    broken.mkdir()
+    (broken / "in-the-way.txt").write_text("not a run")
+    result = sweep(config, "--grid", "steps.gamma=1,0.5", "--seeds", "3", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert f"gamma=0.5, seed 3: failed with exit code 2; see {broken}.log" in result.output
+    assert "is not empty and is never overwritten" in broken.with_name(f"{broken.name}.log").read_text()
+    assert json.loads((tmp_path / "sweep.json").read_text())["missing"] == [broken.name]
+    assert "| gamma=1 |" in (tmp_path / "sweep.md").read_text()
+
+
+# -- the table ------------------------------------------------------------------------------------------------
+
+
+def test_the_table_follows_from_the_single_scores(swept: tuple[Path, Result]) -> None:
+    out, _ = swept
+    found = json.loads((out / "sweep.json").read_text("utf-8"))["outcomes"]
+    assert [(o["settings"]["steps.gamma"], o["prompts"]) for o in found] == [
+        ("0.8", "train"), ("0.8", "unseen"), ("1", "train"), ("1", "unseen")]  # fmt: skip
+    gains: dict[str, list[float]] = {}
+    for gamma in ("0.8", "1"):
+        for seed in (3, 4):
+            scores = json.loads((out / f"steps.gamma={gamma},seed={seed}" / "scores.json").read_text())["unseen"]
+            pairs = [(row["clip"]["before"], row["clip"]["after"]) for row in scores.values()]
+            gains.setdefault(gamma, []).append(float(np.mean([np.subtract(a, b) for b, a in pairs])))
+    assert found[1]["gain_by_seed"] == pytest.approx(gains["0.8"])
+    assert found[3]["gain"] == pytest.approx(mean_interval(gains["1"]).as_dict())
+    paired = mean_interval(np.subtract(gains["1"], gains["0.8"]))
+    assert found[3]["difference_from_first"] == pytest.approx(paired.as_dict())
+    assert found[1]["difference_from_first"] is None
+    with (out / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert float(rows[3]["gain"]) == found[3]["gain"]["mean"]
+    assert [row["steps.gamma"] for row in rows] == ["0.8", "0.8", "1", "1"]
+    assert (out / "sweep.md").read_text().count("\n| gamma=") == 4
+
+
+def test_the_plot_is_a_picture_with_a_panel_a_prompt_set(swept: tuple[Path, Result]) -> None:
+    with Image.open(swept[0] / "sweep.png") as picture:
+        assert picture.width > 1.5 * picture.height
+        colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(colours, axis=0)) > 20
+
+
+def test_one_seed_has_an_interval_over_its_prompts(swept: tuple[Path, Result], config: Path) -> None:
+    alone = Trial((), 3, (), load_config(config), swept[0] / "steps.gamma=1,seed=3")
+    train, _ = outcomes([alone])
+    assert train.seeds == (3,)
+    assert math.isnan(train.gain.low)  # another seed is not known
+    assert train.over_prompts.low < train.gain.mean < train.over_prompts.high
+    assert train.over_prompts.mean == train.gain.mean

@@ -1,0 +1,172 @@
+"""A cluster that cannot be reached or cannot hold the actors is told in one line, at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+from raydense.config import Config, ConfigError
+from raydense.fleets.ray_cluster import _matches, check_resources, ray_session
+from raydense.planning.placement import Placement, place
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS=127.0.0.1:1: nothing answers there"),
+        ("ray://127.0.0.1:1", "nothing answers there"),
+        ("no-such-host.invalid:6379", "nothing answers there"),
+        ("localhost", "RAY_ADDRESS=localhost is no address; expected HOST:PORT"),
+        ("localhost:port", "RAY_ADDRESS=localhost:port is no address"),
+    ],
+)
+def test_an_address_where_nothing_is(address: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    started = time.monotonic()
+    with pytest.raises(ConfigError) as caught, ray_session():
+        pass
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            ray.exceptions.AuthenticationError("Token authentication is on but no token was found. See"),
+            "RAY_AUTH_TOKEN",
+        ),
+        (ConnectionError("Failed to connect\nto it"), "the cluster cannot be joined (Failed to connect to it)"),
+        (RuntimeError("Version mismatch: The cluster was\n started with: Ray 2.9"), "install the cluster's versions"),
+    ],
+)
+def test_a_cluster_that_refuses_us(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr("raydense.fleets.ray_cluster._probe", lambda address: None)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match=r"^RAY_ADDRESS=10.0.0.1:6379: ") as caught, ray_session():
+        pass
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("raylet died")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(RuntimeError, match="raylet died"), ray_session():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("placement", "num_cpus", "said"),
+    [
+        (Placement(2, 2, 1.0, 0.0), 0.5, "need 2 GPUs, but the cluster has 1; lower them or add nodes"),
+        (Placement(9, 9, 0.0, 0.0), 1.0, "need 10 CPUs, but the cluster has 8; lower them or add nodes"),
+        (Placement(1, 1, 0.0, 0.0), 5.0, "samplers.num_cpus=5: the largest node has 4 CPUs; lower it or add a node"),
+    ],
+)
+def test_actors_without_a_place(
+    small_config: Callable[..., Config],
+    placement: Placement,
+    num_cpus: float,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 4.0}}]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with pytest.raises(ConfigError) as caught:
+        check_resources(small_config(samplers={"num_cpus": num_cpus}), placement)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samplers", "learner", "said"),
+    [
+        ({"count": 2, "memory_gb": 20}, {"memory_gb": 30}, "samplers.count=2 with samplers.memory_gb=20 and "
+         "learner.memory_gb=30 need 70 GB of memory, but the cluster has 64; lower them or add nodes"),
+        ({"count": 1}, {"memory_gb": 40}, "learner.memory_gb=40: the largest node has 32 GB of memory; lower it"),
+        ({"count": None, "min": 3, "max": 9, "num_cpus": 3}, {}, "samplers.min=3 with samplers.num_cpus=3 and "
+         "learner.num_cpus=1 need 10 CPUs, but the cluster has 8"),
+    ],
+)  # fmt: skip
+def test_memory_and_the_smallest_fleet_must_have_a_place_now(
+    small_config: Callable[..., Config],
+    samplers: dict[str, Any],
+    learner: dict[str, Any],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "memory": 32e9}} for _ in range(2)]
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "memory": 64e9})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    config = small_config(samplers={"num_cpus": 0.5, **samplers}, learner=learner)
+    with pytest.raises(ConfigError) as caught:
+        check_resources(config, place(config, 0))
+    assert said in str(caught.value)
+
+
+def test_samplers_beyond_the_smallest_fleet_may_wait_for_nodes(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    config = small_config(samplers={"count": None, "min": 1, "max": 64, "num_cpus": 2})
+    check_resources(config, place(config, 0))
+    assert (place(config, 0).minimum, place(config, 0).samplers) == (1, 64)
+
+
+SPOT = {"ray.io/market-type": "spot", "raydense/role": "sampler"}
+
+
+@pytest.mark.parametrize(
+    ("selectors", "matched"),
+    [
+        ({}, True),
+        ({"ray.io/market-type": "spot"}, True),
+        ({"ray.io/market-type": "!spot"}, False),
+        ({"raydense/role": "in(learner, sampler)"}, True),
+        ({"raydense/role": "!in(learner,head)"}, True),
+        ({"raydense/role": "sampler", "zone": "a"}, False),
+        ({"zone": "!a"}, True),
+    ],
+)
+def test_a_node_matches_as_ray_would_match_it(selectors: dict[str, str], matched: bool) -> None:
+    assert _matches(SPOT, selectors) is matched
+
+
+def test_labels_that_no_node_has(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}, "Labels": SPOT}])
+    with pytest.raises(ConfigError, match=r"learner.labels={'ray.io/market-type': '!spot'} match no node"):
+        check_resources(small_config(), Placement(1, 1, 0.0, 0.0))
+
+
+def test_a_cluster_that_grows_refuses_nothing_that_may_come(
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {})
+    monkeypatch.setattr(ray, "nodes", lambda: [])
+    samplers = {"autoscale": True, "count": 8, "num_gpus": 1}
+    check_resources(small_config(samplers=samplers, learner={"num_gpus": 1}), Placement(8, 8, 1.0, 1.0))
+
+
+def test_nothing_is_counted_from_nodes_that_are_still_to_come(small_config: Callable[..., Config]) -> None:
+    with pytest.raises(ValueError, match=r"set samplers.max, samplers.num_gpus and learner.num_gpus too"):
+        small_config(samplers={"autoscale": True})

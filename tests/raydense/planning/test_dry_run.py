@@ -1,0 +1,170 @@
+"""The plan of a run against numbers worked out by hand, and the presets against the paper's table (METHOD §6)."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from actors.sampler import DiffusionSampler
+from raydense.build import build_policy, build_sampler
+from raydense.cli import app
+from raydense.config import Config, load_config, preset_names
+from raydense.core.types import WorkUnit
+from raydense.planning.dry_run import check_and_plan, size
+from raydense.planning.footprint import _Meter
+
+BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
+PAPER: dict[str, dict[str, Any]] = {
+    "single-prompt": {
+        "seed": SEED,
+        "policy.lora_rank": 4,
+        "policy.lora_alpha": None,  # equal to the rank
+        "policy.lora_targets": ("to_q", "to_k", "to_v", "to_out.0"),
+        "prompts.train": "set://paper-train#index=0",
+        "prompts.unseen": "set://paper-unseen#index=0",
+        "reward.scorer.kind": "imagereward",
+        "stage.count": 4,
+        "stage.groups": 1000,
+        "stage.steps": 2500,
+        "sampler.trajectories": 5,
+        "sampler.keep": 5,
+        "sampler.shared_noise": False,
+        "train.batch_groups": 4,
+        "train.tuple_size": 2,
+        "train.tuples": 1,
+        "train.tuple_choice": "random",
+        "train.c": 10.0,
+        "train.clip": 1e-4,
+        "train.lr": 3e-5,
+        "train.weight_decay": 2e-3,
+        "train.betas": BETAS,
+        "train.eps": EPS,
+        "train.max_grad_norm": 1.0,
+        "train.reg_to_pi_init": True,
+        "train.reg_to_pi_old": False,
+        "train.no_reg_warmup_ratio": 0.0,
+        "steps.draws": 3,
+        "steps.gamma": 0.9,
+        "steps.count": 50,
+        "steps.eta": 1.0,
+        "steps.exclude_last": 0,
+        "sampler.guidance_scale": 7.5,
+        "sampler.latent_size": 64,
+        "sampler.dtype": "bfloat16",
+        "evaluate.images_per_prompt": 100,
+        "evaluate.every_steps": 4 * 2500 // 10,
+    }
+}
+PAPER["multi-prompt"] = PAPER["single-prompt"] | {
+    "policy.lora_rank": 32,
+    "prompts.train": "set://hpsv2-train",
+    "prompts.unseen": "set://hpsv2-benchmark",
+    "reward.scorer.kind": "hpsv2",
+    "reward.scorer.version": "v2.0",
+    "stage.count": 10,
+    "stage.groups": 2000,
+    "stage.steps": 4000,
+    "sampler.trajectories": 12,
+    "train.batch_groups": 32,
+    "train.c": 12.5,
+    "train.clip": 5e-4,
+    "train.lr": 2e-5,
+    "train.weight_decay": 1.5e-3,
+    "train.max_grad_norm": 0.05,
+    "steps.draws": 1,
+    "evaluate.every_steps": 10 * 4000 // 10,
+    "evaluate.prompts": 4 * 800,
+    "evaluate.images_per_prompt": 1,
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_preset_holds_the_papers_numbers(name: str) -> None:
+    config = load_config(preset=name)
+    for path, expected in PAPER[name].items():
+        found: Any = config
+        for part in path.split("."):
+            found = getattr(found, part)
+        assert found == expected, path
+
+
+def test_the_papers_settings_in_numbers() -> None:
+    plan = check_and_plan(load_config(preset="single-prompt"), tflops=100.0)
+    assert plan.lora_parameters == 797_184  # METHOD §6
+    assert plan.unet_parameters == 859_520_964
+    assert plan.lora_bytes == 4 * 797_184
+    assert (plan.images, plan.groups, plan.gradient_steps) == (20_000, 4_000, 10_000)
+    assert plan.image_flops / 1e12 == pytest.approx(80, rel=0.05)  # METHOD §7
+    assert plan.group_bytes == 5 * (51 * 4 * 64 * 64 * 2 + 50 * 4 + 4) + 77 * 768 * 4
+    assert plan.replay_bytes == 1000 * plan.group_bytes
+    assert plan.sampling_hours == pytest.approx(plan.sampling_flops / 1e14 / 3600)
+
+
+def test_the_multi_prompt_setting_in_numbers() -> None:
+    plan = check_and_plan(load_config(preset="multi-prompt"), tflops=100.0)
+    assert (plan.images, plan.gradient_steps) == (240_000, 40_000)
+    assert plan.replay_bytes / 1e9 == pytest.approx(17, abs=0.5)  # METHOD §7
+    assert plan.lora_bytes / 1e6 == pytest.approx(25, abs=0.6)
+    # 40,000 steps x 32 groups x a pair x 2 guidance halves of forward, backward and reference
+    assert plan.training_flops / (40_000 * 32 * 2 * 2) / 0.8e12 == pytest.approx(3.25, abs=0.2)
+
+
+def test_more_samplers_take_less_time() -> None:
+    changes = ["samplers.count=8", "samplers.num_gpus=1"]
+    one, eight = (check_and_plan(load_config(preset="multi-prompt", overrides=o), 100.0) for o in ([], changes))
+    assert eight.sampling_hours == pytest.approx(one.sampling_hours / 8)
+    assert eight.training_hours == one.training_hours
+
+
+def test_the_plan_is_what_a_group_and_a_policy_really_are(small_config: Callable[..., Config]) -> None:
+    config = small_config()
+    plan = check_and_plan(config, 100.0)
+    sampler: DiffusionSampler = build_sampler(config)
+    policy = build_policy(config, dtype="float32", device=torch.device("cpu"), with_decoder=False)
+    weights = policy.weights()
+    _, (group,) = sampler.sample(WorkUnit(0, 0, (0,), ("a cat",), 0), weights)
+    assert plan.group_bytes == group.nbytes
+    assert plan.lora_parameters == sum(array.size for array in weights.tensors.values())
+
+
+def test_the_meter_counts_what_lives_at_once() -> None:
+    with torch.no_grad(), _Meter() as meter:
+        x = torch.zeros(1000, device="meta")
+        for _ in range(50):
+            x = x + 1
+    assert meter.peak_bytes == 2 * 4000  # a sum and its operand
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_passes(name: str) -> None:
+    result = CliRunner().invoke(app, ["train", "--preset", name, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    for fact in ("images", "gradient steps", "LoRA", "replay", "object store", "memory", "FLOP", "hours"):
+        assert fact in result.stdout
+
+
+def test_a_machine_reads_the_plan() -> None:
+    result = CliRunner().invoke(app, ["train", "--set", "stage.groups=100", "--dry-run", "--log-format", "json"])
+    assert json.loads(result.stdout)["images"] == 100 * load_config().stage.count * load_config().sampler.trajectories
+
+
+def test_nothing_is_started_or_loaded(tmp_path: Any) -> None:
+    code = (
+        "import sys; from raydense.cli import app; app(['train', '--dry-run'], standalone_mode=False);"
+        "print('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1_670_000, "1.67 MB"), (1.7e10, "17 GB")])
+def test_bytes_as_people_read_them(count: float, text: str) -> None:
+    assert size(count) == text

@@ -1,0 +1,119 @@
+"""Who gets how much of which GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydense.config import Config, ConfigError, load_config
+from raydense.planning.dry_run import plan_run
+from raydense.planning.placement import check_shared_memory, place
+
+Make = Callable[..., Config]
+AUTO: dict[str, Any] = {"count": None}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "samplers", "learner", "expected"),
+    [
+        # gpus, samplers: section, learner: section → samplers, GPUs of each, GPUs of the learner
+        (0, AUTO, {}, (1, 0, 0)),
+        (0, {"count": 3}, {}, (3, 0, 0)),
+        (1, AUTO, {}, (1, 0.5, 0.5)),  # the commonest machine: they share it
+        (1, {"count": 2}, {}, (2, 0.25, 0.5)),
+        (1, {"count": 3}, {}, (3, 0.1666, 0.5)),
+        (1, AUTO, {"num_gpus": 0.25}, (1, 0.75, 0.25)),
+        (1, {"count": 1, "num_gpus": 0.2}, {}, (1, 0.2, 0.5)),
+        (1, AUTO, {"device": "cpu"}, (1, 1, 0)),
+        (2, AUTO, {}, (1, 1, 1)),
+        (4, AUTO, {}, (3, 1, 1)),
+        (8, AUTO, {}, (7, 1, 1)),
+        (8, {"count": 2}, {}, (2, 1, 1)),
+        (3, {"count": 4}, {}, (4, 0.5, 1)),
+        (3, {"count": 5}, {}, (5, 0.3333, 1)),  # three on one, two on the other
+        (8, {"count": 14, "num_gpus": 0.5}, {}, (14, 0.5, 1)),
+        (8, AUTO, {"num_gpus": 0}, (8, 1, 0)),
+        (4, AUTO, {"num_gpus": 0.5}, (3, 1, 0.5)),
+        (8, AUTO, {"num_workers": 4}, (4, 1, 1)),
+        (8, {"count": 8}, {"num_workers": 4}, (8, 0.5, 1)),
+    ],
+)
+def test_the_table(
+    small_config: Make, gpus: int, samplers: dict[str, Any], learner: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    base = {"learner": {"threads": 1, **learner}}
+    config = Config.model_validate({**small_config(samplers=samplers).model_dump(), **base})
+    placement = place(config, gpus)
+    assert (placement.samplers, placement.sampler_gpus, placement.learner_gpus) == pytest.approx(expected)
+    taken = placement.samplers * placement.sampler_gpus + config.learner.num_workers * placement.learner_gpus
+    assert taken <= max(gpus, 0) + 1e-9
+
+
+def test_a_sampler_on_the_cpu_takes_no_gpu(small_config: Make) -> None:
+    assert place(small_config(sampler={"device": "cpu"}), 1).sampler_gpus == 0
+
+
+def test_no_gpu_left_is_an_error(small_config: Make) -> None:
+    config = Config.model_validate({**small_config().model_dump(), "learner": {"num_gpus": 1}})
+    with pytest.raises(ConfigError, match=r"learner.num_gpus=1 leaves no GPU of 1 .* set samplers.num_gpus=0"):
+        place(config, 1)
+
+
+def test_workers_that_take_all_gpus_are_an_error(small_config: Make) -> None:
+    config = Config.model_validate({**small_config().model_dump(), "learner": {"num_workers": 2}})
+    with pytest.raises(ConfigError, match=r"learner.num_gpus=1 of each of learner.num_workers=2 leaves no GPU of 2"):
+        place(config, 2)
+
+
+@pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
+def test_the_papers_settings_share_one_gpu_and_spread_over_several(preset: str) -> None:
+    config = load_config(preset=preset)
+    assert place(config, 1).shares_a_gpu()
+    assert not place(config, 4).shares_a_gpu()
+    assert place(config, 4).samplers == 3
+
+
+def test_memory_is_checked_before_a_gpu_is_shared(small_config: Make) -> None:
+    config = small_config()
+    plan = plan_run(config, None, tflops=1.0)
+    needed = plan.sampler_gpu_bytes + plan.learner_gpu_bytes
+    check_shared_memory(config, needed)
+    with pytest.raises(
+        ConfigError, match=r"^one GPU for both roles: .* are free; lower sampler.unit_prompts"
+    ) as caught:
+        check_shared_memory(config, needed - 1)
+    assert "\n" not in str(caught.value)
+
+
+ON_A_CLUSTER = """
+import sys
+from pathlib import Path
+import ray, yaml
+from raydense.config import load_config
+from raydense.fleets.ray_runner import build_on_ray
+
+ray.init(address="local", num_cpus=4, num_gpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
+try:
+    with build_on_ray(load_config(Path(sys.argv[2])), Path(sys.argv[3])) as (fleet, make_learner):
+        weights = make_learner().weights()
+        fleet.broadcast(weights)
+        left = ray.available_resources()
+        print(len(fleet._inner._actors), f"{left.get('GPU', 0):.2f}")
+finally:
+    ray.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("gpus", "said"), [(1, "1 0.00"), (3, "2 0.00")])
+def test_actors_really_reserve_it(small_config: Make, tmp_path: Path, gpus: int, said: str) -> None:
+    (tmp_path / "config.yaml").write_text(small_config(samplers={"count": None}).to_yaml())
+    command = [sys.executable, "-c", ON_A_CLUSTER, str(gpus), tmp_path / "config.yaml", tmp_path / "segments"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == said

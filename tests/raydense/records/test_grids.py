@@ -1,0 +1,65 @@
+"""Image grids: their size follows from the pictures, and every picture is where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raydense.records.grids import CELL, GAP, LABEL, read_grid, save_grid
+
+
+def flat_pictures(rows: int, columns: int, edge: int) -> np.ndarray:
+    """Each picture is one colour that says its row and column."""
+    images = np.zeros((rows, columns, edge, edge, 3), np.uint8)
+    images[..., 0] = 10 * np.arange(1, rows + 1)[:, None, None, None]
+    images[..., 1] = 10 * np.arange(1, columns + 1)[None, :, None, None]
+    return images
+
+
+@pytest.mark.parametrize(("edge", "drawn"), [(16, 128), (100, 200), (128, 128), (512, 512)])
+def test_small_pictures_are_magnified_by_a_whole_number(tmp_path: Path, edge: int, drawn: int) -> None:
+    assert drawn >= CELL
+    save_grid(tmp_path / "grid.png", flat_pictures(2, 3, edge), ["a cat", "a dog"], ["base model"])
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.size == (3 * (drawn + GAP) + GAP, LABEL + 2 * (drawn + GAP + LABEL))
+
+
+def test_two_blocks_have_a_wider_gap_between_them(tmp_path: Path) -> None:
+    save_grid(tmp_path / "grid.png", flat_pictures(1, 4, 128), ["a cat"], ["base model", "after stage 2"])
+    with Image.open(tmp_path / "grid.png") as sheet:
+        assert sheet.width == 4 * (128 + GAP) + GAP + 4 * GAP
+
+
+def test_every_picture_is_drawn_once_in_its_row_and_column(tmp_path: Path) -> None:
+    save_grid(tmp_path / "grid.png", flat_pictures(2, 4, 128), ["a cat", "a dog"], ["base model", "tuned"])
+    with Image.open(tmp_path / "grid.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    centres = {}
+    for row in (10, 20):
+        for column in (10, 20, 30, 40):
+            found = np.argwhere((pixels == (row, column, 0)).all(-1))
+            assert len(found) == 128 * 128
+            centres[row, column] = found.mean(axis=0)
+    for (row, column), (y, x) in centres.items():
+        assert y == centres[row, 10][0]
+        assert x == centres[10, column][1]
+    assert centres[10, 10][0] < centres[20, 10][0]
+    assert [centres[10, c][1] for c in (10, 20, 30, 40)] == sorted(centres[10, c][1] for c in (10, 20, 30, 40))
+
+
+@pytest.mark.parametrize("edge", [16, 100, 200])
+def test_a_grid_can_be_read_back_picture_by_picture(tmp_path: Path, edge: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, edge, edge, 3), dtype=np.uint8)
+    save_grid(tmp_path / "grid.png", images, ["a cat", "ein Käfer"], ["base model", "tuned"])
+    grid = read_grid(tmp_path / "grid.png")
+    np.testing.assert_array_equal(grid.images, images)
+    assert (grid.prompts, grid.titles) == (("a cat", "ein Käfer"), ("base model", "tuned"))
+
+
+def test_a_picture_that_is_no_grid_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
+    with pytest.raises(ValueError, match="is no image grid"):
+        read_grid(tmp_path / "picture.png")

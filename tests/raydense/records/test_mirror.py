@@ -1,0 +1,77 @@
+"""A run at a URI of pyarrow.fs: written here, whole there at every checkpoint, and continued from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raydense.cli import app
+from raydense.config import ConfigError
+from raydense.records.checkpoint_files import load_checkpoint
+from raydense.records.mirror import Mirror
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_a_push_copies_what_changed_and_removes_what_is_gone(tmp_path: Path) -> None:
+    remote = tmp_path / "remote"
+    mirror = Mirror(f"file://{remote}")
+    assert mirror.is_empty
+    (mirror.local / "a").mkdir()
+    (mirror.local / "a" / "one").write_text("1")
+    (mirror.local / "two").write_text("2")
+    (mirror.local / "a" / "cut.partial").write_text("never copied")
+    mirror.push()
+    assert files(remote) == {"a/one": b"1", "two": b"2"}
+    (mirror.local / "a" / "one").write_text("11")
+    (mirror.local / "two").unlink()
+    mirror.push()
+    assert files(remote) == {"a/one": b"11"}
+
+
+def test_a_pull_brings_everything(tmp_path: Path) -> None:
+    (tmp_path / "remote" / "deep").mkdir(parents=True)
+    (tmp_path / "remote" / "deep" / "file").write_bytes(b"content")
+    mirror = Mirror(f"file://{tmp_path / 'remote'}")
+    assert not mirror.is_empty
+    mirror.pull()
+    assert files(mirror.local) == {"deep/file": b"content"}
+
+
+def test_an_unknown_scheme_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--out=nowhere://x/y cannot be reached .*; give another place"):
+        Mirror("nowhere://x/y")
+
+
+def test_a_run_at_a_uri_is_the_run_in_a_directory_and_never_overwritten(
+    small_values: dict[str, Any], tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(small_values))
+    uri = f"file://{tmp_path / 'there'}"
+
+    def train(out: str) -> Any:
+        return CliRunner().invoke(app, ["train", str(config), "--local", "--out", out])
+
+    assert train(str(tmp_path / "here")).exit_code == 0
+    assert train(uri).exit_code == 0
+    here, there = files(tmp_path / "here"), files(tmp_path / "there")
+    event_files = ("tensorboard/",)  # named after the moment
+    assert [n for n in sorted(there) if not n.startswith(event_files)] == [
+        n for n in sorted(here) if not n.startswith(event_files)
+    ]
+    assert sum(n.startswith(event_files) for n in there) == sum(n.startswith(event_files) for n in here)
+    same = [name for name in here if name.startswith(("lora/", "metrics", "images/", "checkpoints/"))]
+    assert len(same) > 8 and all(here[name] == there[name] for name in same)
+    assert load_checkpoint(tmp_path / "there" / "checkpoints" / "stage-0002").position.stages == 2
+
+    again = train(uri)
+    assert again.exit_code == 2
+    assert f"--out={uri} is not empty and is never overwritten" in again.output
+    assert files(tmp_path / "there") == there

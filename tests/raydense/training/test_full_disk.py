@@ -1,0 +1,46 @@
+"""A disk that fills up while a run writes: one clear line, and the checkpoint before it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raydense.records.checkpoint_files import load_checkpoint
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount command")
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(
+    small_values: dict[str, Any], tmp_path: Path, small_disk: Path
+) -> None:
+    config, run = tmp_path / "config.yaml", small_disk / "run"
+    settings = {"stage": {"count": 40, "groups": 6, "steps": 2}, "checkpoint": {"keep_last": 100}}
+    config.write_text(yaml.safe_dump({**small_values, **settings}))
+    command = [sys.executable, "-m", "raydense.cli", "train", str(config), "--local", "--out", str(run)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+
+    assert ended.returncode == 1
+    assert "No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    written = sorted(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))
+    assert load_checkpoint(written[-1]).learner["step"] > 0
+    assert os.statvfs(small_disk).f_bavail < 50

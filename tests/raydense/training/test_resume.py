@@ -1,0 +1,190 @@
+"""A run that is cut and continued ends with the bytes of one that was not (the cut is a real SIGKILL)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from raydense.cli import main
+from raydense.core.metrics import read_rows
+
+LONG = {
+    "stage": {"count": 3, "groups": 6, "steps": 8},
+    "checkpoint": {"every_steps": 3},
+    "replay": {"segments": True},
+    "evaluate": {"every_steps": 6, "prompts": 2, "images_per_prompt": 2, "grid_prompts": 2, "grid_images": 2},
+}
+Condition = Callable[[Path], bool]
+
+# Children are forked from a server that has imported torch already: real processes, real signals, no import time.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["raydense.cli", "raydense.fleets.local_runner", "raydense.training.run"])
+
+
+def start(*arguments: str | Path) -> BaseProcess:
+    process = PROCESSES.Process(target=main, args=(["train", "--local", *map(str, arguments)],))
+    process.start()
+    return process
+
+
+def finish(*arguments: str | Path) -> None:
+    process = start(*arguments)
+    process.join(120)
+    assert process.exitcode == 0
+
+
+def say(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs to the end in a process of its own, for what it prints."""
+    command = [sys.executable, "-m", "raydense.cli", "train", "--local", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def shown_in_tensorboard(run: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def rows(run: Path, kind: str) -> int:
+    """Complete rows of one kind in the metrics so far."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return sum(json.loads(line)["kind"] == kind for line in lines if line.endswith("\n"))
+
+
+def cut(config: Path, run: Path, reached: Condition, sign: int = signal.SIGKILL) -> int | None:
+    """Starts a run, sends it a signal as soon as the condition holds, and returns its exit code."""
+    process = start(config, "--out", run)
+    deadline = time.monotonic() + 120
+    while not reached(run):
+        assert process.is_alive(), "the run ended before the moment to cut it"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert process.pid is not None
+    os.kill(process.pid, sign)
+    process.join(60)
+    return process.exitcode
+
+
+def result(run: Path) -> tuple[bytes, bytes, dict[str, Any]]:
+    """What must not depend on cuts: the LoRA, the metrics and the summary's scores."""
+    lora = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
+    return lora, (run / "metrics.jsonl").read_bytes(), json.loads((run / "summary.json").read_text())["reward"]
+
+
+@pytest.fixture(scope="module")
+def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "long.yaml"
+    path.write_text(yaml.safe_dump({**small_values, **LONG}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(config, "--out", run)
+    return run
+
+
+CUTS: dict[str, Condition] = {
+    "before the first checkpoint": lambda run: (run / "images" / "base.png").exists(),
+    "while sampling": lambda run: (run / "segments" / "stage-0001" / "unit-000001.arrow").exists(),
+    "while training": lambda run: rows(run, "step") >= 13,
+    "after an evaluation": lambda run: rows(run, "evaluation") >= 3,
+    "while checkpointing": lambda run: any((run / "checkpoints").glob("stage-*-step-*.partial")),
+}
+
+
+@pytest.mark.parametrize("moment", CUTS)
+def test_a_killed_run_continues_to_the_same_bytes(moment: str, config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert cut(config, run, CUTS[moment]) == -signal.SIGKILL
+    assert not (run / "summary.json").exists()
+    finish("--resume", run)
+    assert result(run) == result(undisturbed)
+    assert shown_in_tensorboard(run, "loss") == [
+        (row["step"], pytest.approx(row["loss"])) for row in read_rows(run / "metrics.jsonl") if "loss" in row
+    ]
+
+
+@pytest.fixture(scope="module")
+def overlapped(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A configuration, and its undisturbed run."""
+    root = tmp_path_factory.mktemp("overlapped")
+    values = {**small_values, **LONG, "stage": {**LONG["stage"], "schedule": "overlapped"}}
+    (root / "config.yaml").write_text(yaml.safe_dump(values))
+    finish(root / "config.yaml", "--out", root / "run")
+    return root / "config.yaml", root / "run"
+
+
+@pytest.mark.parametrize("steps", [5, 13, 17])  # while the second, the third and no stage is under way beside
+def test_an_overlapped_run_continues_to_the_same_bytes(
+    steps: int, overlapped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config, undisturbed = overlapped
+    run = tmp_path / "run"
+    assert cut(config, run, lambda run: rows(run, "step") >= steps) == -signal.SIGKILL
+    finish("--resume", run)
+    assert result(run) == result(undisturbed)
+    stages = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "stage"]
+    assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (8, 1)]
+
+
+def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
+    undisturbed: Path, overlapped: tuple[Path, Path]
+) -> None:
+    def stages(run: Path) -> list[str]:
+        return sorted(path.name for path in (run / "segments").iterdir())
+
+    assert stages(undisturbed) == ["stage-0002"]
+    assert stages(overlapped[1]) == ["stage-0001", "stage-0002"]  # one trained while the other was collected
+    record = json.loads((overlapped[1] / "checkpoints/stage-0001/manifest.json").read_text())["record"]
+    assert record["outstanding"] == {"units": [0, 1, 2], "weights_version": 0}  # of the second stage, in one process
+    record = json.loads((undisturbed / "checkpoints/stage-0002/manifest.json").read_text())["record"]
+    assert record["outstanding"] == {"units": [], "weights_version": None}
+    assert record["segments"] == [f"stage-0001/unit-{unit:06d}.arrow" for unit in range(3)]
+
+
+def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert cut(config, run, lambda run: rows(run, "step") >= 10, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert any("-step-" in p.name for p in (run / "checkpoints").iterdir())
+    finish("--resume", run)
+    assert result(run) == result(undisturbed)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    cut(config, run, lambda run: rows(run, "step") >= 13)
+    newest = max(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))
+    damaged = newest / "lora.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    ended = say("--resume", run)
+    assert f"{damaged}: is missing or damaged" in ended.stdout
+    assert result(run) == result(undisturbed)
+
+
+def test_what_a_run_may_not_change_is_refused_with_the_difference(undisturbed: Path) -> None:
+    ended = say("--resume", undisturbed, "--set", "train.lr=0.5", "--set", "stage.count=4")
+    assert ended.returncode == 2
+    assert "train.lr: 0.01 -> 0.5" in ended.stderr
+    assert "stage.count" not in ended.stderr.split("refused:")[1]

@@ -1,0 +1,203 @@
+"""Stable Diffusion 1.5's whole architecture with random weights, written in its own format, through `raydense train`.
+
+`pytest -m slow -s tests/raydense/training/test_sd15_full_size.py` prints times and peak memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+UNET = {
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def _bytes_as_text() -> list[str]:
+    """CLIP's and GPT-2's alphabet: a printable character for every byte, in the vocabulary's order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def write_tokenizer(directory: Path) -> None:
+    """CLIP's real vocabulary, from the merges that open-clip-torch ships."""
+    spec = find_spec("open_clip")
+    assert spec is not None
+    assert spec.origin is not None
+    packed = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = _bytes_as_text()
+    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(m.split()) for m in merges)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    assert len(words) == TEXT["vocab_size"]
+    directory.mkdir(parents=True)
+    (directory / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (directory / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    tokenizer = CLIPTokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"), model_max_length=77)
+    assert tokenizer("a cat and a dog").input_ids == [49406, 320, 2368, 537, 320, 1929, 49407]
+    tokenizer.save_pretrained(directory)
+
+
+def write_sd15(directory: Path) -> Path:
+    """2.1 GB in bfloat16, as the pipeline's own files."""
+    write_tokenizer(directory / "tokenizer")
+    DDIMScheduler(**SCHEDULER).save_pretrained(directory / "scheduler")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            unet = UNet2DConditionModel(**UNET)
+            assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+            unet.save_pretrained(directory / "unet")
+            del unet
+            vae = AutoencoderKL(**VAE)
+            assert sum(p.numel() for p in vae.parameters()) == 83_653_863
+            vae.save_pretrained(directory / "vae")
+            text = CLIPTextModel(CLIPTextConfig(**TEXT))
+            assert sum(p.numel() for p in text.parameters()) == 123_060_480
+            text.save_pretrained(directory / "text_encoder")
+    finally:
+        torch.set_default_dtype(before)
+    return directory
+
+
+def settings(model: Path, scorer: Path, rank: int) -> dict[str, Any]:
+    return {
+        "name": "full-size",
+        "policy": {"model": str(model), "lora_rank": rank},
+        "prompts": {"train": "set://paper-train#index=0"},
+        "reward": {"scorer": {"kind": "clip", "name": "clip", "model": str(scorer)}},
+        "steps": {"count": 4, "draws": 1},
+        "sampler": {"trajectories": 2, "keep": 2, "latent_size": 16, "dtype": "bfloat16", "decode_batch": 1,
+                    "threads": 2},
+        "stage": {"count": 1, "groups": 1, "steps": 1},
+        "train": {"batch_groups": 1, "lr": 1e-4},
+        "learner": {"dtype": "bfloat16", "gradient_checkpointing": True, "threads": 2},
+        "evaluate": {"prompts": 1, "images_per_prompt": 1, "grid_prompts": 1, "grid_images": 1},
+    }  # fmt: skip
+
+
+def train(values: dict[str, Any], root: Path) -> tuple[Path, str]:
+    """Runs the command; returns the run directory and a line of what it cost."""
+    (root / "config.yaml").write_text(yaml.safe_dump(values))
+    started, out = time.perf_counter(), root / "run"
+    command = [sys.executable, "-m", "raydense.cli", "train", root / "config.yaml", "--local", "--out", out]
+    with (root / "output").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
+        _, status, usage = os.wait4(process.pid, 0)  # of this child alone, unlike getrusage
+    assert status == 0, (root / "output").read_text()
+    peak = usage.ru_maxrss * 1024 / 1e9
+    phases = json.loads((out / "summary.json").read_text())["phases_s"]
+    return out, f"{time.perf_counter() - started:.0f} s in all, peak memory {peak:.1f} GB; seconds by phase: {phases}"
+
+
+def check(run: Path, tensors: int, values: int) -> None:
+    """One group was sampled, one gradient step taken: every B has left zero, and the metrics say how."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (stage,) = (row for row in rows if row["kind"] == "stage")
+    (step,) = (row for row in rows if row["kind"] == "step")
+    assert stage["replay/groups"] == 1
+    assert step["loss"] == pytest.approx(np.log(2), rel=1e-6)
+    assert step["log_ratio/abs_max"] == 0.0
+    assert step["grad_norm"] > 0
+    lora = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
+    assert len(lora) == tensors
+    assert sum(array.size for array in lora.values()) == values
+    assert all(array.dtype == np.float32 for array in lora.values())
+    assert all(array.any() for name, array in lora.items() if ".up." in name)
+    with safe_open(run / "lora" / "pytorch_lora_weights.safetensors", framework="np") as file:
+        described = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert described["reward"]["kind"] == "clip"
+    print(
+        f"\nre-scoring noise of the bfloat16 sampler under the bfloat16 learner: {step['log_ratio/old_abs_mean']:.1e}"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_full_architecture_is_sampled_and_trained(scorer_dir: Path, tmp_path: Path) -> None:
+    started = time.perf_counter()
+    model = write_sd15(tmp_path / "sd15")
+    written = time.perf_counter() - started
+    run, cost = train(settings(model, scorer_dir, rank=4), tmp_path)
+    check(run, tensors=256, values=797_184)
+    size = sum(file.stat().st_size for file in model.rglob("*.safetensors")) / 1e9
+    print(f"writing {size:.2f} GB of weights {written:.0f} s; training {cost}")
+
+
+def test_the_same_path_in_a_small_configuration(
+    pipeline_dir: Path, scorer_dir: Path, small_values: dict[str, Any], tmp_path: Path
+) -> None:
+    values = settings(pipeline_dir, scorer_dir, rank=2)
+    values["sampler"]["latent_size"] = 8
+    values["prompts"] = {"train": small_values["prompts"]["train"]}  # the small tokenizer knows letters alone
+    run, cost = train(values, tmp_path)
+    check(run, tensors=64, values=2 * (3 * 144 + 256))
+    print(cost)
+
+
+def test_sd15_with_the_papers_rank_has_the_papers_lora(make_lora_shapes: Callable[[], dict[str, Any]]) -> None:
+    shapes = make_lora_shapes()
+    assert len(shapes) == 256
+    assert sum(a * b for a, b in shapes.values()) == 797_184
+
+
+@pytest.fixture
+def make_lora_shapes() -> Callable[[], dict[str, Any]]:
+    from peft import LoraConfig
+
+    from raydense.planning.footprint import lora_shapes
+
+    lora = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    return lambda: lora_shapes(UNET, lora)
