@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raydense.core.image_statistics import image_statistics
 from raydense.core.interfaces import InertWeights, ScoreError, Scorer
+from raydense.core.messages import one_line
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -237,7 +238,7 @@ def _score(judge: Scorer, images: np.ndarray, prompts: Sequence[str]) -> FloatAr
         values = judge.score(images, prompts)
     except Exception as error:  # whatever a model or a user's function raises
         several = "" if len(set(prompts)) == 1 else f" or one of the {len(set(prompts)) - 1} prompts beside it"
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ScoreError(
             f"scorer {judge.name} failed on the prompt {prompts[0]!r}{several}: {type(error).__name__}: {reason}"
         ) from error

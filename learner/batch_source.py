@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from learner.batching import BatchPlan, TupleChoice, plan_batch, step_generator
+from learner.batching import BatchDraws, TupleChoice, draw_batch, step_generator
 from learner.objective import TransitionBatch, gather_transitions
 from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
@@ -23,7 +23,7 @@ Handle = TypeVar("Handle")
 class DrawnBatch:
     """What one gradient step learns from."""
 
-    plan: BatchPlan  # of all workers together
+    plan: BatchDraws  # of all workers together
     parts: Sequence[tuple[slice, TransitionBatch]]  # this worker's share: rows of the plan, a micro-batch each
     fingerprints: Mapping[int, int]  # of the groups, by their index in the replay buffer
     pulled_bytes: int  # of groups that no earlier batch of the stage had fetched
@@ -37,7 +37,7 @@ class BatchSource(Generic[Handle]):
         fetch: handles → their groups, in order.
         batch_groups: groups a step.
         step_weights: float64 [T'], step probabilities.
-        tuple_size, tuples, tuple_choice, step_draws: as in `plan_batch`.
+        tuple_size, tuples, tuple_choice, step_draws: as in `draw_batch`.
         micro_batch: tuples of a part; None: all of the share.
         share: (i, n): the i-th of n workers, which has the i-th of n slices of every batch.
         device: of the parts.
@@ -93,13 +93,13 @@ class BatchSource(Generic[Handle]):
         pulled = sum(groups[i].nbytes for i in distinct if i not in self._seen)
         self._seen.update(distinct)
         rewards = torch.stack([torch.tensor(groups[i].rewards) for i in drawn.tolist()])
-        plan = plan_batch(
+        plan = draw_batch(
             drawn, rewards, self._step_weights, tuple_choice=self._tuple_choice, draws=draws, **self._sizes
         )
         fingerprints = {i: zlib.crc32(groups[i].log_probs.tobytes()) for i in distinct}
         return DrawnBatch(plan, self._gather(plan, groups), fingerprints, pulled)
 
-    def _gather(self, plan: BatchPlan, groups: Mapping[int, TrajectoryGroup]) -> list[tuple[slice, TransitionBatch]]:
+    def _gather(self, plan: BatchDraws, groups: Mapping[int, TrajectoryGroup]) -> list[tuple[slice, TransitionBatch]]:
         index, count = self._share
         begin, end = index * len(plan) // count, (index + 1) * len(plan) // count
         size = self._micro_batch or end - begin

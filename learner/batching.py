@@ -15,7 +15,7 @@ TupleChoice = Literal["random", "best_worst"]
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchDraws:
     """B = groups × tuples_per_group tuples; all trajectories of a tuple share its step draws."""
 
     groups: Tensor  # int64 [B], indices into the replay buffer
@@ -26,15 +26,15 @@ class BatchPlan:
     def __len__(self) -> int:
         return len(self.groups)
 
-    def rows(self, start: int, stop: int) -> BatchPlan:
-        return BatchPlan(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+    def rows(self, start: int, stop: int) -> BatchDraws:
+        return BatchDraws(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
     def index(self) -> tuple[Tensor, Tensor, Tensor]:
         """Group, trajectory and step of every draw, which broadcast to [B, n, S]."""
         return self.groups[:, None, None], self.trajectories[:, :, None], self.steps[:, None, :]
 
 
-def plan_batch(
+def draw_batch(
     drawn_groups: Tensor,
     rewards: Tensor,
     weights: Tensor,
@@ -44,7 +44,7 @@ def plan_batch(
     tuple_choice: TupleChoice,
     step_draws: int,
     draws: torch.Generator,
-) -> BatchPlan:
+) -> BatchDraws:
     """Draws tuples and steps, for each group independently (METHOD §4).
 
     Args:
@@ -63,7 +63,7 @@ def plan_batch(
         ascending = reward_order(rewards, shuffle).flip(-1)
         trajectories = ascending[:, rank_positions(kept, tuple_size)]
     steps = torch.multinomial(weights, batch * step_draws, replacement=True, generator=draws).view(batch, step_draws)
-    return BatchPlan(groups, trajectories, steps, torch.rand((batch, tuple_size), generator=draws))
+    return BatchDraws(groups, trajectories, steps, torch.rand((batch, tuple_size), generator=draws))
 
 
 def step_generator(run_seed: int, step: int) -> torch.Generator:

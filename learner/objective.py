@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.batching import BatchPlan
+from learner.batching import BatchDraws
 from learner.losses import clipped_log_ratio, pair_accuracy, plackett_luce_loss, trajectory_logits
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
@@ -21,7 +21,7 @@ from raydense.diffusion.policy import Policy
 class TransitionBatch:
     """B tuples of n trajectories with S step draws each; a transition that several draws share is there once (U)."""
 
-    plan: BatchPlan  # always on the CPU
+    plan: BatchDraws  # always on the CPU
     places: NDArray[np.int64]  # [B, n, S], which transition each draw is; on the CPU
     draws: Tensor  # int64 [B, n, S], the same on the device
     x_t: Tensor  # [U, C, H, W], storage dtype
@@ -48,7 +48,7 @@ class TransitionBatch:
         return TransitionBatch(**values)
 
 
-def gather_transitions(plan: BatchPlan, groups: Sequence[TrajectoryGroup]) -> TransitionBatch:
+def gather_transitions(plan: BatchDraws, groups: Sequence[TrajectoryGroup]) -> TransitionBatch:
     """Copies the drawn transitions out of the groups (`groups[i]` belongs to row i of the plan).
 
     The groups' arrays may be views into shared memory: they are read, never written.

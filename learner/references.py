@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.batching import BatchPlan
+from learner.batching import BatchDraws
 from learner.objective import TransitionBatch, transition_log_probs
 from raydense.core.types import FloatArray
 from raydense.diffusion.policy import Policy
@@ -58,7 +58,7 @@ class ReferenceCache:
             values = torch.where(values.isnan(), computed[batch.draws], values)
         return values
 
-    def remember(self, plan: BatchPlan, values: FloatArray) -> None:
+    def remember(self, plan: BatchDraws, values: FloatArray) -> None:
         """Args: values: log π_I [B, n, S] of the plan's draws. Of a transition drawn twice, the first counts."""
         if not self._enabled:
             return
@@ -82,5 +82,5 @@ class ReferenceCache:
         self._known[drawn] = state["log_probs"].numpy()
 
 
-def _index(plan: BatchPlan) -> tuple[NDArray[np.int64], ...]:
+def _index(plan: BatchDraws) -> tuple[NDArray[np.int64], ...]:
     return tuple(index.numpy() for index in plan.index())

@@ -17,6 +17,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
+from raydense.core.messages import one_line
 from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.run import (
@@ -216,7 +217,7 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: must be a mapping of sections, got {type(values).__name__}")
     return values

@@ -22,7 +22,7 @@ from raydense.build import lora_config
 from raydense.config import Config
 from raydense.core.threads import cpu_threads
 from raydense.diffusion.policy import Policy
-from raydense.planning.footprint import unet_cost
+from raydense.planning.footprint import unet_footprint
 
 SAMPLED_EVERY_S = 0.01
 MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
@@ -123,7 +123,7 @@ class UNetWatch:
     def flops(self, config: Config, dtype: torch.dtype, sizes: Mapping[str, int]) -> float:
         """Of the counted rows; a row with gradient has a backward pass, but what checkpointing repeats is left out."""
         costs = {
-            gradient: unet_cost(
+            gradient: unet_footprint(
                 self._unet.config, lora_config(config), dtype=dtype, with_gradient=gradient, **sizes
             ).flops
             for gradient, rows in self.rows.items()

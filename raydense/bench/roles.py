@@ -28,7 +28,7 @@ from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.diffusion.policy import Policy
 from raydense.planning.dry_run import guidance_passes
-from raydense.planning.footprint import decoder_cost
+from raydense.planning.footprint import decoder_footprint
 from raydense.rewards.mixture import MixtureScorer
 
 Progress = Callable[[str, int, int], None]  # what, rounds done, rounds in all
@@ -73,7 +73,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     seconds = [sum(p.values()) + (longer - 1) * p["denoise"] for p in phases]
     sizes, vae = _sizes(config, policy), policy.vae.config  # type: ignore[union-attr]
     unet_flops = watch.flops(config, dtype, sizes) / rounds
-    decoder = decoder_cost(vae, latent_size=sizes["latent_size"], dtype=dtype)
+    decoder = decoder_footprint(vae, latent_size=sizes["latent_size"], dtype=dtype)
     return {
         **_rates("images_per_s", images, seconds),
         "images": images,

@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import torch
 from packaging.requirements import Requirement
 
 from raydense.build import build_learner, build_sampler
+from raydense.checks.check import Check
 from raydense.config import Config, ConfigError
+from raydense.core.messages import one_line
 from raydense.core.types import TrajectoryGroup
 from raydense.planning.dry_run import Plan, count_judged, plan_run, size
 from raydense.planning.micro_batch import local_gpu, settled
@@ -25,15 +26,6 @@ from raydense.planning.preflight import check_inputs
 from raydense.planning.units import PromptSets, stage_units
 
 RHO_SHARE = 0.1  # of δ, above which sampler and learner disagree too much
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding; `ok` is False where a run would fail or mislead."""
-
-    name: str
-    ok: bool
-    detail: str
 
 
 def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
@@ -106,7 +98,7 @@ def _trial(config: Config, sets: PromptSets) -> Iterator[Check]:
         learner.train(1)
         step_s = time.perf_counter() - started
     except Exception as error:  # whatever it is, it is what the run would have died of
-        yield Check("trial", False, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        yield Check("trial", False, f"{type(error).__name__}: {one_line(error)}")
         return
     yield Check("work unit", True, f"{unit_s:.3g} s for {_images(config, groups)} images, {_rewards(report)}")
     yield Check("learner step", True, f"{step_s:.3g} s")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import ray
 
-from raydense.checks.doctor import Check
+from raydense.checks.check import Check
 from raydense.config import Config, ConfigError
 from raydense.fleets.ray_cluster import check_resources, ray_session
 from raydense.planning.dry_run import Plan, size

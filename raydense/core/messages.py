@@ -1,8 +1,16 @@
-"""An error as part of a one-line message."""
+"""The parts that one-line messages are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def one_line(error: BaseException) -> str:
-    """Its text without line breaks; its type's name where it has none."""
+    """An error's text without line breaks; its type's name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_few(items: Sequence[str], shown: int = 4) -> str:
+    """The first items of a list, and how many more there are."""
+    more = f" and {len(items) - shown} more" if len(items) > shown else ""
+    return ", ".join(items[:shown]) + more

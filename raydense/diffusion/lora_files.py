@@ -18,12 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from raydense.config import ConfigError
+from raydense.core.messages import first_few
 from raydense.core.types import FloatArray, PolicyWeights
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KNOWN_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_model.bin")
 UNSUPPORTED = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")  # of peft: they change what tensors mean
-SHOWN = 4  # names of each kind in an error
 
 _PREFIX = re.compile(r"^(unet\.|base_model\.model\.(unet\.)?)")
 _HALF = {"down": "A", "up": "B", "A": "A", "B": "B"}
@@ -155,7 +155,7 @@ def _policy_name(name: str) -> str:
 def check_names(file: LoraFile, expected: Mapping[str, Any]) -> None:
     """Raises: ConfigError unless the file has exactly these tensors."""
     missing, surplus = sorted(expected.keys() - file.tensors.keys()), sorted(file.tensors.keys() - expected.keys())
-    problems = [f"{len(names)} {what}: {_some(names)}" for what, names in
+    problems = [f"{len(names)} {what}: {first_few(names)}" for what, names in
                 (("missing", missing), ("surplus", surplus)) if names]  # fmt: skip
     if problems:
         raise ConfigError(f"{file.source} is not this policy's LoRA; {'; '.join(problems)}")
@@ -169,11 +169,9 @@ def check_shapes(file: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> Non
         if file.tensors[name].shape != tuple(shape)
     ]
     if misshapen:
-        raise ConfigError(f"{file.source} is not this policy's LoRA; {len(misshapen)} misshapen: {_some(misshapen)}")
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:SHOWN]) + (f" and {len(items) - SHOWN} more" if len(items) > SHOWN else "")
+        raise ConfigError(
+            f"{file.source} is not this policy's LoRA; {len(misshapen)} misshapen: {first_few(misshapen)}"
+        )
 
 
 def _float32(tensor: torch.Tensor) -> FloatArray:

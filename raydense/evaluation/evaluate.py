@@ -19,8 +19,9 @@ from raydense.evaluation.candidates import BASE, Model, Source, fit_models
 from raydense.planning.units import judged_prompts, read_prompt_sets
 from raydense.prompts.prompt_sets import evenly_spaced, load_by_label
 from raydense.records.progress import ProgressDisplay
+from raydense.records.scores import Judgement
 from raydense.sections.rewards import RewardConfig, ScorerConfig
-from raydense.training.judging import Judgement, judge_prompts
+from raydense.training.judging import judge_prompts
 from raydense.training.normalising import StageScales, is_zscored
 
 STYLES = {"anime": "animation", "paintings": "painting"}  # the benchmark's keys as the paper's tables have them

@@ -12,9 +12,9 @@ from raydense.core.statistics import Interval, clustered_interval, win_rate
 from raydense.core.types import FloatArray
 from raydense.evaluation.candidates import BASE
 from raydense.evaluation.evaluate import Evaluation
+from raydense.records.scores import Judgement
 from raydense.records.tables import Sheet, shown, write_csv, write_json
 from raydense.sections.rewards import RewardConfig
-from raydense.training.judging import Judgement
 
 MEAN = "mean"  # of all prompts of the styles
 

@@ -11,7 +11,7 @@ import torch
 
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
-from raydense.planning.footprint import Cost, decoder_cost, text_encoder_parameters, unet_cost
+from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
 from raydense.planning.preflight import check_policy, check_scorer, model_file, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
@@ -103,9 +103,9 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
     lora = lora_config(config)
     network = {"latent_size": size, "tokens": tokens}
     sampler_dtype, learner_dtype = getattr(torch, config.sampler.dtype), getattr(torch, config.learner.dtype)
-    rolled = unet_cost(unet, lora, dtype=sampler_dtype, with_gradient=False, **network)
-    trained = unet_cost(unet, lora, dtype=learner_dtype, with_gradient=True, **network)
-    decoder = decoder_cost(vae, latent_size=size, dtype=sampler_dtype)
+    rolled = unet_footprint(unet, lora, dtype=sampler_dtype, with_gradient=False, **network)
+    trained = unet_footprint(unet, lora, dtype=learner_dtype, with_gradient=True, **network)
+    decoder = decoder_footprint(vae, latent_size=size, dtype=sampler_dtype)
     encoder = text_encoder_parameters(text)
     latent_values = int(unet.get("in_channels", 4)) * size * size
     group = group_bytes(config, latent_values, tokens * int(unet["cross_attention_dim"]))
@@ -177,7 +177,7 @@ def guidance_passes(config: Config) -> int:
     return 1 if config.sampler.guidance_scale == 1 else 2
 
 
-def _step_flops(config: Config, rolled: Cost, trained: Cost) -> float:
+def _step_flops(config: Config, rolled: Footprint, trained: Footprint) -> float:
     return trained.flops + (rolled.flops if config.train.reg_to_pi_init else 0.0)
 
 
@@ -187,7 +187,7 @@ def sampler_devices(config: Config) -> int:
     return max(1, math.floor(count * fleet.num_gpus)) if fleet.num_gpus else count
 
 
-def _sampler_bytes(config: Config, rolled: Cost, decoder: Cost, encoder: int, dtype: torch.dtype) -> int:
+def _sampler_bytes(config: Config, rolled: Footprint, decoder: Footprint, encoder: int, dtype: torch.dtype) -> int:
     """Weights of pipeline and scorers, and the larger of denoising and decoding one unit."""
     weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
     images = config.sampler.unit_prompts * config.sampler.trajectories
@@ -201,7 +201,7 @@ def _scorer_bytes(scorer: SingleScorerConfig) -> int:
     return 4 * SCORER_PARAMETERS.get(scorer.kind, 0)
 
 
-def _learner_bytes(config: Config, trained: Cost, encoder: int, dtype: torch.dtype) -> int:
+def _learner_bytes(config: Config, trained: Footprint, encoder: int, dtype: torch.dtype) -> int:
     """float32 weights (and their copy under autocast), LoRA with gradient and moments, one micro-batch."""
     share = config.worker_tuples
     tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
@@ -210,7 +210,7 @@ def _learner_bytes(config: Config, trained: Cost, encoder: int, dtype: torch.dty
     return int(weights + tuples * _tuple_bytes(config, trained) + CUDA_CONTEXT)
 
 
-def _tuple_bytes(config: Config, trained: Cost) -> int:
+def _tuple_bytes(config: Config, trained: Footprint) -> int:
     return config.train.tuple_size * config.steps.draws * guidance_passes(config) * trained.peak_bytes
 
 

@@ -26,7 +26,7 @@ from raydense.diffusion.lean import keep_less
 
 
 @dataclass(frozen=True)
-class Cost:
+class Footprint:
     """Of one network; `flops` and `peak_bytes` (of what it allocates beside its weights) for one latent."""
 
     parameters: int
@@ -35,7 +35,7 @@ class Cost:
     peak_bytes: int
 
 
-def unet_cost(
+def unet_footprint(
     unet_config: Mapping[str, Any],
     lora: LoraConfig,
     *,
@@ -43,7 +43,7 @@ def unet_cost(
     tokens: int,
     dtype: torch.dtype,
     with_gradient: bool,
-) -> Cost:
+) -> Footprint:
     """The U-Net with its LoRA: a forward pass, and the backward pass if asked, on one latent of `latent_size`²."""
     unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), dtype)
     unet.requires_grad_(False)
@@ -58,7 +58,7 @@ def unet_cost(
         output = unet(x, torch.zeros(1, device="meta", dtype=torch.long), embeds).sample
         if with_gradient:
             output.float().sum().backward()
-    return Cost(parameters, trained, meter.flops, meter.peak_bytes)
+    return Footprint(parameters, trained, meter.flops, meter.peak_bytes)
 
 
 def module_names(unet_config: Mapping[str, Any]) -> list[str]:
@@ -80,12 +80,12 @@ def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, t
     return {name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
 
 
-def decoder_cost(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Cost:
+def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
     vae = _on_meta(lambda: AutoencoderKL.from_config(dict(vae_config)), dtype)
     with torch.no_grad(), _Meter() as meter:
         vae.decode(torch.zeros(1, vae.config.latent_channels, latent_size, latent_size, dtype=dtype, device="meta"))
-    return Cost(_count(vae), 0, meter.flops, meter.peak_bytes)
+    return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
 
 
 def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:

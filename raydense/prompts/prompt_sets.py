@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from raydense.core.messages import first_few
 from raydense.core.seeding import generator
 from raydense.prompts.sources import Entry, read_entries
 
@@ -151,7 +152,7 @@ def _prompt_set(location: str, entries: Sequence[Entry], notes: Sequence[str]) -
     prompts, duplicates = _distinct(entries)
     if duplicates:
         noun = "duplicate" if len(duplicates) == 1 else "duplicates"
-        notes = [*notes, f"{len(duplicates)} {noun} dropped: {_some(duplicates)}"]
+        notes = [*notes, f"{len(duplicates)} {noun} dropped: {first_few(duplicates, SHOWN)}"]
     return PromptSet(tuple(prompts), tuple(f"{location}: {note}" for note in notes))
 
 
@@ -175,9 +176,3 @@ def _checked_index(text: str, count: int) -> int:
     if not text.isascii() or not text.isdigit() or int(text) >= count:
         raise ValueError(f"#index={text} is not one of its {count} prompts; allowed: 0 to {count - 1}")
     return int(text)
-
-
-def _some(items: Sequence[str]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more

@@ -16,7 +16,7 @@ from raydense.config import Config, ConfigError, load_config
 
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
     from raydense.records.mirror import Mirror
-    from raydense.training.judging import Judgement
+    from raydense.records.scores import Judgement
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
 
@@ -148,7 +148,7 @@ class RunDirectory:
         self._write_json("scores-base.json", judgement.as_lists())
 
     def read_base_judgement(self) -> Judgement:
-        from raydense.training.judging import Judgement
+        from raydense.records.scores import Judgement
 
         return Judgement.of_lists(json.loads((self.root / "scores-base.json").read_text("utf-8")))
 

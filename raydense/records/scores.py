@@ -1,16 +1,32 @@
-"""The single scores of a finished run, as arrays."""
+"""The single scores of a run, as arrays: of one set of weights, and of a finished run before and after."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raydense.core.statistics import Interval, clustered_interval
+from raydense.core.types import FloatArray
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first."""
+
+    scores: Mapping[str, Mapping[str, FloatArray]]
+    pictures: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+
+    def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
+        return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
+
+    @staticmethod
+    def of_lists(values: Mapping[str, Mapping[str, list[list[float]]]]) -> Judgement:
+        return Judgement({n: {s: np.array(v, dtype=np.float32) for s, v in by.items()} for n, by in values.items()})
 
 
 @dataclass(frozen=True)

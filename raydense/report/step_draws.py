@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from learner.batching import plan_batch, step_generator
+from learner.batching import draw_batch, step_generator
 from learner.losses import step_weights
 from raydense.config import Config
 from raydense.core.replay import ReplayBuffer
@@ -25,7 +25,7 @@ def draw_counts(config: Config, steps_taken: int) -> tuple[NDArray[np.int64], in
     chosen = np.unique(np.linspace(0, steps_taken - 1, min(steps_taken, MOST)).astype(int))
     for step in chosen:
         draws = step_generator(config.seed, int(step))
-        plan = plan_batch(
+        plan = draw_batch(
             replay.draw(train.batch_groups, draws),
             rewards,
             weights,

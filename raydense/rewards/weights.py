@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-SHOWN_KEYS = 3
+from raydense.core.messages import first_few
 
 
 def read_state_dict(path: Path, *, key: str | None = None) -> dict[str, torch.Tensor]:
@@ -32,7 +32,7 @@ def read_state_dict(path: Path, *, key: str | None = None) -> dict[str, torch.Te
     tensors = content.get(key) if key is not None and isinstance(content, Mapping) else content
     if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         what = f"under {key!r}" if key is not None else "at its top"
-        held = f"keys {_some(list(map(str, content)))}" if isinstance(content, Mapping) else type(content).__name__
+        held = f"keys {first_few(list(map(str, content)))}" if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path}: holds no tensors by name {what}, but {held}")
     return dict(tensors)
 
@@ -51,10 +51,5 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], so
         if name in state and state[name].shape != value.shape
     ]
     if problems:
-        raise ValueError(f"{source}: does not fit the model: {_some(problems)}")
+        raise ValueError(f"{source}: does not fit the model: {first_few(problems)}")
     module.load_state_dict(state)
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - SHOWN_KEYS} more" if len(items) > SHOWN_KEYS else ""
-    return ", ".join(items[:SHOWN_KEYS]) + more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,24 +13,10 @@ from raydense.core.interfaces import Fleet
 from raydense.core.statistics import estimate
 from raydense.core.types import FloatArray, RenderUnit
 from raydense.planning.units import RENDER_BATCH, PromptSets, grid_prompts, judged_prompts, render_units
+from raydense.records.scores import Judgement
 from raydense.records.thumbnails import encode
 
 PICTURES_AT_ONCE = 1024  # that judging holds in memory: 0.8 GB at 512 x 512
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first."""
-
-    scores: Mapping[str, Mapping[str, FloatArray]]
-    pictures: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
-
-    def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
-        return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
-
-    @staticmethod
-    def of_lists(values: Mapping[str, Mapping[str, list[list[float]]]]) -> Judgement:
-        return Judgement({n: {s: np.array(v, dtype=np.float32) for s, v in by.items()} for n, by in values.items()})
 
 
 def judge(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_version: int) -> Judgement:
@@ -96,7 +81,7 @@ def score_table(
     }
 
 
-def compare(before: Judgement, after: Judgement) -> dict[str, dict[str, dict[str, Any]]]:
+def paired_gains(before: Judgement, after: Judgement) -> dict[str, dict[str, dict[str, Any]]]:
     """By scorer and prompt set: before, after, and the paired gain (same prompts, same seeds)."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name, by_scorer in before.scores.items():

@@ -22,10 +22,10 @@ import numpy as np
 
 from raydense.config import ConfigError
 from raydense.core.types import FloatArray, Scales, UnitReport
+from raydense.records.scores import Judgement
 from raydense.records.stage_file import StageFile
 from raydense.rewards.mixture import weighted_sum
 from raydense.sections.rewards import MixtureScorerConfig, ScorerConfig
-from raydense.training.judging import Judgement
 
 FILE = "normalisation.json"
 

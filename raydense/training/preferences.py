@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Learner
+from raydense.core.messages import one_line
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
 KIND = "preferences"  # beside the kinds of scorers, as what a LoRA learned from
@@ -58,7 +59,7 @@ def read_preferences(path: Path, config: Config) -> Preferences:
         content = path.read_bytes()
         table = pq.read_table(pa.BufferReader(content))
     except (OSError, pa.ArrowException) as error:
-        raise ConfigError(f"--preferences={path} cannot be read as Parquet ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"--preferences={path} cannot be read as Parquet ({one_line(error)})") from None
     names = set(table.column_names)
     if not (names.issuperset(RANKED) or names.issuperset(PAIRWISE)):
         raise ConfigError(f"--preferences={path} needs the columns {', '.join(RANKED)} or {', '.join(PAIRWISE)}")

@@ -23,9 +23,10 @@ from raydense.records.checkpoints import CheckpointStore
 from raydense.records.grids import save_grid
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
+from raydense.records.scores import Judgement
 from raydense.records.telemetry import Arrivals, Meter, RunLog
 from raydense.records.thumbnails import save_thumbnails
-from raydense.training.judging import Judgement, draw_grid, judge_prompts
+from raydense.training.judging import draw_grid, judge_prompts
 from raydense.training.normalising import StageScales
 from raydense.training.stage_loop import StageState
 from raydense.training.stage_metrics import judgement_values, stage_values

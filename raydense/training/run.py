@@ -19,8 +19,9 @@ from raydense.records.checkpoints import CheckpointStore
 from raydense.records.mirror import Mirror
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
+from raydense.records.scores import Judgement
 from raydense.records.sinks import open_sinks
-from raydense.training.judging import Judgement, judge, score_table
+from raydense.training.judging import judge, score_table
 from raydense.training.normalising import StageScales
 from raydense.training.recorder import Recorder
 from raydense.training.stage_loop import StageState, run_stages

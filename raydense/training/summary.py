@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config
-from raydense.training.judging import Judgement, compare
+from raydense.records.scores import Judgement
 
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
 
@@ -31,7 +31,7 @@ def summarise(
     runner: str,
 ) -> dict[str, Any]:
     """Scores before and after with their paired gain (where they were judged), times, versions and the seed."""
-    scores = compare(before, after) if before and after else {}
+    scores = paired_gains(before, after) if before and after else {}
     return {
         "name": config.name,
         "seed": config.seed,

@@ -24,7 +24,7 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from actors.sampler import rollout
-from learner.batching import BatchPlan
+from learner.batching import BatchDraws
 from learner.objective import gather_transitions, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.types import PolicyWeights, TrajectoryGroup
@@ -34,7 +34,7 @@ from raydense.diffusion.policy import Policy
 FILE = Path(__file__).with_name("golden.safetensors")
 STEPS = 10
 PROMPTS = ("a cat", "a dog")
-PLAN = BatchPlan(
+PLAN = BatchDraws(
     groups=torch.tensor([0, 1]),
     trajectories=torch.tensor([[0, 2, 1], [2, 1, 0]]),
     steps=torch.tensor([[0, 9, 4], [6, 1, 1]]),  # not 8: METHOD §9, it would multiply float32's noise by 8

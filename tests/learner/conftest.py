@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from learner.batch_source import BatchSource
-from learner.batching import plan_batch
+from learner.batching import draw_batch
 from learner.losses import step_weights
 from learner.objective import TransitionBatch, gather_transitions
 from learner.references import ReferenceCache
@@ -27,7 +27,7 @@ def make_batch() -> Callable[..., TransitionBatch]:
         groups: Sequence[TrajectoryGroup], *, tuple_size: int = 2, step_draws: int = 2, seed: int = 0
     ) -> TransitionBatch:
         num_steps = groups[0].log_probs.shape[1]
-        plan = plan_batch(
+        plan = draw_batch(
             torch.arange(len(groups)),
             torch.stack([torch.tensor(g.rewards) for g in groups]),
             step_weights(num_steps, 0.9),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from learner.batching import BatchPlan, plan_batch, step_generator
+from learner.batching import BatchDraws, draw_batch, step_generator
 from learner.losses import step_weights
 
 
-def plan(rewards: torch.Tensor, *, seed: int = 0, **changes: Any) -> BatchPlan:
+def plan(rewards: torch.Tensor, *, seed: int = 0, **changes: Any) -> BatchDraws:
     """A plan over groups 100, 101, … with these rewards [G, K]."""
     options: dict[str, Any] = {
         "weights": step_weights(10, 0.9),
@@ -24,7 +24,7 @@ def plan(rewards: torch.Tensor, *, seed: int = 0, **changes: Any) -> BatchPlan:
         "step_draws": 3,
         "draws": torch.Generator().manual_seed(seed),
     }
-    return plan_batch(torch.arange(len(rewards)) + 100, rewards, **{**options, **changes})
+    return draw_batch(torch.arange(len(rewards)) + 100, rewards, **{**options, **changes})
 
 
 def random_rewards(groups: int, keep: int) -> torch.Tensor:

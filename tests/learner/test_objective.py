@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
-from learner.batching import BatchPlan
+from learner.batching import BatchDraws
 from learner.objective import TransitionBatch, gather_transitions, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.types import TrajectoryGroup
@@ -134,7 +134,7 @@ def test_transitions_are_copied_out_of_read_only_groups(groups: list[TrajectoryG
     for group in groups:
         for array in (group.latents, group.log_probs, group.rewards, group.prompt_embeds):
             array.setflags(write=False)  # as views into an object store are
-    plan = BatchPlan(
+    plan = BatchDraws(
         groups=torch.tensor([0, 2]),
         trajectories=torch.tensor([[3, 1], [0, 2]]),
         steps=torch.tensor([[0, 3, 0], [2, 1, 3]]),
@@ -160,7 +160,7 @@ def test_a_transition_drawn_twice_is_computed_once(
     policy: Policy, groups: list[TrajectoryGroup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tuples of one group, and a step that both draw twice: 2 x 2 x 3 draws are 5 transitions."""
-    plan = BatchPlan(
+    plan = BatchDraws(
         groups=torch.tensor([1, 1]),
         trajectories=torch.tensor([[0, 1], [1, 2]]),
         steps=torch.tensor([[3, 3, 0], [3, 3, 3]]),

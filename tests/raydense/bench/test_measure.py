@@ -19,7 +19,7 @@ from raydense.build import lora_config
 from raydense.cli import app
 from raydense.config import load_config
 from raydense.planning.dry_run import count_transitions
-from raydense.planning.footprint import unet_cost
+from raydense.planning.footprint import unet_footprint
 from raydense.planning.preflight import UNET_FILE, model_file
 
 SMALL = ["sampler.unit_prompts=2", "train.batch_groups=2", "learner.micro_batch=2"]
@@ -87,7 +87,7 @@ def test_work_is_counted_from_the_calls_that_were_made(found: Any) -> None:
         assert role["peak_bytes"] > 0
     config = load_config(overrides=SMALL)
     forward, trained = (
-        unet_cost(
+        unet_footprint(
             model_file(config, UNET_FILE) or {},
             lora_config(config),
             latent_size=8,

@@ -15,7 +15,8 @@ import yaml
 from typer.testing import CliRunner
 
 from raydense.checks import doctor
-from raydense.checks.doctor import Check, examine
+from raydense.checks.check import Check
+from raydense.checks.doctor import examine
 from raydense.cli import app
 from raydense.config import Config
 

@@ -12,7 +12,7 @@ import pytest
 
 from raydense.config import Config, ConfigError, load_config
 from raydense.records.run_dir import RunDirectory, default_out
-from raydense.training.judging import Judgement
+from raydense.records.scores import Judgement
 
 
 def test_a_new_directory_holds_the_resolved_configuration(small_config: Callable[..., Config], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from raydense.config import Config
 from raydense.core.types import Rendered, RenderUnit
 from raydense.planning.units import PromptSets
-from raydense.training.judging import Judgement, compare, draw_grid, judge
+from raydense.records.scores import Judgement
+from raydense.training.judging import draw_grid, judge
 
 SETS = PromptSets(("a cat", "a dog"), ("a hen",))
 
@@ -57,7 +58,7 @@ def test_rows_of_the_grid_are_prompts_and_columns_seeds(small_config: Callable[.
 def test_the_gain_is_paired_by_prompt_and_seed() -> None:
     before = np.array([[0.0, 10.0], [20.0, 30.0]], np.float32)
     gain = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    result = compare(Judgement({"train": {"clip": before}}), Judgement({"train": {"clip": before + gain}}))
+    result = paired_gains(Judgement({"train": {"clip": before}}), Judgement({"train": {"clip": before + gain}}))
     row = result["clip"]["train"]
     assert (row["before"]["mean"], row["after"]["mean"], row["gain"]["mean"]) == (15.0, 17.5, 2.5)
     # the pairing removes the spread of the prompts: deviations −1.5 −0.5 0.5 1.5, variance 5/3, over 4

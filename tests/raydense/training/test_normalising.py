@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from raydense.cli import app
 from raydense.config import ConfigError
 from raydense.core.types import UnitReport
+from raydense.records.scores import Judgement
 from raydense.records.segments import read_segment
 from raydense.rewards.mixture import weighted_sum
 from raydense.sections.rewards import MixtureScorerConfig
-from raydense.training.judging import Judgement
 from raydense.training.normalising import StageScales
 
 LORA = "lora/pytorch_lora_weights.safetensors"
