@@ -11,6 +11,7 @@ from typing import Any
 
 from raydense.config import Config
 from raydense.records.scores import Judgement
+from raydense.training.judging import paired_gains
 
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
 

@@ -13,7 +13,7 @@ from raydense.config import Config
 from raydense.core.types import Rendered, RenderUnit
 from raydense.planning.units import PromptSets
 from raydense.records.scores import Judgement
-from raydense.training.judging import draw_grid, judge
+from raydense.training.judging import draw_grid, judge, paired_gains
 
 SETS = PromptSets(("a cat", "a dog"), ("a hen",))
 
