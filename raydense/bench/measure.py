@@ -15,8 +15,9 @@ from raydense.bench.clock import device_name
 from raydense.bench.roles import Job, Progress, measure_learner, measure_sampler, measure_scorer
 from raydense.build import resolve_device
 from raydense.config import ConfigError
+from raydense.diffusion.pipeline_files import read_pipeline
 from raydense.planning.micro_batch import local_gpu, settled
-from raydense.planning.preflight import check_policy, check_scorer
+from raydense.planning.preflight import check_models
 from raydense.planning.units import read_prompt_sets, stage_units
 
 PACKAGES = ("raydense", "torch", "diffusers", "transformers")
@@ -36,11 +37,9 @@ def _plan(name: str, overrides: Sequence[str]) -> Job:
     given = {override.partition("=")[0].strip() for override in overrides}
     on_cpu = any(device.type == "cpu" for device in devices)
     cut = tuple(setting for setting in model.cut if on_cpu and setting.partition("=")[0] not in given)
-    config = settled(model.config(*cut, *overrides), local_gpu)
-    if model.unet is None:
-        check_policy(config)
-        for scorer in config.reward.judges:
-            check_scorer(scorer)
+    config = model.config(*cut, *overrides)
+    pipeline = check_models(config) if model.unet is None else read_pipeline(config.policy.model, None, fetch=False)
+    config = settled(config, pipeline, local_gpu)
     units = tuple(stage_units(config, read_prompt_sets(config).train, 0, 0))
     return Job(name, config, units, whole.steps.count, cut)
 

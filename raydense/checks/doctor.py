@@ -22,7 +22,7 @@ from raydense.core.types import TrajectoryGroup
 from raydense.planning.dry_run import Plan, count_judged, plan_run, size
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.placement import place
-from raydense.planning.preflight import check_inputs
+from raydense.planning.preflight import Inputs, check_inputs
 from raydense.planning.units import PromptSets, stage_units
 
 RHO_SHARE = 0.1  # of δ, above which sampler and learner disagree too much
@@ -33,11 +33,12 @@ def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
     yield from _versions()
     yield _devices(config)
     try:
-        sets = check_inputs(config)
-        plan = plan_run(config, sets, tflops)
+        inputs = check_inputs(config)
+        plan = plan_run(config, inputs.pipeline, inputs.prompts, tflops)
     except ConfigError as error:
         yield Check("model, scorer, prompts", False, str(error))
         return
+    sets = inputs.prompts
     notes = "; ".join(sets.notes) or f"{len(sets.train):,} train and {len(sets.unseen):,} unseen prompts"
     yield Check("model, scorer, prompts", True, notes)
     yield _disk(out, plan)
@@ -45,7 +46,7 @@ def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
     from raydense.checks.ray_doctor import check_ray
 
     yield from check_ray(config, plan)
-    yield from _trial(config, sets)
+    yield from _trial(config, inputs)
 
 
 def _versions() -> Iterator[Check]:
@@ -81,12 +82,13 @@ def _disk(out: Path, plan: Plan) -> Check:
     return Check("disk", free > needed, f"{size(free)} free at {existing}, {size(needed)} needed")
 
 
-def _trial(config: Config, sets: PromptSets) -> Iterator[Check]:
+def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
     """One work unit and one learner step in this process, twice each: the first of a kind warms up."""
+    sets = inputs.prompts
     unit = stage_units(config, sets.train, 0, 0)[0]
     try:
         probe = config.model_copy(update={"train": config.train.model_copy(update={"reg_to_pi_old": True})})
-        learner: Any = build_learner(settled(probe, local_gpu), fetch=lambda groups: groups)
+        learner: Any = build_learner(settled(probe, inputs.pipeline, local_gpu), fetch=lambda groups: groups)
         sampler = build_sampler(config)
         sampler.sample(unit, learner.weights())
         started = time.perf_counter()

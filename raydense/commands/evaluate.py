@@ -52,7 +52,7 @@ def evaluate(
         from raydense.evaluation.evaluate import evaluate as judge_models
         from raydense.evaluation.evaluate import read_columns, with_scorers
         from raydense.evaluation.table import sheets, write_evaluation
-        from raydense.planning.preflight import check_policy, check_scorer
+        from raydense.planning.preflight import check_models
         from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(models)
@@ -60,9 +60,7 @@ def evaluate(
         config, notes = shared_config(sources, chosen)
         config = changed_config(config, overrides or [], MAY_CHANGE, "an evaluation")
         config = with_scorers(config, scorer or [])
-        check_policy(config)
-        for judge in config.reward.judges:
-            check_scorer(judge)
+        pipeline = check_models(config)
         columns = read_columns(config, prompts or [], limit)
         out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
         if (out / "evaluation.json").exists():
@@ -72,7 +70,13 @@ def evaluate(
             for note in (*notes, *columns.notes):
                 display.say(note)
             found = judge_models(
-                config, sources, columns, images or config.evaluate.images_per_prompt, local=local, display=display
+                config,
+                pipeline,
+                sources,
+                columns,
+                images or config.evaluate.images_per_prompt,
+                local=local,
+                display=display,
             )
         write_evaluation(out, found)
         for sheet in sheets(found):

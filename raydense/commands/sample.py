@@ -45,7 +45,7 @@ def sample(
 
         from raydense.evaluation.candidates import BASE, find_sources, fit_models, shared_config
         from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
-        from raydense.planning.preflight import check_policy
+        from raydense.planning.preflight import check_pipeline
         from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(lora or [])
@@ -53,8 +53,7 @@ def sample(
         config, notes = shared_config(sources, chosen)
         changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
         config = changed_config(config, changes, MAY_CHANGE, "a drawing")
-        check_policy(config)
-        joint, models = fit_models(config, sources, "--lora")
+        joint, models = fit_models(config, check_pipeline(config), sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
         with ProgressDisplay(Console(soft_wrap=True)) as display:

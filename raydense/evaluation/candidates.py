@@ -12,8 +12,8 @@ from raydense.build import lora_config
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, read_lora
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.footprint import lora_shapes
-from raydense.planning.preflight import UNET_FILE, model_file
 
 BASE = "base"
 
@@ -87,7 +87,9 @@ def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Con
     return config.model_copy(update={"policy": policy}), notes
 
 
-def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple[Config, list[Model]]:
+def fit_models(
+    config: Config, pipeline: PipelineFiles, sources: Sequence[Source], setting: str
+) -> tuple[Config, list[Model]]:
     """The base model and every LoRA as weights of one policy, and the configuration of that policy.
 
     The policy has the largest rank, alpha = rank, and every layer that one of them adapts. A smaller LoRA is filled
@@ -100,8 +102,7 @@ def fit_models(config: Config, sources: Sequence[Source], setting: str) -> tuple
     modules = sorted({module for file in files for module in file.modules}) or config.policy.lora_targets
     policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules)}
     joint = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
-    unet = model_file(config, UNET_FILE)
-    if unet is None:
+    if (unet := pipeline.unet) is None:
         raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give its directory")
     for file in files:
         own = config.model_copy(

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet
 from raydense.core.types import Scales
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.evaluation.candidates import BASE, Model, Source, fit_models
 from raydense.planning.units import judged_prompts, read_prompt_sets
 from raydense.prompts.prompt_sets import evenly_spaced, load_by_label
@@ -118,6 +119,7 @@ def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
 
 def evaluate(
     config: Config,
+    pipeline: PipelineFiles,
     sources: Sequence[Source],
     columns: Columns,
     images_per_prompt: int,
@@ -126,7 +128,7 @@ def evaluate(
     display: ProgressDisplay,
 ) -> Evaluation:
     """Draws and judges every model. Raises: ConfigError before anything starts if a LoRA or a scorer does not fit."""
-    joint, models = fit_models(config, sources, "LoRA")
+    joint, models = fit_models(config, pipeline, sources, "LoRA")
     judgements = {}
     with sampling_fleet(joint, local) as fleet:
         for model in models:

@@ -14,6 +14,7 @@ from raydense.config import Config
 from raydense.core.interfaces import MAX_UNIT_FAILURES, Fleet, InertWeights, Learner, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, WorkUnit
 from raydense.core.versions import LiveVersions
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.collecting import SerialCollection
 from raydense.planning.placement import check_one_worker, check_shared_memory
@@ -63,13 +64,13 @@ class LocalFleet:
 
 
 def build_local(
-    config: Config, segments: Path
+    config: Config, pipeline: PipelineFiles, segments: Path
 ) -> tuple[Fleet[TrajectoryGroup], Callable[[], Learner[TrajectoryGroup]]]:
     """The fleet of a run in this process, and what makes its learner."""
     check_one_worker(config, "--local")
     device = resolve_device(config.sampler.device)
     if device.type == "cuda" and device == resolve_device(config.learner.device):
-        check_shared_memory(config, torch.cuda.mem_get_info(device)[0])
+        check_shared_memory(config, pipeline, torch.cuda.mem_get_info(device)[0])
 
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups

@@ -17,6 +17,7 @@ from learner.ray_learner import RayLearner, fetch_groups
 from raydense.build import build_learner, build_sampler_process
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.ray_cluster import GB, check_resources, ray_session
 from raydense.planning.micro_batch import FreeGpu, settled
@@ -24,13 +25,15 @@ from raydense.planning.placement import Placement, check_shared_memory, place
 
 
 @contextmanager
-def build_on_ray(config: Config, segments: Path) -> Iterator[tuple[Fleet[Any], Callable[[], RayLearner]]]:
+def build_on_ray(
+    config: Config, pipeline: PipelineFiles, segments: Path
+) -> Iterator[tuple[Fleet[Any], Callable[[], RayLearner]]]:
     """Starts fleet and learner side by side, and stops them at the end; called again, the learner is a new one."""
     with ray_session():
         placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
         check_resources(config, placement)
         if placement.shares_a_gpu() and (free := _free_gpu_bytes(config, placement)) is not None:
-            check_shared_memory(config, free)
+            check_shared_memory(config, pipeline, free)
         learner = RayLearner(
             partial(build_learner, config),
             num_cpus=config.learner.num_cpus,
@@ -92,10 +95,10 @@ def _fleet(config: Config, placement: Placement) -> RayFleet:
 
 
 @contextmanager
-def settled_on_ray(config: Config) -> Iterator[Config]:
+def settled_on_ray(config: Config, pipeline: PipelineFiles) -> Iterator[Config]:
     """`settled` by the GPU that the learner will have; the session that this takes goes on inside the context."""
     with ray_session():
-        yield settled(config, _learner_gpu)
+        yield settled(config, pipeline, _learner_gpu)
 
 
 def _learner_gpu(config: Config) -> FreeGpu | None:

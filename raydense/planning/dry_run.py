@@ -11,8 +11,9 @@ import torch
 
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
-from raydense.planning.preflight import check_policy, check_scorer, model_file, needs_hub
+from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
 
@@ -81,14 +82,11 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
         notes.append(f"prompts that come from the hub were not read: {', '.join(from_hub)}")
     else:
         sets = read_prompt_sets(config)
-    check_policy(config, fetch=False)
-    for scorer in config.reward.judges:
-        check_scorer(scorer)
-    plan = plan_run(config, sets, tflops)
+    plan = plan_run(config, check_models(config, fetch=False), sets, tflops)
     return replace(plan, notes=(*(sets.notes if sets else ()), *notes, *plan.notes))
 
 
-def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
+def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, tflops: float) -> Plan:
     """Computes the plan.
 
     Args:
@@ -97,7 +95,7 @@ def plan_run(config: Config, sets: PromptSets | None, tflops: float) -> Plan:
     Raises: ConfigError if the model's configuration is neither local nor known nor on the hub.
     """
     assumed: list[str] = []
-    unet, vae, text = (_part(config, name, assumed) for name in ("unet", "vae", "text_encoder"))
+    unet, vae, text = (_part(pipeline, name, assumed) for name in ("unet", "vae", "text_encoder"))
     size = config.sampler.latent_size or int(unet["sample_size"])
     tokens = int(text.get("max_position_embeddings", 77))
     lora = lora_config(config)
@@ -214,15 +212,15 @@ def _tuple_bytes(config: Config, trained: Footprint) -> int:
     return config.train.tuple_size * config.steps.draws * guidance_passes(config) * trained.peak_bytes
 
 
-def _part(config: Config, name: str, assumed: list[str]) -> Mapping[str, Any]:
-    """A network's configuration: local or cached; else as published, for the one known model; else an error."""
-    file = f"{name}/config.json"
-    if (found := model_file(config, file)) is not None:
+def _part(pipeline: PipelineFiles, name: str, assumed: list[str]) -> Mapping[str, Any]:
+    """A network's configuration: its own; else as published, for the one known model; else an error."""
+    found: Mapping[str, Any] | None = getattr(pipeline, name)
+    if found is not None:
         return found
-    if config.policy.model == SD15:
+    if pipeline.model == SD15:
         assumed.append(f"{SD15} is not on this machine: planned with its published architecture")
         return SD15_FILES[name]
-    raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give a directory or download it")
+    raise ConfigError(f"policy.model={pipeline.model} is not on this machine; give a directory or download it")
 
 
 def size(count: float) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from raydense.build import resolve_device
 from raydense.config import Config, ConfigError
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
 
 CPU_BYTES = 4e9  # without `learner.memory_gb`; the same on every machine, and so is a run's gradient
@@ -24,7 +25,7 @@ class FreeGpu:
     shared: bool
 
 
-def settled(config: Config, learner_gpu: Callable[[Config], FreeGpu | None]) -> Config:
+def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Config], FreeGpu | None]) -> Config:
     """The configuration with a number in the place of `auto`; any other is returned as it is.
 
     The parts of a batch are as few as fit, and as equal as may be.
@@ -33,7 +34,7 @@ def settled(config: Config, learner_gpu: Callable[[Config], FreeGpu | None]) -> 
     """
     if config.learner.micro_batch != "auto":
         return config
-    plan, gpu = plan_run(config, None, tflops=1.0), learner_gpu(config)
+    plan, gpu = plan_run(config, pipeline, None, tflops=1.0), learner_gpu(config)
     if gpu is not None:
         budget, what = GPU_SHARE * gpu.free_bytes - (plan.sampler_gpu_bytes if gpu.shared else 0), "its GPU leaves"
     else:

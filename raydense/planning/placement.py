@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from raydense.config import Config, ConfigError
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
 
 GRAIN = 10_000  # Ray counts fractions of a GPU in ten-thousandths
@@ -68,9 +69,9 @@ def check_one_worker(config: Config, who: str) -> None:
         raise ConfigError(f"learner.num_workers={workers}: {who} has one process; add --set learner.num_workers=1")
 
 
-def check_shared_memory(config: Config, free_bytes: int) -> None:
+def check_shared_memory(config: Config, pipeline: PipelineFiles, free_bytes: int) -> None:
     """Raises: ConfigError if sampler and learner, with all that they hold at work, do not fit into one GPU together."""
-    plan = plan_run(config, None, tflops=1.0)
+    plan = plan_run(config, pipeline, None, tflops=1.0)
     needed = plan.sampler_gpu_bytes + plan.learner_gpu_bytes
     if needed > free_bytes:
         raise ConfigError(

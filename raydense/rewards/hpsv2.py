@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
+from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
-from raydense.diffusion.hub import hub_file
 from raydense.rewards.weights import load_strictly, read_state_dict
 
 REPOSITORY = "xswu/HPSv2"

@@ -23,8 +23,8 @@ from torch import nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
-from raydense.diffusion.hub import hub_file
 from raydense.rewards.head import regression_head
 from raydense.rewards.weights import load_strictly, read_state_dict
 

@@ -101,9 +101,10 @@ def train_offline(
     Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
     """
     started = time.perf_counter()
-    config = settled(offline_config(source, overrides), local_gpu)
+    config = offline_config(source, overrides)
     check_one_worker(config, "--replay-from")
-    sets = check_inputs(config)
+    inputs = check_inputs(config)
+    config, sets = settled(config, inputs.pipeline, local_gpu), inputs.prompts
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
     given = read_preferences(preferences, config) if preferences else None

@@ -11,9 +11,9 @@ from typing import Any
 from raydense.config import Config, ConfigError, resumed_config
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
 from raydense.core.metrics import MetricSink
+from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
-from raydense.planning.preflight import check_inputs
-from raydense.planning.units import PromptSets
+from raydense.planning.preflight import Inputs, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.mirror import Mirror
@@ -40,11 +40,11 @@ def train(
 
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
-    sets = check_inputs(config)
-    with _settled(config, local) as config:
+    inputs = check_inputs(config)
+    with _settled(config, inputs.pipeline, local) as config:
         run_dir = RunDirectory.create(out, config, mirror)
         try:
-            return _Run(config, sets, run_dir, local, display).execute()
+            return _Run(config, inputs, run_dir, local, display).execute()
         except ConfigError:  # nothing was started, so nothing is lost
             run_dir.discard()
             raise
@@ -69,9 +69,10 @@ class _Run:
     """One process's part of a run: from the latest checkpoint, if there is one, to the summary."""
 
     def __init__(
-        self, config: Config, sets: PromptSets, run_dir: RunDirectory, local: bool, display: ProgressDisplay
+        self, config: Config, inputs: Inputs, run_dir: RunDirectory, local: bool, display: ProgressDisplay
     ) -> None:
-        self._config, self._sets, self._dir, self._local = config, sets, run_dir, local
+        self._config, self._dir, self._local = config, run_dir, local
+        self._sets, self._pipeline = inputs.prompts, inputs.pipeline
         self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
         self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()
@@ -82,7 +83,7 @@ class _Run:
             display.say(f"run directory: {self._dir.shown}")
             for note in self._sets.notes:
                 display.say(note)
-            with _components(self._config, self._dir, self._local) as (fleet, make_learner):
+            with _components(self._config, self._pipeline, self._dir, self._local) as (fleet, make_learner):
                 for deaths in range(MAX_LEARNER_DEATHS + 1):
                     try:
                         return self._attempt(fleet, make_learner())
@@ -173,25 +174,27 @@ def _next_step(checkpoint: Checkpoint | None) -> int:
 
 
 @contextmanager
-def _settled(config: Config, local: bool) -> Iterator[Config]:
+def _settled(config: Config, pipeline: PipelineFiles, local: bool) -> Iterator[Config]:
     """The configuration with `learner.micro_batch: auto` as a number, which is then the run's own."""
     if local or config.learner.micro_batch != "auto":
-        yield settled(config, local_gpu)
+        yield settled(config, pipeline, local_gpu)
     else:
         from raydense.fleets.ray_runner import settled_on_ray
 
-        with settled_on_ray(config) as found:
+        with settled_on_ray(config, pipeline) as found:
             yield found
 
 
 @contextmanager
-def _components(config: Config, run_dir: RunDirectory, local: bool) -> Iterator[tuple[Fleet[Any], LearnerFactory]]:
+def _components(
+    config: Config, pipeline: PipelineFiles, run_dir: RunDirectory, local: bool
+) -> Iterator[tuple[Fleet[Any], LearnerFactory]]:
     if local:
         from raydense.fleets.local_runner import build_local
 
-        yield build_local(config, run_dir.segments)
+        yield build_local(config, pipeline, run_dir.segments)
     else:
         from raydense.fleets.ray_runner import build_on_ray
 
-        with build_on_ray(config, run_dir.segments) as components:
+        with build_on_ray(config, pipeline, run_dir.segments) as components:
             yield components

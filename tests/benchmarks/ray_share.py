@@ -26,7 +26,8 @@ from raydense.config import Config, load_config
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.types import PolicyWeights, Position, StepMetrics
 from raydense.fleets import local_runner, ray_runner
-from raydense.planning.units import PromptSets, read_prompt_sets
+from raydense.planning.preflight import check_inputs
+from raydense.planning.units import PromptSets
 from raydense.training.stage_loop import run_stages
 
 LOCAL, RAY = "local", "ray"
@@ -97,15 +98,16 @@ class Runner:
 
 def measure(config: Config, stages: int) -> dict[str, Any]:
     """Runs `stages` stages both ways in turns, and one before that does not count."""
-    prompts, start_up = read_prompt_sets(config), {}
+    inputs = check_inputs(config)
+    prompts, pipeline, start_up = inputs.prompts, inputs.pipeline, {}
     local_runner.build_learner = ray_runner.build_learner = TimedLearner  # type: ignore
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        fleet, make_learner = local_runner.build_local(config, Path(folder) / LOCAL)
+        fleet, make_learner = local_runner.build_local(config, pipeline, Path(folder) / LOCAL)
         runners = {LOCAL: Runner(config, prompts, fleet, make_learner())}
         start_up[LOCAL] = time.perf_counter() - started
         started = time.perf_counter()
-        with ray_runner.build_on_ray(config, Path(folder) / RAY) as (fleet, make_learner):
+        with ray_runner.build_on_ray(config, pipeline, Path(folder) / RAY) as (fleet, make_learner):
             runners[RAY] = Runner(config, prompts, fleet, make_learner())
             start_up[RAY] = time.perf_counter() - started
             found: dict[str, list[Mapping[str, float]]] = {LOCAL: [], RAY: []}

@@ -18,9 +18,9 @@ from raydense.bench.measure import plan_jobs
 from raydense.build import lora_config
 from raydense.cli import app
 from raydense.config import load_config
+from raydense.diffusion.pipeline_files import read_pipeline
 from raydense.planning.dry_run import count_transitions
 from raydense.planning.footprint import unet_footprint
-from raydense.planning.preflight import UNET_FILE, model_file
 
 SMALL = ["sampler.unit_prompts=2", "train.batch_groups=2", "learner.micro_batch=2"]
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
@@ -88,7 +88,7 @@ def test_work_is_counted_from_the_calls_that_were_made(found: Any) -> None:
     config = load_config(overrides=SMALL)
     forward, trained = (
         unet_footprint(
-            model_file(config, UNET_FILE) or {},
+            read_pipeline(config.policy.model, None, fetch=False).unet or {},
             lora_config(config),
             latent_size=8,
             tokens=16,

@@ -21,6 +21,7 @@ from raydense.core.statistics import clustered_interval, win_rate
 from raydense.diffusion.lora_files import read_lora
 from raydense.evaluation.candidates import find_sources, fit_models
 from raydense.evaluation.evaluate import read_columns
+from raydense.planning.preflight import check_pipeline
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 Runs = tuple[Path, Path]
@@ -74,7 +75,8 @@ def test_a_lora_of_another_rank_and_alpha_predicts_beside_others_what_it_predict
 
 def test_filling_with_zeros_changes_no_product(small_runs: Runs) -> None:
     sources = find_sources(list(map(str, small_runs)))
-    joint, (base, first, second) = fit_models(load_config(small_runs[0] / "config.yaml"), sources, "LoRA")
+    config = load_config(small_runs[0] / "config.yaml")
+    joint, (base, first, second) = fit_models(config, check_pipeline(config), sources, "LoRA")
     assert (joint.policy.lora_rank, joint.policy.lora_alpha) == (3, 3.0)
     assert not any(array.any() for array in base.weights.tensors.values())
     for model, run, scale in ((first, small_runs[0], 1.0), (second, small_runs[1], 2.0)):  # alpha / rank

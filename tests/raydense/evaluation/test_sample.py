@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from raydense.build import build_sampler
 from raydense.cli import app
-from raydense.config import load_config
+from raydense.config import Config, load_config
 from raydense.core.types import RenderUnit
-from raydense.evaluation.candidates import find_sources, fit_models
+from raydense.evaluation.candidates import Model, find_sources, fit_models
 from raydense.evaluation.sample import Drawing, distances, draw, shown_steps
+from raydense.planning.preflight import check_pipeline
 
 Runs = tuple[Path, Path]
 
@@ -24,14 +25,19 @@ def sample(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["sample", *map(str, arguments)])
 
 
+def first_run(small_runs: Runs) -> tuple[Config, list[Model]]:
+    config = load_config(small_runs[0] / "config.yaml")
+    return fit_models(config, check_pipeline(config), find_sources([str(small_runs[0])]), "--lora")
+
+
 @pytest.fixture(scope="module")
 def drawings(small_runs: Runs) -> list[Drawing]:
-    joint, models = fit_models(load_config(small_runs[0] / "config.yaml"), find_sources([str(small_runs[0])]), "--lora")
+    joint, models = first_run(small_runs)
     return draw(joint, models, ["a cat", "a hen"], 3, chains=True, progress=lambda done, total: None)
 
 
 def test_pictures_are_those_of_the_sampler_with_the_same_seeds(small_runs: Runs, drawings: list[Drawing]) -> None:
-    joint, models = fit_models(load_config(small_runs[0] / "config.yaml"), find_sources([str(small_runs[0])]), "--lora")
+    joint, models = first_run(small_runs)
     rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 3, (0, 1, 2), 1), models[1].weights)
     (ours,) = [d for d in drawings if (d.prompt, d.model) == ("a cat", "first")]
     assert np.array_equal(ours.pictures, rendered.images)

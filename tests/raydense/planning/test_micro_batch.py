@@ -14,8 +14,10 @@ from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
 from raydense.planning.micro_batch import CPU_BYTES, GPU_SHARE, FreeGpu, settled
+from raydense.planning.preflight import check_pipeline
 
 AUTO = "learner.micro_batch=auto"
+PIPELINE = check_pipeline(load_config())
 
 
 def on_a_gpu(bytes_: float, shared: bool = False) -> Callable[[Config], FreeGpu]:
@@ -35,7 +37,7 @@ def config() -> Config:
 @pytest.fixture(scope="module")
 def needed(config: Config) -> Callable[[int], float]:
     """Bytes free on a GPU that a micro-batch of so many tuples needs."""
-    plan = plan_run(config, None, tflops=1.0)
+    plan = plan_run(config, PIPELINE, None, tflops=1.0)
     return lambda tuples: (plan.learner_gpu_bytes + (tuples - 1) * plan.tuple_bytes) / GPU_SHARE + 10
 
 
@@ -46,38 +48,38 @@ def needed(config: Config) -> Callable[[int], float]:
 def test_the_parts_are_as_few_as_fit_and_equal(
     config: Config, needed: Callable[[int], float], fits: int, chosen: int
 ) -> None:
-    result = settled(config, on_a_gpu(needed(fits)))
+    result = settled(config, PIPELINE, on_a_gpu(needed(fits)))
     assert result.learner.micro_batch == chosen
     assert result == config.model_copy(update={"learner": result.learner})  # nothing else is changed
-    planned = plan_run(result, None, tflops=1.0)
+    planned = plan_run(result, PIPELINE, None, tflops=1.0)
     assert planned.learner_gpu_bytes <= GPU_SHARE * needed(fits)
 
 
 def test_a_gpu_that_a_sampler_shares_leaves_less(config: Config, needed: Callable[[int], float]) -> None:
-    plan = plan_run(config, None, tflops=1.0)
-    assert settled(config, on_a_gpu(needed(8), shared=False)).learner.micro_batch == 8
-    shared = settled(config, on_a_gpu(needed(8) + plan.sampler_gpu_bytes / GPU_SHARE, shared=True))
+    plan = plan_run(config, PIPELINE, None, tflops=1.0)
+    assert settled(config, PIPELINE, on_a_gpu(needed(8), shared=False)).learner.micro_batch == 8
+    shared = settled(config, PIPELINE, on_a_gpu(needed(8) + plan.sampler_gpu_bytes / GPU_SHARE, shared=True))
     assert shared.learner.micro_batch == 8
 
 
 def test_every_worker_takes_its_share(config: Config) -> None:
     values = config.model_dump()
     values["learner"] |= {"num_workers": 3}
-    assert settled(Config.model_validate(values), on_a_gpu(1e12)).learner.micro_batch == 6  # of 16
+    assert settled(Config.model_validate(values), PIPELINE, on_a_gpu(1e12)).learner.micro_batch == 6  # of 16
 
 
 def test_on_a_cpu_it_is_the_same_everywhere(config: Config) -> None:
-    plan = plan_run(config, None, tflops=1.0)
-    chosen = settled(config, without_gpu).learner.micro_batch
+    plan = plan_run(config, PIPELINE, None, tflops=1.0)
+    chosen = settled(config, PIPELINE, without_gpu).learner.micro_batch
     assert chosen == 16
     assert plan.learner_gpu_bytes + 15 * plan.tuple_bytes <= CPU_BYTES
     small = load_config(overrides=[AUTO, "train.batch_groups=16", f"learner.memory_gb={plan.learner_gpu_bytes / 1e9}"])
-    assert settled(small, without_gpu).learner.micro_batch == 1
+    assert settled(small, PIPELINE, without_gpu).learner.micro_batch == 1
 
 
 def test_what_fits_nowhere_is_one_line(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"^learner.micro_batch=auto: a single tuple needs about .*, but its GPU"):
-        settled(config, on_a_gpu(1e6))
+        settled(config, PIPELINE, on_a_gpu(1e6))
 
 
 def test_a_run_records_the_number_and_its_result_is_that_of_the_number(

@@ -13,6 +13,7 @@ import pytest
 from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
 from raydense.planning.placement import check_shared_memory, place
+from raydense.planning.preflight import check_pipeline
 
 Make = Callable[..., Config]
 AUTO: dict[str, Any] = {"count": None}
@@ -80,13 +81,14 @@ def test_the_papers_settings_share_one_gpu_and_spread_over_several(preset: str) 
 
 def test_memory_is_checked_before_a_gpu_is_shared(small_config: Make) -> None:
     config = small_config()
-    plan = plan_run(config, None, tflops=1.0)
+    pipeline = check_pipeline(config)
+    plan = plan_run(config, pipeline, None, tflops=1.0)
     needed = plan.sampler_gpu_bytes + plan.learner_gpu_bytes
-    check_shared_memory(config, needed)
+    check_shared_memory(config, pipeline, needed)
     with pytest.raises(
         ConfigError, match=r"^one GPU for both roles: .* are free; lower sampler.unit_prompts"
     ) as caught:
-        check_shared_memory(config, needed - 1)
+        check_shared_memory(config, pipeline, needed - 1)
     assert "\n" not in str(caught.value)
 
 
@@ -96,10 +98,12 @@ from pathlib import Path
 import ray, yaml
 from raydense.config import load_config
 from raydense.fleets.ray_runner import build_on_ray
+from raydense.planning.preflight import check_pipeline
 
 ray.init(address="local", num_cpus=4, num_gpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
 try:
-    with build_on_ray(load_config(Path(sys.argv[2])), Path(sys.argv[3])) as (fleet, make_learner):
+    config = load_config(Path(sys.argv[2]))
+    with build_on_ray(config, check_pipeline(config), Path(sys.argv[3])) as (fleet, make_learner):
         weights = make_learner().weights()
         fleet.broadcast(weights)
         left = ray.available_resources()
