@@ -201,7 +201,7 @@ def make_learner(
     """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
     gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
     if not config.policy.compile:  # which sees for itself what the backward pass needs
-        keep_less(policy.unet)
+        keep_less(policy.unet)  # gives layers another class, in place
     return SGDLearner(
         policy,
         make_batches(config, fetch, policy.device, gang, capacity),

@@ -105,6 +105,8 @@ class Timeline:
 class UNetWatch:
     """Counts the rows that a policy's U-Net is called with, and marks its calls.
 
+    It puts its own method in the place of `policy.predict` for good, so that the policy is of no other use afterwards:
+    a hook of the U-Net would be compiled with it, and every caller would need to know of a wrapper.
     Args:
         phases: that a call begins, without and with gradient; None: no mark.
         after: the phase that follows a call with gradient.
@@ -115,7 +117,7 @@ class UNetWatch:
         self._unet, self._timeline, self._phases, self._after = policy.unet, timeline, phases, after
         self._halves = 1 if policy.guidance_scale == 1 else 2
         self._predict = policy.predict
-        policy.predict = self._watched  # type: ignore[method-assign]  # hooks of the U-Net would be compiled with it
+        policy.predict = self._watched  # type: ignore[method-assign]
 
     def reset(self) -> None:
         self.rows = {False: 0, True: 0}

@@ -62,7 +62,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
         policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=True)
         scorer = bench_scorer(job.model, config, device)
         sampler, weights = _watched_sampler(job, policy, scorer, line), policy.weights()
-        watch = UNetWatch(policy, line, ("denoise", "denoise"))
+        watch = UNetWatch(policy, line, ("denoise", "denoise"))  # replaces policy.predict
 
         def unit(index: int) -> None:
             groups[:] = sampler.sample(job.units[index % len(job.units)], weights)[1]
@@ -112,7 +112,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
 
     with PeakMemory(device) as memory, cpu_threads(config.learner.threads), optimizer_marks(line, "optimizer", "other"):
         policy = bench_policy(job.model, config, dtype=torch.float32, device=device, with_decoder=False)
-        watch = UNetWatch(policy, line, ("reference", "forward"), after="backward")
+        watch = UNetWatch(policy, line, ("reference", "forward"), after="backward")  # replaces policy.predict
         learner: Any = make_learner(config, policy, fetch)
         learner.begin_stage(0, list(range(config.stage.groups)))
 

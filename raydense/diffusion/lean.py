@@ -16,7 +16,12 @@ from torch.nn.grad import conv2d_input
 
 
 def keep_less(unet: nn.Module) -> None:
-    """Changes the frozen convolutions and the gated GELUs of a U-Net, in place; call it once its layers are frozen."""
+    """Changes the frozen convolutions and the gated GELUs of a U-Net, in place; call it once its layers are frozen.
+
+    A layer keeps its parameters, hooks and adapters: only its `__class__` becomes that of a subclass with another
+    `forward`, of the very class that it had and of no other. A new module in its place would leave behind whatever
+    holds the old one.
+    """
     for module in unet.modules():
         if type(module) is nn.Conv2d and module.padding_mode == "zeros" and not module.weight.requires_grad:
             module.__class__ = FrozenConv2d

@@ -74,7 +74,12 @@ def _connect() -> None:
 
 @contextmanager
 def _loopback_only() -> Iterator[None]:
-    """Ray takes a loopback address only where it has no cluster support, as on macOS; its ports then bind to it."""
+    """Ray takes a loopback address only where it has no cluster support, as on macOS; its ports then bind to it.
+
+    It decides by a private constant, which is flipped for as long as `ray.init` takes. A Ray without it raises an
+    AttributeError here, before anything listens; a Ray that no longer heeds it is caught by
+    `tests/deploy/test_watched_run.py::test_nothing_listens_beyond_loopback`.
+    """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:

@@ -50,7 +50,7 @@ def unet_footprint(
     parameters = _count(unet)
     with torch.device("meta"):
         unet.add_adapter(lora)
-        keep_less(unet)
+        keep_less(unet)  # as the learner does; gives layers another class, in place
         x = torch.zeros(1, unet.config.in_channels, latent_size, latent_size, dtype=dtype)
         embeds = torch.zeros(1, tokens, unet.config.cross_attention_dim, dtype=dtype)
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
