@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from itertools import pairwise
@@ -26,9 +25,9 @@ from raydense.sections.base import Section
 from raydense.sections.rewards import ScorerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-TRACKED = subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split()
-GUIDES = [ROOT / name for name in TRACKED if (ROOT / name).is_file() and name != "CHANGELOG.md"]
 README = ROOT / "README.md"
+FOLDERS = ("raydense", "actors", "learner", "deploy", "tests")
+GUIDES = [README, *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
 SECTIONS = "|".join(Config.model_fields)
 GROWING = ("samplers={max: 8, num_gpus: 1}", "learner.num_gpus=1")  # with which every setting of the fleet can be tried
 each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -72,7 +71,7 @@ def raydense_commands(guide: Path) -> Iterator[list[str]]:
             if (before, word) not in {("&&", "raydense"), ("--", "raydense"), ("-m", "raydense.cli")}:
                 continue
             command = words[start:]
-            end = next((i for i, word in enumerate(command) if word in ("&&", "&", "|", ";")), len(command))
+            end = next((i for i, word in enumerate(command) if word in ("&&", "&", "|", ";", ">")), len(command))
             if command[:end]:
                 yield command[:end]
 
@@ -185,7 +184,7 @@ def _linked(guide: Path) -> Iterator[Path]:
 
 
 def test_the_method_has_every_section_that_code_cites() -> None:
-    files = [p for folder in ("raydense", "actors", "learner", "tests") for p in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     cited = {number for path in files for number in re.findall(r"METHOD §(\d)", path.read_text("utf-8"))}
     headings = re.findall(r"^## (\d)\.", (ROOT / "learner" / "METHOD.md").read_text("utf-8"), re.M)
     assert cited <= set(headings)
