@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for package in ("raydense", "actors", "learner") for path in (ROOT / package).rglob("*.py"))
 ROOMS = sorted({path.parent for path in FILES})
@@ -49,3 +51,11 @@ def imports_ray(node: ast.AST) -> bool:
     if isinstance(node, ast.Import):
         return any(alias.name.split(".")[0] == "ray" for alias in node.names)
     return isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "ray"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import ray", "import os, ray.util", "def f():\n    from ray.exceptions import RayError", "from ray import get"],
+)
+def test_every_kind_of_import_is_seen(source: str) -> None:
+    assert any(map(imports_ray, ast.walk(ast.parse(source))))
