@@ -93,7 +93,8 @@ def train(
     """Trains, as `raydense train` does; returns the finished run.
 
     Args:
-        config: a Config, its values, a preset's name or a YAML file; None: the embedded default.
+        config: a Config, its values (or `preset` and what differs from it), a preset's name or a YAML file; None: the
+            embedded default.
         out: a new directory; None: runs/NAME-TIME.
         overrides: `key=value`, as of --set.
         local: in this process, without Ray.

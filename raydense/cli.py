@@ -12,7 +12,20 @@ from pathlib import Path
 
 import typer
 
-from raydense.commands import bench, chaos, compare, doctor, evaluate, export, report, sample, status, sweep, train
+from raydense.commands import (
+    bench,
+    chaos,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    export,
+    report,
+    sample,
+    status,
+    sweep,
+    train,
+)
 from raydense.commands.common import EXIT_BAD_INPUT
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -24,6 +37,7 @@ def _root() -> None:
 
 
 app.command(epilog=train.EXAMPLE)(train.train)
+app.command(epilog=config.EXAMPLE)(config.config)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from raydense.commands.common import (
     EXIT_CODES,
@@ -105,6 +103,7 @@ def _train(
     from raydense.records.run_dir import default_out, locate
     from raydense.training.run import resume, train
     from raydense.training.stopping import StopRequested
+    from raydense.training.summary import gain_sheet
 
     if out is not None:
         root, mirror = locate(out)
@@ -119,7 +118,7 @@ def _train(
     except (KeyboardInterrupt, StopRequested) as stop:
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
         fail(f"stopped; continue with: raydense train --resume {shown}", 128 + signal_number)
-    display.result(summary, _gain_table(summary))
+    display.result(summary, gain_sheet(summary).rich())
     display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
     display.say(f"pictures  {shown}/images/before-after.png")
     display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
@@ -137,21 +136,3 @@ def _train_offline(
     display = ProgressDisplay(Console(soft_wrap=True), log_format)
     train_offline(source, overrides, root, mirror, display=display, preferences=preferences)
     display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")
-
-
-def _gain_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{summary['name']}, seed {summary['seed']}: mean score, before and after")
-    for column in ("judge", "prompts", "before", "after", "gain ± standard error"):
-        table.add_column(column, justify="left" if column in ("judge", "prompts") else "right")
-    judges = {f"{summary['scorer']} (trained on)": summary["reward"], **summary["monitors"]}
-    for judge, by_set in judges.items():
-        for prompts, row in by_set.items():
-            gain = row["gain"]
-            table.add_row(
-                judge,
-                prompts,
-                f"{row['before']['mean']:.4f}",
-                f"{row['after']['mean']:.4f}",
-                f"{gain['mean']:+.4f}" + (f" ± {gain['se']:.4f}" if gain["se"] is not None else ""),
-            )
-    return table

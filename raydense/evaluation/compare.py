@@ -123,7 +123,7 @@ def sheets(runs: Sequence[Compared]) -> list[Sheet]:
     if rows := score_rows(runs):
         result += [
             Sheet(
-                "mean score after training [95 %], and its difference from the first run's",
+                "mean score after training [95 %, clustered by prompt], and its difference from the first run's",
                 ("judge", "prompts", *names, *(f"{name} - {names[0]}" for name in names[1:])),
                 tuple(
                     (r.judge, r.prompts, *map(_cell, r.after), *(_cell(d, "+") for d in r.differences[1:]))
@@ -132,7 +132,7 @@ def sheets(runs: Sequence[Compared]) -> list[Sheet]:
                 names=2,
             ),
             Sheet(
-                "gain, same prompts and noise before and after [95 %]",
+                "gain, same prompts and noise before and after [95 %, clustered by prompt]",
                 ("judge", "prompts", *names),
                 tuple((r.judge, r.prompts, *(_cell(gain, "+") for gain in r.gain)) for r in rows),
                 names=2,

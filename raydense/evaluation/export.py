@@ -172,7 +172,7 @@ def results_sheet(config: Config, scores: Scores) -> Sheet:
             before, after, gain = paired.intervals()
             trained = " (trained on)" if judge == config.reward.scorer.name else ""
             rows.append((f"{judge}{trained}", prompts, shown(before), shown(after), shown(gain, "+")))
-    title = "Mean score, same prompts and seeds [95 % interval]"
+    title = "Mean score, same prompts and seeds [95 % interval, clustered by prompt]"
     return Sheet(title, ("judge", "prompts", "before", "after", "gain"), tuple(rows), names=2)
 
 

@@ -75,10 +75,12 @@ def sheets(evaluation: Evaluation) -> list[Sheet]:
         means = {(c.model, c.column): shown(_scaled(c.mean, scale)) for c in own}
         wins = {(c.model, c.column): _per_cent(c.wins) for c in own if c.wins}
         rows = tuple((model, *(means[model, column] for column in columns)) for model in models)
-        result.append(Sheet(f"{title}: mean score [95 %]", ("model", *columns), rows))
+        result.append(Sheet(f"{title}: mean score [95 %, clustered by prompt]", ("model", *columns), rows))
         rows = tuple((m, *(wins[m, column] for column in columns)) for m in models if m != BASE)
         if rows:
-            result.append(Sheet(f"{title}: wins against the base, % [95 %]", ("model", *columns), rows))
+            result.append(
+                Sheet(f"{title}: wins against the base, % [95 %, clustered by prompt]", ("model", *columns), rows)
+            )
     return result
 
 

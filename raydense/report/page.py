@@ -87,7 +87,9 @@ def _tiles(run: RunData, gains: list[SetGains]) -> Iterator[Mapping[str, str]]:
     scorer, progress = run.config.reward.scorer.name, run.status["progress"]
     for found in gains:
         for judge, mean in found.means.items():
-            sure = "" if mean.low != mean.low else f"95 %: {number(mean.low, '+')} to {number(mean.high, '+')}"
+            sure = (
+                "" if mean.low != mean.low else f"95 % by prompt: {number(mean.low, '+')} to {number(mean.high, '+')}"
+            )
             role = "trained on" if judge == scorer else "monitor"
             yield {"name": f"{judge}, {found.name} prompts", "value": number(mean.mean, "+"), "note": f"{role}; {sure}"}
     if not gains and run.status["rewards"]:

@@ -145,7 +145,10 @@ def test_a_configuration_that_is_a_directory_or_absent(tmp_path: Path) -> None:
 
 
 def test_contradicting_arguments(config: Path) -> None:
-    check_refused(run(config, "--preset", "tiny"), "give a configuration file or --preset, not both")
+    check_refused(
+        run(config, "--preset", "tiny"),
+        f"{config} and --preset=tiny: give one, not both; a file names its base by `preset: tiny` at its top",
+    )
     check_refused(run("--preset", "tinny"), "--preset=tinny is unknown; allowed: multi-prompt, single-prompt, tiny")
     check_refused(run("--resume", "x", "--preset", "tiny"), "has its own configuration and directory")
     check_refused(run("--resume", "absent"), "--resume=absent holds no config.yaml; give the directory of a run")

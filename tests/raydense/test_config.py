@@ -129,18 +129,6 @@ def test_every_mistake_is_told_at_once(small_file: Path) -> None:
     ]
 
 
-def test_what_is_missing_is_named(small_values: dict[str, Any], tmp_path: Path) -> None:
-    values = {**small_values, "train": {"batch_groups": 4}}
-    del values["policy"]
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(ConfigError) as caught:
-        load_config(tmp_path / "c.yaml")
-    assert str(caught.value).splitlines() == [
-        "policy is missing; add it to the configuration",
-        "train.lr is missing; add it to the configuration",
-    ]
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -164,11 +152,6 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | No
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"--preset=tinny is unknown; allowed: .*tiny.*did you mean tiny"):
         load_config(preset="tinny")
-
-
-def test_a_file_and_a_preset_exclude_each_other(small_file: Path) -> None:
-    with pytest.raises(ConfigError, match="not both"):
-        load_config(small_file, preset="tiny")
 
 
 def test_a_configuration_cannot_be_changed(small_config: Callable[..., Config]) -> None:

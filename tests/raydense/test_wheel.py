@@ -76,8 +76,9 @@ def test_it_refuses_where_another_package_took_a_name(installed: dict[str, str],
     assert "raydense: package 'learner' is " in done.stderr
 
 
-def test_help_needs_less_than_a_second_of_work() -> None:
-    command = [Path(sys.executable).with_name("raydense"), "--help"]
+@pytest.mark.parametrize("argument", ["--help", "config"])
+def test_what_needs_no_model_needs_less_than_a_second_of_work(argument: str) -> None:
+    command = [Path(sys.executable).with_name("raydense"), argument]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
