@@ -19,9 +19,9 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
-from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import InertWeights, Sampler
 from raydense.core.messages import one_line
+from raydense.core.ray_actors import DEATHS, actor_options
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
 from raydense.core.versions import LiveVersions
 
@@ -181,7 +181,7 @@ class RayFleet:
             if isinstance(error.cause, InertWeights):
                 raise error.cause from error
             self._dispatcher.fail(call.member, call.job, error.cause or error, time.monotonic())
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(call.member, "deaths", one_line(error))
         else:
             self._dispatcher.finish(call.member, call.job, time.monotonic())

@@ -9,6 +9,7 @@ from ray.util.metrics import Counter
 
 from actors.dispatch import IN_FLIGHT
 from raydense.core.interfaces import Sampler
+from raydense.core.ray_actors import ended_by_device_faults, hide_unreserved_gpus
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 
 
@@ -20,6 +21,7 @@ class RaySampler:
     """
 
     def __init__(self, factory: Callable[[str], Sampler], name: str, run: str) -> None:
+        hide_unreserved_gpus()
         self._sampler = factory(name)
         self._units, self._images = (_counter(what, sampler=name, run=run) for what in ("units", "images"))
 
@@ -30,12 +32,14 @@ class RaySampler:
 
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:
         """The small report first, then one object a group (`num_returns = 1 + len(unit.prompts)`)."""
-        report, groups = self._sampler.sample(unit, weights)
+        with ended_by_device_faults():
+            report, groups = self._sampler.sample(unit, weights)
         self._count(sum(len(group.rewards) for group in report.groups))
         return report, *groups
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
-        rendered = self._sampler.render(unit, weights)
+        with ended_by_device_faults():
+            rendered = self._sampler.render(unit, weights)
         self._count(len(rendered.images))
         return rendered
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from learner.gang import LOOPBACK, Gang
-from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.messages import one_line
+from raydense.core.ray_actors import DEATHS, actor_options, ended_by_device_faults, hide_unreserved_gpus
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 
 LearnerFactory = Callable[[Callable[..., Any], Gang], Learner[Any]]
@@ -34,6 +34,7 @@ class _LearnerActor:
     """One worker of the learner."""
 
     def __init__(self, factory: LearnerFactory, rank: int, size: int) -> None:
+        hide_unreserved_gpus()
         self._gang = Gang(rank, size)
         self._learner = factory(fetch_groups, self._gang)
 
@@ -53,7 +54,8 @@ class _LearnerActor:
         self._learner.begin_stage(stage, groups)
 
     def train(self, num_steps: int) -> list[StepMetrics]:
-        return self._learner.train(num_steps)
+        with ended_by_device_faults():
+            return self._learner.train(num_steps)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self._learner.state_dict()
@@ -159,7 +161,7 @@ class RayLearner:
                 f"the learner found no place, or did not start, within {timeout:g} s (samplers.patience_s); add a node "
                 "that has what it reserves, then continue the run"
             ) from None
-        except RayActorError as error:
+        except DEATHS as error:
             self._died = True
             raise LearnerDied(one_line(error)) from error
         except RayTaskError as error:

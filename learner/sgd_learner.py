@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils._pytree import tree_map
 
 from learner.batch_source import BatchSource, DrawnBatch
 from learner.gang import Gang
@@ -22,6 +23,11 @@ from raydense.diffusion.policy import Policy
 
 Handle = TypeVar("Handle")
 MAX_SKIPPED = 3  # gradient steps in a row without a finite loss and gradient
+
+
+def on_cpu(state: Any) -> Any:
+    """Nested dictionaries and lists with every tensor on the CPU."""
+    return tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, state)
 
 
 class SGDLearner(Generic[Handle]):
@@ -84,12 +90,15 @@ class SGDLearner(Generic[Handle]):
             return [self._train_step() for _ in range(num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, LoRA, optimizer state, and the reference's log-probs as far as this stage knows them."""
+        """Counters, LoRA, optimizer state, and the reference's log-probs as far as this stage knows them.
+
+        All tensors are on the CPU, so that whoever reads them needs no GPU and opens no context on one.
+        """
         return {
             "step": self._step,
             "skipped": self._skipped,
             "weights": self.weights(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": on_cpu(self._optimizer.state_dict()),
             "references": self._references.state_dict(),
         }
 

@@ -34,10 +34,10 @@ transformers_logging.disable_progress_bar()  # its bars would break the run's on
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU that this process sees, else the CPU."""
+    """`auto`: the GPU that this process sees, else the CPU. A GPU has its number, so that two names of one are equal."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
 
 
 def lora_config(config: Config) -> LoraConfig:

@@ -27,6 +27,7 @@ def sampler_factory(
     fail_at: int | None = None,
     fail_on: tuple[str, ...] | None = None,
     stop_at: int | None = None,
+    fault_at: int | None = None,
     marker: Path | None = None,
     restart_s: float = 0.0,
 ) -> Factory:
@@ -35,6 +36,7 @@ def sampler_factory(
     Args:
         kill_at: the unit index at which it kills its own process, once where `marker` is given, else always.
         stop_at: the unit index at which it freezes its own process, once.
+        fault_at: the unit index at which its GPU fails, once.
         fail_at: the unit index at which it raises; on the samplers of `fail_on` alone where that is given.
         restart_s: how long a construction after the marker was set takes, as loading a model does.
     """
@@ -72,9 +74,11 @@ def sampler_factory(
         def _misbehave(self, index: int) -> None:
             if index == fail_at and (fail_on is None or self._name in fail_on):
                 raise ValueError(f"unit {index} is no good")
-            if index in (kill_at, stop_at) and not (marker is not None and marker.exists()):
+            if index in (kill_at, stop_at, fault_at) and not (marker is not None and marker.exists()):
                 if marker is not None:
                     marker.touch()
+                if index == fault_at:
+                    raise RuntimeError("CUDA error: an illegal memory access was encountered")
                 os.kill(os.getpid(), signal.SIGKILL if index == kill_at else signal.SIGSTOP)
 
     return FakeSampler
@@ -155,6 +159,19 @@ def test_a_killed_samplers_units_are_delivered_by_others_or_by_itself_restarted(
     assert sorted(report.unit.index for report, _ in arrivals) == list(range(12))
     for report, (handle,) in arrivals:
         assert ray.get(handle).latents.max() == report.unit.index
+
+
+@pytest.mark.parametrize("work", ["sample", "render"])
+def test_a_sampler_whose_gpu_failed_ends_and_is_replaced(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path, work: str
+) -> None:
+    fleet = make_fleet(sampler_factory(fault_at=2, marker=tmp_path / "failed"), 1)
+    if work == "sample":
+        assert sorted(report.unit.index for report, _ in fleet.collect(units(4))) == [0, 1, 2, 3]
+    else:
+        rendered = fleet.render([RenderUnit(("a cat",), (seed,), 0) for seed in range(4)])
+        assert [int(r.images[0, 0, 0, 0]) for r in rendered] == [0, 1, 2, 3]
+    assert fleet.faults["deaths"] == 1
 
 
 def test_a_frozen_sampler_is_killed_at_its_deadline_and_its_units_go_elsewhere(

@@ -31,6 +31,8 @@ def fake_learner_factory() -> Callable[..., Any]:
             self._groups = groups
 
         def train(self, num_steps: int) -> list[StepMetrics]:
+            if self._groups is None:
+                raise RuntimeError("CUDA error: device-side assert triggered")
             arrays = self._fetch(self._groups)
             self._step += num_steps
             values = {
@@ -46,6 +48,8 @@ def fake_learner_factory() -> Callable[..., Any]:
         def load_state_dict(self, state: Mapping[str, Any]) -> None:
             if state["step"] == 666:
                 os._exit(1)
+            if state["step"] == 667:
+                self._groups = None  # from now on its GPU has failed
             if state["step"] < 0:
                 raise ValueError("a step below 0")
             self._step = state["step"]
@@ -92,3 +96,10 @@ def test_its_death_is_told_apart_and_it_can_be_started_anew(learner: Any) -> Non
     with pytest.raises(LearnerDied):
         learner.weights()
     assert learner.started().weights().version == 0  # in its first state: the caller restores a checkpoint
+
+
+def test_a_gpu_that_failed_is_the_death_of_its_process(learner: Any) -> None:
+    learner.load_state_dict({"step": 667})
+    with pytest.raises(LearnerDied):
+        learner.train(1)
+    assert learner.started().weights().version == 0

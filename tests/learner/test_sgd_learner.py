@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
+from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner, on_cpu
 from raydense.core.types import Position, TrajectoryGroup
 from raydense.diffusion.policy import Policy
 from raydense.records.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
@@ -228,3 +229,12 @@ def test_the_run_seed_decides_the_batches(
 ) -> None:
     rows = [begin(run_seed=seed)[1].train(1)[0].values["reward/gap"] for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]
+
+
+def test_the_state_of_a_gpu_travels_as_cpu_tensors() -> None:
+    """A GPU's tensors are stood in for by tensors that know their device and hold nothing."""
+    with FakeTensorMode():
+        moments = {"step": torch.zeros((), device="cuda"), "exp_avg": torch.zeros(3, device="cuda")}
+        state = on_cpu({"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]})
+    assert {tensor.device.type for tensor in state["state"][0].values()} == {"cpu"}
+    assert state["param_groups"] == [{"lr": 1e-3, "params": [0]}]

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from raydense.build import resolve_device
 from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
 from raydense.planning.placement import check_shared_memory, place
@@ -69,6 +71,18 @@ def test_workers_that_take_all_gpus_are_an_error(small_config: Make) -> None:
     config = Config.model_validate({**small_config().model_dump(), "learner": {"num_workers": 2}})
     with pytest.raises(ConfigError, match=r"learner.num_gpus=1 of each of learner.num_workers=2 leaves no GPU of 2"):
         place(config, 2)
+
+
+@pytest.mark.parametrize(("gpus", "learner"), [(1, {}), (4, {"num_gpus": 0.5})])
+def test_workers_never_share_a_gpu(small_config: Make, gpus: int, learner: dict[str, Any]) -> None:
+    config = Config.model_validate({**small_config().model_dump(), "learner": {"num_workers": 2, **learner}})
+    with pytest.raises(ConfigError, match=r"learner.num_workers=2 with learner.num_gpus=0.5 each would share a GPU"):
+        place(config, gpus)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_one_gpu_has_one_name(name: str) -> None:
+    assert resolve_device(name) == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
