@@ -34,7 +34,7 @@ transformers_logging.disable_progress_bar()  # its bars would break the run's on
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU that this process sees, else the CPU. A GPU has its number, so that two names of one are equal."""
+    """`auto`: the GPU that this process sees, else the CPU. A GPU has its number: one device, one name."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device("cuda", 0) if name == "cuda" else torch.device(name)

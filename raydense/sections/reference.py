@@ -18,8 +18,8 @@ SCORERS = "Kinds of scorers: for reward.scorer, reward.monitors and, but for a m
 PAGE = """# What may be set
 
 `raydense config --markdown` writes this page, and `raydense config --preset multi-prompt` a configuration with the same
-words beside its values. On the command line a setting has its whole name: `--set train.lr=1e-3`. What settings demand of each
-other is checked when a configuration is read.
+words beside its values. On the command line a setting has its whole name: `--set train.lr=1e-3`. What settings demand
+of each other is checked when a configuration is read.
 
 A file with `preset: NAME` at its top holds only what differs from that preset. Sections are merged setting by setting;
 a list takes the place of the preset's, and so does a scorer of another kind; `--set` comes after both.
