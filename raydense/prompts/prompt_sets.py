@@ -12,6 +12,7 @@ import torch
 
 from raydense.core.messages import first_few
 from raydense.core.seeding import generator
+from raydense.core.text import half_character
 from raydense.prompts.sources import Entry, read_entries
 
 SHOWN = 5  # positions or names in a note or an error
@@ -157,13 +158,18 @@ def _prompt_set(location: str, entries: Sequence[Entry], notes: Sequence[str]) -
 
 
 def _distinct(entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
-    """The prompts, each once, and where the others were. Raises: ValueError for an empty one, or if there is none."""
+    """The prompts, each once, and where the others were.
+
+    Raises: ValueError for one that is empty or no text, or if there is none.
+    """
     prompts: dict[str, None] = {}
     duplicates = []
     for entry in entries:
         prompt = entry.prompt.strip()
         if not prompt:
             raise ValueError(f"{entry.where} is empty; remove it")
+        if half := half_character(prompt):
+            raise ValueError(f"{entry.where} holds {half}, half of a character; write the whole one")
         if prompt in prompts:
             duplicates.append(entry.where)
         prompts[prompt] = None
