@@ -5,7 +5,6 @@ Its sections are in `raydense.sections`.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 import math
@@ -34,6 +33,7 @@ from raydense.sections.run import (
     TrainConfig,
 )
 from raydense.sections.telemetry import TelemetryConfig
+from raydense.sections.values import UniqueKeys, read_value, takes_text
 
 DEFAULT_PRESET = "tiny"
 
@@ -182,20 +182,6 @@ def validated_config(values: dict[str, Any], overrides: list[str]) -> Config:
         raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of equal keys win in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def _read_preset(name: str) -> dict[str, Any]:
     if name not in preset_names():
         raise ConfigError(
@@ -215,7 +201,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
-        values = yaml.load(text, Loader=_UniqueKeys)
+        values = yaml.load(text, Loader=UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: is not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
@@ -234,12 +220,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {parent} is not a section")
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
-    if isinstance(node[leaf], str):  # YAML reads 1e-4 as text
-        with contextlib.suppress(ValueError):
-            node[leaf] = float(text)
+        node[leaf] = read_value(text, as_text=takes_text(Config, [*parents, leaf]))
+    except ValueError as error:
+        raise ConfigError(f"--set {override!r}: {error}") from None
 
 
 def _explain(item: Any) -> str:

@@ -44,7 +44,7 @@ def load_prompts(location: str) -> PromptSet:
 
     Raises: ValueError in one line, naming the location, the place in it, and what to do.
     """
-    source, selection = _split(location)
+    source, selection = split_location(location)
     try:
         entries, notes = read_entries(source)
         index = selection.pop("index", None)
@@ -61,7 +61,7 @@ def load_by_label(location: str) -> dict[str, PromptSet]:
 
     Raises: as load_prompts.
     """
-    source, selection = _split(location)
+    source, selection = split_location(location)
     if "index" in selection:
         return {"": load_prompts(location)}
     by_label: dict[str, list[Entry]] = {}
@@ -125,7 +125,7 @@ def truncation_notes(prompts: Sequence[str], tokenizer: Any) -> list[str]:
     return notes + ([f"{len(report) - SHOWN} more prompts are cut off"] if len(report) > SHOWN else [])
 
 
-def _split(location: str) -> tuple[str, dict[str, str]]:
+def split_location(location: str) -> tuple[str, dict[str, str]]:
     """Location without and with its selections; a `#` that none follows belongs to the path."""
     source, _, fragment = location.rpartition("#")
     if not source or not re.match(r"[a-z]+=", fragment):
