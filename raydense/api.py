@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from rich.console import Console
 
 from raydense.config import Config, ConfigError, load_config, preset_names, validated_config
 from raydense.core.metrics import read_rows
+from raydense.core.terminal import open_console
 from raydense.diffusion.lora import FILE_NAME
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory, default_out, locate
@@ -108,7 +108,7 @@ def train(
     root, mirror = locate(os.fspath(out)) if out is not None else (default_out(whole), None)
     if mirror is not None:
         raise ConfigError(f"out={out} is a URI; give a directory, or use the command line")
-    run_train(whole, root, local=local, display=ProgressDisplay(Console(soft_wrap=True, quiet=not show)))
+    run_train(whole, root, local=local, display=ProgressDisplay(open_console(quiet=not show)))
     return Run.open(root)
 
 

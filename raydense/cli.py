@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 failed; 2 bad input, found before any actor started; 128 +
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from raydense.commands import (
     train,
 )
 from raydense.commands.common import EXIT_BAD_INPUT
+from raydense.core.terminal import guard_output
+from raydense.core.text import half_character
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -64,9 +67,23 @@ def _check_neighbours() -> None:
             sys.exit(EXIT_BAD_INPUT)
 
 
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Bytes that are no text would be found out by whatever writes them first, perhaps at the end of a run."""
+    for argument in arguments:
+        if half := half_character(argument):
+            typer.echo(
+                f"raydense: argument {argument!r} holds {half}, a byte that is no {sys.getfilesystemencoding()}; write "
+                "it in UTF-8, and set PYTHONUTF8=1 where that is not what the locale has",
+                err=True,
+            )
+            sys.exit(EXIT_BAD_INPUT)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `raydense` command; `arguments` default to the process's own."""
+    guard_output()
     _check_neighbours()
+    _check_arguments(sys.argv[1:] if arguments is None else arguments)
     app(arguments)
 
 

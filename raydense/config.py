@@ -196,7 +196,7 @@ def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source
     """
     whole = with_base(values, source)
     try:
-        return Config.model_validate(overridden(whole, overrides))
+        return Config.model_validate(overridden(whole, overrides, Config))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_all(error.errors(), whole, source))) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,8 @@ from typing import Any
 import yaml
 
 from raydense.core.messages import one_line
+from raydense.sections.base import Section
+from raydense.sections.values import UniqueKeys, read_value, takes_text
 
 DEFAULT_PRESET = "tiny"
 BASE = "preset"  # the key that names a file's base
@@ -72,11 +73,11 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The values after `key=value` overrides. Raises: ConfigError for what is none."""
+def overridden(values: Mapping[str, Any], overrides: Sequence[str], section: type[Section]) -> dict[str, Any]:
+    """The values after `key=value` overrides. Args: section: whose they are. Raises: ConfigError for what is none."""
     result = copy.deepcopy(dict(values))
     for override in overrides:
-        _apply_override(result, override)
+        _apply_override(result, override, section)
     return result
 
 
@@ -84,22 +85,6 @@ def closest(name: str, names: Sequence[str]) -> str:
     """` (did you mean …?)`, or nothing where no name is like it."""
     match = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {match[0]}?)" if match else ""
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of equal keys win in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(problem="a key is no text", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
@@ -112,7 +97,7 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     return values
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def _apply_override(values: dict[str, Any], override: str, section: type[Section]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: expected key=value, such as --set seed=1")
@@ -125,9 +110,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {parent} is not a section")
     try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
-    if isinstance(node[leaf], str):  # YAML reads 1e-4 as text
-        with contextlib.suppress(ValueError):
-            node[leaf] = float(text)
+        node[leaf] = read_value(text, as_text=takes_text(section, [*parents, leaf]))
+    except ValueError as error:
+        raise ConfigError(f"--set {override!r}: {error}") from None

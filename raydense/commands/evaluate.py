@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import (
     EXIT_CODES,
@@ -18,6 +17,7 @@ from raydense.commands.common import (
     explained,
 )
 from raydense.config import ConfigError, changed_config, load_config
+from raydense.core.terminal import open_console
 
 EXAMPLE = (
     "Example: `raydense evaluate runs/one runs/two --prompts set://hpsv2-benchmark --scorer hpsv2 --out runs/table`"
@@ -65,7 +65,7 @@ def evaluate(
         out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
         if (out / "evaluation.json").exists():
             raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
-        display = ProgressDisplay(Console(soft_wrap=True), log_format)
+        display = ProgressDisplay(open_console(), log_format)
         with display:
             for note in (*notes, *columns.notes):
                 display.say(note)

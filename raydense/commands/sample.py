@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import Debug, Overrides, explained
 from raydense.config import ConfigError, changed_config, load_config
+from raydense.core.terminal import open_console
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
 MAY_CHANGE = ("seed", "policy", "steps", "sampler")
@@ -56,7 +56,7 @@ def sample(
         joint, models = fit_models(config, check_pipeline(config), sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
-        with ProgressDisplay(Console(soft_wrap=True)) as display:
+        with ProgressDisplay(open_console()) as display:
             for note in notes:
                 display.say(note)
             drawings = draw(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import (
     EXIT_CODES,
@@ -21,6 +20,7 @@ from raydense.commands.common import (
     explained,
     fail,
 )
+from raydense.core.terminal import open_console
 
 EXAMPLE = (
     "Example: `raydense sweep --local --grid steps.gamma=0.8,1 --grid steps.exclude_last=0,2 --seeds 101,102,103 "
@@ -52,12 +52,12 @@ def sweep(
 
         trials = plan_sweep(out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds))
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
-        console = Console(soft_wrap=True)
+        console = open_console()
         runner = SweepRunner(
             source,
             local=local,
             jobs=jobs or default_jobs(trials[0].config, local),
-            say=lambda line: console.print(line, highlight=False, markup=False),
+            say=console.print,
         )
         try:
             runner.run(trials)
@@ -65,6 +65,6 @@ def sweep(
             fail(f"stopped; continue with: {shlex.join(['raydense', *sys.argv[1:]])}", 128 + stop.signal_number)
         if any(trial.finished for trial in trials):
             console.print(write_results(out, trials).rich())
-            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png", highlight=False)
+            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png")
         if runner.failed:
             fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)

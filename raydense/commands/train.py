@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import (
     EXIT_CODES,
@@ -25,6 +24,7 @@ from raydense.commands.common import (
     fail,
 )
 from raydense.config import Config, ConfigError, load_config
+from raydense.core.terminal import open_console
 
 EXAMPLE = f"Example: `raydense train --set seed=7 --out runs/seven`\n\n{EXIT_CODES}"
 
@@ -88,7 +88,7 @@ def _dry_run(config: Config, tflops: float, rates: str | None, price: float | No
     if as_json:
         typer.echo(json.dumps({**plan.as_dict(), "cost": cost.as_dict()}))
     else:
-        show_plan(config, plan, cost, Console(soft_wrap=True))
+        show_plan(config, plan, cost, open_console())
 
 
 def _train(
@@ -112,7 +112,7 @@ def _train(
         root, mirror = default_out(config), None
     shown = mirror.uri if mirror else root
     run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
-    display = ProgressDisplay(Console(soft_wrap=True), log_format)
+    display = ProgressDisplay(open_console(), log_format)
     try:
         summary = run(local=local, display=display)
     except (KeyboardInterrupt, StopRequested) as stop:
@@ -133,6 +133,6 @@ def _train_offline(
     from raydense.training.offline import offline_config, train_offline
 
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
-    display = ProgressDisplay(Console(soft_wrap=True), log_format)
+    display = ProgressDisplay(open_console(), log_format)
     train_offline(source, overrides, root, mirror, display=display, preferences=preferences)
     display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raydense.config import Config, ConfigError
@@ -18,10 +17,12 @@ from raydense.core.types import Scales
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.evaluation.candidates import BASE, Model, Source, fit_models
 from raydense.planning.units import judged_prompts, read_prompt_sets
-from raydense.prompts.prompt_sets import evenly_spaced, load_by_label
+from raydense.prompts.prompt_sets import evenly_spaced, load_by_label, split_location
+from raydense.prompts.sources import SET_SCHEME
 from raydense.records.progress import ProgressDisplay
 from raydense.records.scores import Judgement
 from raydense.sections.rewards import RewardConfig, ScorerConfig
+from raydense.sections.values import read_value
 from raydense.training.judging import judge_prompts
 from raydense.training.normalising import StageScales, is_zscored
 
@@ -88,7 +89,8 @@ def read_columns(config: Config, locations: Sequence[str], limit: int | None) ->
 
 def _title(location: str) -> str:
     """`unseen` of `/path/unseen.txt`, `paper-unseen` of `set://paper-unseen#index=0`."""
-    return Path(location.removeprefix("set://").partition("?")[0].partition("#")[0]).stem
+    source, _ = split_location(location)
+    return source.removeprefix(SET_SCHEME).partition("?")[0] if source.startswith(SET_SCHEME) else Path(source).stem
 
 
 def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
@@ -102,9 +104,9 @@ def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
     built = []
     for text in scorers:
         try:
-            value = yaml.safe_load(text)
+            value = read_value(text)
             built.append(adapter.validate_python({"kind": value} if isinstance(value, str) else value))
-        except (yaml.YAMLError, ValidationError) as error:
+        except ValueError as error:  # pydantic's is one, too
             problems = [e["msg"] for e in error.errors()] if isinstance(error, ValidationError) else [str(error)]
             raise ConfigError(
                 f"--scorer {text!r}: {'; '.join(' '.join(p.split()) for p in problems)}; "

@@ -8,12 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from raydense.config import Config, ConfigError, changed_settings, load_config
 from raydense.planning.preflight import check_inputs
+from raydense.sections.values import split_values
 
 Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --grid
 HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
@@ -44,23 +42,24 @@ def label(settings: Settings) -> str:
 
 
 def parse_grid(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """`key=v1,v2` of each --grid: values by key. A value with a comma is YAML's, such as `[0.9, 0.99]`.
+    """`key=v1,v2` of each --grid: values by key, as --set takes them; one with a comma has brackets or quotes.
 
-    Raises: ConfigError for what is not of this form, and for a key that is there twice.
+    Raises: ConfigError for what is not of this form, and for a key or a value that is there twice.
     """
     grid: dict[str, tuple[str, ...]] = {}
     for option in options:
         key, equals, text = option.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            values = split_values(text)
+        except ValueError:
             values = []
-        if not equals or not key or not values or key in grid or key == "seed":
+        again = len(set(values)) < len(values) or key in grid
+        if not equals or not key or not values or again or key == "seed":
             raise ConfigError(
-                f"--grid {option!r}: expected key=value,value, each key once, such as --grid steps.gamma=0.8,1 "
-                "(--seeds sets the seeds)"
+                f"--grid {option!r}: expected key=value,value, each key once and each value once, such as "
+                "--grid steps.gamma=0.8,1 (--seeds sets the seeds)"
             )
-        grid[key] = tuple(map(_written, values))
+        grid[key] = tuple(values)
     return grid
 
 
@@ -106,14 +105,6 @@ def _check_same(trial: Trial) -> None:
     file = trial.directory / "config.yaml"
     if file.is_file() and (different := changed_settings(load_config(file), trial.config, HARMLESS)):
         raise ConfigError(f"{trial.directory} is of another sweep ({'; '.join(different)}); give another --out")
-
-
-def _written(value: Any) -> str:
-    """A YAML value as --set takes it."""
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 def _directory_name(settings: Settings, seed: int) -> str:

@@ -155,6 +155,13 @@ def plot(path: Path, found: Sequence[Outcome]) -> None:
 
     Bars are intervals over the seeds, or over the prompts where there is one seed; dashes are the seeds.
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a name with two $ is no formula
+        _plot(path, found)
+
+
+def _plot(path: Path, found: Sequence[Outcome]) -> None:
     from matplotlib.figure import Figure
 
     judges, sets = (list(dict.fromkeys(getattr(o, name) for o in found)) for name in ("judge", "prompts"))

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from raydense.core.text import half_character
+
 PositiveInt = Annotated[int, Field(ge=1)]
 Unsigned = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -52,7 +54,7 @@ Labels = Annotated[  # that Ray's nodes must have
 
 
 class Section(BaseModel):
-    """Frozen, no unknown key, no infinite number, and no `true` where a number belongs.
+    """Frozen, no unknown key, no infinite number, no `true` where a number belongs, no half character in a text.
 
     The string under a setting is its description in the schema, which has what is allowed and the default already:
     `reference` makes README.md beside this file of them, and `commented` what `raydense config` prints.
@@ -61,6 +63,16 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_characters(cls, values: Any) -> Any:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, str) and (half := half_character(value)):
+                raise ValueError(
+                    f"{key}={value!r} holds {half}, half of a character or a byte that is no UTF-8; write it anew"
+                )
+        return values
 
     @model_validator(mode="before")
     @classmethod

@@ -61,9 +61,10 @@ def read_preferences(path: Path, config: Config) -> Preferences:
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"--preferences={path} cannot be read as Parquet ({one_line(error)})") from None
     names = set(table.column_names)
-    if not (names.issuperset(RANKED) or names.issuperset(PAIRWISE)):
-        raise ConfigError(f"--preferences={path} needs the columns {', '.join(RANKED)} or {', '.join(PAIRWISE)}")
     ranked = names.issuperset(RANKED)
+    if ranked == names.issuperset(PAIRWISE):
+        verb = "is of both kinds; keep" if ranked else "needs"
+        raise ConfigError(f"--preferences={path} {verb} the columns {', '.join(RANKED)} or {', '.join(PAIRWISE)}")
     wanted = [*(RANKED if ranked else PAIRWISE), *(["tie"] if not ranked and "tie" in names else [])]
     rows = table.select(wanted).to_pylist()
     for number, row in enumerate(rows):
@@ -80,6 +81,8 @@ def _check_row(where: str, row: Mapping[str, Any], config: Config) -> None:
     limits |= dict.fromkeys(("trajectory", "winner", "loser"), config.sampler.keep)
     for name, value in row.items():
         if name == "tie":
+            if value not in (None, False, True):
+                raise ConfigError(f"{where}: tie={value!r}; expected true, false or nothing")
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value >= limits.get(name, 2**31):
             raise ConfigError(

@@ -49,6 +49,13 @@ def test_the_resolved_configuration_names_every_setting(small_config: Callable[.
         ("prompts.unseen=null", ("prompts", "unseen"), None),
         ("sampler.shared_noise=true", ("sampler", "shared_noise"), True),
         ("name=a=b", ("name",), "a=b"),
+        ("name=run #7", ("name",), "run #7"),  # YAML would begin a comment
+        ("name = 1e5", ("name",), "1e5"),  # a text, as the setting is
+        ("policy.revision=0123456", ("policy", "revision"), "0123456"),
+        ("seed=010", ("seed",), 10),  # YAML 1.1: 8
+        ("seed=1_000", ("seed",), 1000),
+        ("sampler.shared_noise=yes", ("sampler", "shared_noise"), True),
+        ("reward.scorer={kind: hpsv2, name: no #1}", ("reward", "scorer", "name"), "no #1"),
         ("evaluate.prompts=5", ("evaluate", "prompts"), 5),  # a section the file need not have
         ("learner.micro_batch=2", ("learner", "micro_batch"), 2),
     ],
@@ -78,6 +85,9 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("=3", "--set '=3': expected key=value"),
         ("seed.x=3", "seed is not a section"),
         ("train.lr=[1", "the value is not valid YAML"),
+        ("prompts.unseen=", "--set 'prompts.unseen=': a value is missing; give one, null for none"),
+        ("seed=1:30", "seed='1:30': input should be a valid integer"),  # YAML 1.1: 90
+        ("reward.scorer=kind: clip", "reward.scorer='kind: clip': input should be a valid dictionary"),
         ("train.lr=fast", "train.lr='fast': input should be a valid number"),
         ("train.lr=0", "train.lr=0: input should be greater than 0"),
         ("train.lr=.inf", "train.lr=inf: input should be a finite number"),

@@ -59,3 +59,43 @@ def imports_ray(node: ast.AST) -> bool:
 )
 def test_every_kind_of_import_is_seen(source: str) -> None:
     assert any(map(imports_ray, ast.walk(ast.parse(source))))
+
+
+def reads_markup(source: str) -> set[str]:
+    """Calls, anywhere in a module, that would read a user's `[red]` or `:cat:` as rich does by itself."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "rich":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            plain = any(k.arg == "markup" and ast.unparse(k.value) == "False" for k in node.keywords)
+            console = name.endswith(("Console", "from_markup", "get_console")) or name == "rich.print"
+            if console or (name.endswith(("TextColumn", "RichHandler")) and not plain):
+                found.add(name)
+    return found
+
+
+def test_text_is_shown_as_it_is() -> None:
+    found = {path: reads for path in FILES if (reads := reads_markup(path.read_text("utf-8")))}
+    assert found == {ROOT / "raydense" / "core" / "terminal.py": {"Console"}}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Console()",
+        "def f():\n    return rich.console.Console(stderr=True)",
+        "Console(markup=False)",  # emoji codes
+        "from rich import print",
+        "import rich\nrich.print('x')",
+        "Text.from_markup('x')",
+        "TextColumn('{task.description}')",
+        "progress.TextColumn('x', markup=True)",
+    ],
+)
+def test_the_check_sees_every_kind_of_markup(source: str) -> None:
+    assert reads_markup(source)
+    assert not reads_markup(
+        "open_console()\nTextColumn('x', markup=False)\nTable('x')\ndef f(c: Console): c.print('x')"
+    )

@@ -20,7 +20,7 @@ from raydense.config import ConfigError, load_config
 from raydense.core.statistics import clustered_interval, win_rate
 from raydense.diffusion.lora_files import read_lora
 from raydense.evaluation.candidates import find_sources, fit_models
-from raydense.evaluation.evaluate import read_columns
+from raydense.evaluation.evaluate import read_columns, with_scorers
 from raydense.planning.preflight import check_pipeline
 
 LORA = "lora/pytorch_lora_weights.safetensors"
@@ -148,6 +148,10 @@ def test_columns_are_named_by_the_user_or_their_source(small_runs: Runs, tmp_pat
     assert found.prompts == {"mine": ("a cat", "a hen"), "cats": ("A cat and a dog.",)}
     assert not found.are_styles
     assert list(read_columns(config, ["set://paper-unseen"], None).prompts) == ["paper-unseen"]
+    for name in ("run #7.txt", "run #8.txt", "what?.txt"):
+        (tmp_path / name).write_text("a cat\n")
+    odd = [f"{tmp_path}/{name}" for name in ("run #7.txt", "run #8.txt", "what?.txt#index=0")]
+    assert list(read_columns(config, odd, None).prompts) == ["run #7", "run #8", "what?"]
     with pytest.raises(ConfigError, match="'mine' is a column already; give another name, NAME=PROMPTS"):
         read_columns(config, [f"{tmp_path}/mine.txt"] * 2, None)
 
@@ -163,6 +167,13 @@ def test_several_judges_score_the_same_pictures(small_runs: Runs, scorer_dir: Pa
     assert found["scores"]["first"]["train"]["clip"] == [row["clip"]["after"] for row in own.values()]
     assert np.min(found["scores"]["first"]["train"]["bright"]) > 1
     assert (tmp_path / "evaluation.md").read_text().count("wins against the base") == 2
+
+
+def test_a_judges_value_is_read_as_set_reads_it(small_runs: Runs) -> None:
+    config = load_config(small_runs[0] / "config.yaml")
+    judges = with_scorers(config, ["hpsv2", "{kind: clip, name: run #7, model: a/b #1}"]).reward.judges
+    assert [judge.name for judge in judges] == ["hpsv2", "run #7"]
+    assert judges[1].model == "a/b #1"
 
 
 # -- LoRAs by file --------------------------------------------------------------------------------------------
@@ -216,6 +227,9 @@ def test_models_of_different_bases_are_not_compared(small_runs: Runs, tmp_path: 
     ("arguments", "said"),
     [
         (["--scorer", "hps"], "--scorer 'hps': "),
+        (["--scorer", "hpsv2 # the newest"], "--scorer 'hpsv2 # the newest': Input tag 'hpsv2 # the newest'"),
+        (["--scorer", ""], "--scorer '': a value is missing; give one"),
+        (["--scorer", "{kind: clip, kind: hpsv2}"], "'kind' is there twice"),
         (["--scorer", "{kind: clip"], "expected such as --scorer '{kind: hpsv2, version: v2.1}'"),
         (["--prompts", "absent.txt"], "--prompts=absent.txt: cannot be read (No such file"),
         (["--set", "train.lr=1"], "an evaluation may change only seed"),

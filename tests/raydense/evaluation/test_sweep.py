@@ -54,16 +54,17 @@ def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 def test_a_grid_is_read_as_set_would_read_it() -> None:
     assert parse_grid(
-        ["steps.gamma=0.8,1", "train.lr=1e-4", "train.betas=[0.9, 0.99],[0.8, 0.9]", "a.b=true,null"]
+        ["steps.gamma=0.8,1", "train.lr=1e-4", "train.betas=[0.9, 0.99],[0.8, 0.9]", "a.b=true,null", "name=#1,no: 010"]
     ) == {
         "steps.gamma": ("0.8", "1"),
         "train.lr": ("1e-4",),
         "train.betas": ("[0.9, 0.99]", "[0.8, 0.9]"),
         "a.b": ("true", "null"),
+        "name": ("#1", "no: 010"),
     }
 
 
-@pytest.mark.parametrize("option", ["steps.gamma", "=1", "steps.gamma=", "steps.gamma=[1", "seed=1,2"])
+@pytest.mark.parametrize("option", ["steps.gamma", "=1", "steps.gamma=", "steps.gamma=[1", "seed=1,2", "train.c=1,2,1"])
 def test_a_grid_that_is_none_is_refused(option: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value,value"):
         parse_grid([option])
