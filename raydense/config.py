@@ -19,6 +19,7 @@ from pydantic import ValidationError, model_validator
 
 from raydense.core.messages import one_line
 from raydense.sections.base import Name, Section, Unsigned
+from raydense.sections.formats import FORMAT, written_today
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.run import (
     CheckpointConfig,
@@ -92,7 +93,8 @@ class Config(Section):
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = {"format": FORMAT, **self.model_dump(mode="json")}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 MAY_CHANGE_ON_RESUME = (
@@ -171,9 +173,17 @@ def load_config(path: Path | None = None, preset: str | None = None, overrides: 
     return validated_config(values, overrides or [])
 
 
+def load_run_config(path: Path) -> Config:
+    """Reads what a run wrote, as the code of its format understood it. Raises: ConfigError."""
+    return validated_config({"format": 1, **_read_file(path)}, [])
+
+
 def validated_config(values: dict[str, Any], overrides: list[str]) -> Config:
     """Plain values as a configuration, after `key=value` overrides. Raises: ConfigError with one line a problem."""
-    values = copy.deepcopy(values)
+    try:
+        values = written_today(copy.deepcopy(values))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for override in overrides:
         _apply_override(values, override)
     try:

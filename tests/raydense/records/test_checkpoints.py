@@ -46,7 +46,7 @@ def test_the_best_boundary_and_the_one_continued_from_are_kept_too(tmp_path: Pat
     assert store.latest(refuse) is not None
     for stages, reward in ((1, 0.2), (2, 0.9), (3, 0.1), (4, 0.3)):
         store.save(checkpoint(stages))
-        store.note_reward(Position(stages).name, reward)
+        store.note_reward(stages, reward)
     assert names(tmp_path) == ["stage-0000", "stage-0002", "stage-0004"]
 
 
