@@ -95,8 +95,8 @@ def continue_inputs(
     """
     pins = read_pins(run.root)
     if pins is None:
-        return Pinned(config, pin_inputs(config).pins, notes=(f"{run.shown} is from before runs kept what they are "
-                      "made from; what lies there now is taken for it",))  # fmt: skip
+        note = f"{run.shown} keeps no record of what it was made from; what lies there now is taken for it"
+        return replace(pin_inputs(config), notes=(note,))
     places: dict[str, str] = {}
     changes = []
     for one in inputs_of(config):
@@ -114,10 +114,11 @@ def continue_inputs(
             pins[one.setting] = Pin(one.written, pinned.resolved, {**found, **pinned.sha256})
         places[one.setting] = place
     if changes and not accept_changes:
-        copy = "; without its file, a run has its own copy of the prompts"
+        copy = any(change.startswith("prompts.") for change in changes)
         raise ConfigError(
-            f"{run.shown} was made from other files than lie there now: {', '.join(changes)}; put them back, or go on "
-            f"with these by --accept-changes{copy if any('prompts.' in change for change in changes) else ''}"
+            f"{run.shown} was made from other files than lie there now: {', '.join(changes)}; put them back"
+            + (" (prompts may also go: the run has a copy)" if copy else "")
+            + ", or go on with these by --accept-changes"
         )
     return Pinned(_relocated(config, places), pins, tuple(changes))
 
