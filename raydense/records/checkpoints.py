@@ -44,9 +44,11 @@ class CheckpointStore:
         """Writes it, then removes what is no longer kept."""
         save_checkpoint(self._root / checkpoint.position.name, checkpoint)
         names = self._names()
-        best = max(self._stage_rewards, key=self._stage_rewards.__getitem__, default="")
+        boundaries = [name for name in names if "-step-" not in name][-self._held :]
+        kept = {name for name in boundaries if name not in self._stage_rewards}  # one of these may be the best
+        kept |= {self._loaded, max(self._stage_rewards, key=self._stage_rewards.__getitem__, default="")}
         for name in names[: -self._keep_last]:
-            if name not in (self._loaded, best):
+            if name not in kept:
                 shutil.rmtree(self._root / name)
 
     def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:

@@ -13,18 +13,20 @@ from raydense.config import Config, ConfigError, load_config, load_run_config
 from raydense.sections.formats import BEFORE, FORMAT, written_today
 
 THEN = {2: {"train.ties": "random"}, 3: {"train.ties": "half", "new.deep.setting": 3}}
+DEEP = {"deep": {"setting": 3}}
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"format": 1}, {"train": {"ties": "random"}, "new": {"deep": {"setting": 3}}}),
-        ({"format": 2}, {"train": {"ties": "half"}, "new": {"deep": {"setting": 3}}}),
+        ({"format": 1}, {"train": {"ties": "random"}, "new": DEEP}),
+        ({"format": 2}, {"train": {"ties": "half"}, "new": DEEP}),
         ({"format": 3}, {}),
         ({}, {}),
-        ({"format": 1, "train": {"ties": "a", "lr": 1}}, {"train": {"ties": "a", "lr": 1}, "new": {"deep": {"setting": 3}}}),
+        ({"format": 1, "train": {"ties": "a", "lr": 1}}, {"train": {"ties": "a", "lr": 1}, "new": DEEP}),
         ({"format": 1, "train": {"ties": None}, "new": 5}, {"train": {"ties": None}, "new": 5}),
-        ({"format": 2, "new": {"deep": {"x": 1}}}, {"train": {"ties": "half"}, "new": {"deep": {"x": 1, "setting": 3}}}),
+        ({"format": 2, "new": {"deep": {"x": 1}}},
+         {"train": {"ties": "half"}, "new": {"deep": {"x": 1, "setting": 3}}}),
     ],
 )  # fmt: skip
 def test_what_is_unsaid_is_what_code_of_the_format_did(values: dict[str, Any], expected: dict[str, Any]) -> None:
