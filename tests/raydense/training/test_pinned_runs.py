@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {  # what is overwritten,
     "prompts": ("train.txt", (), "prompts.train={home}/train.txt; put them back"),
     "the base model": ("model/unet/config.json", (), "policy.model={home}/model (unet); put them back"),
     "an override": ("", ("--set", "train.lr=0.5"), "train.lr: 0.01 -> 0.5"),
-    "a buffer that the first unit shows to be too small": ("", ("--set", "replay.max_bytes=9"), "replay.max_bytes=9 is"),
+    "a buffer that the first unit finds too small": ("", ("--set", "replay.max_bytes=9"), "replay.max_bytes=9 is"),
 }  # fmt: skip
 
 
