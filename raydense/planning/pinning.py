@@ -42,6 +42,10 @@ class Input:
     def checksums(self, location: str) -> Checksums:
         return self.look(location, self.revision)
 
+    def pinned(self) -> Pin:
+        """As it lies there now."""
+        return Pin(self.written, self.resolved(self.written), self.checksums(self.written))
+
     def resolved(self, location: str) -> str:
         if self.keys[0] == "prompts":
             return absolute(location)
@@ -75,11 +79,7 @@ class Pinned:
 
 def pin_inputs(config: Config) -> Pinned:
     """The inputs of a run that begins. They must have been checked."""
-    pins = {
-        one.setting: Pin(one.written, one.resolved(one.written), one.checksums(one.written))
-        for one in inputs_of(config)
-    }
-    return Pinned(config, pins)
+    return Pinned(config, {one.setting: one.pinned() for one in inputs_of(config)})
 
 
 def continue_inputs(
@@ -88,31 +88,30 @@ def continue_inputs(
     """The inputs of a run that continues, or is judged: those that it began with.
 
     Args:
-        config: the run's, or one that shares some of its locations; others are not compared.
+        config: the run's, or one that shares some of its locations; others are taken as they are.
         accept_changes: whether to take what lies there now in the place of what has changed.
         leave_out: beginnings of settings that are not compared, as nobody reads what they name; prompts are the copy's.
     Raises: ConfigError naming everything that has changed or gone.
     """
-    pins = read_pins(run.root)
-    if pins is None:
+    recorded, inputs = read_pins(run.root), inputs_of(config)
+    if recorded is None:
         note = f"{run.shown} keeps no record of what it was made from; what lies there now is taken for it"
         return replace(pin_inputs(config), notes=(note,))
+    pins = {one.setting: pin for one in inputs if (pin := recorded.get(one.setting)) and pin.written == one.written}
     places: dict[str, str] = {}
     changes = []
-    for one in inputs_of(config):
+    for one in inputs:
         pinned = pins.get(one.setting)
-        if pinned is None or pinned.written != one.written:
-            continue
         if one.setting.startswith(leave_out):
-            places[one.setting] = _copy(one, pinned, run) or one.written
-            continue
-        place, found = _find(one, pinned, run)
-        if different := differing(pinned.sha256, found):
-            changes.append(_describe(one.setting, place, different))
-            pins[one.setting] = Pin(one.written, one.resolved(place), found)
+            places[one.setting] = (pinned and _copy(one, pinned, run)) or one.written
+        elif pinned is None:
+            pins[one.setting] = one.pinned()
         else:
-            pins[one.setting] = Pin(one.written, pinned.resolved, {**found, **pinned.sha256})
-        places[one.setting] = place
+            places[one.setting], found = _find(one, pinned, run)
+            pins[one.setting] = replace(pinned, sha256={**found, **pinned.sha256})  # what was not known then is now
+            if different := differing(pinned.sha256, found):
+                changes.append(_describe(one.setting, places[one.setting], different))
+                pins[one.setting] = Pin(one.written, one.resolved(places[one.setting]), found)
     if changes and not accept_changes:
         copy = any(change.startswith("prompts.") for change in changes)
         raise ConfigError(

@@ -88,9 +88,7 @@ def test_another_base_model_than_the_runs_is_refused(ray_cluster: None, pipeline
 
     base = BaseModel(str(pipeline_dir), None, {"unet": "another"})
     learner = RayLearner(fake_learner_factory(), num_cpus=0.5, num_gpus=0, base=base)
-    with pytest.raises(
-        ConfigError, match=r"on node \S+ \(\w{8}\), learner loaded another unet than the run began"
-    ):
+    with pytest.raises(ConfigError, match=r"on node \S+ \(\w{8}\), learner loaded another unet than the run began"):
         learner.started()
     learner.shutdown()
     base = BaseModel(str(pipeline_dir))

@@ -199,7 +199,9 @@ def test_what_is_left_out_is_not_compared(project: Config, tmp_path: Path) -> No
 def test_locations_that_the_user_changed_are_the_users(project: Config, tmp_path: Path) -> None:
     run = begin(project, tmp_path / "run")
     other = project.model_copy(update={"policy": project.policy.model_copy(update={"model": "clip"})})
-    assert proceed(other, run).config.policy.model == "clip"
+    found = proceed(other, run)
+    assert found.config.policy.model == "clip"
+    assert found.pins["policy.model"] == pin_inputs(other).pins["policy.model"]
 
 
 def test_a_run_from_before_is_pinned_as_it_is_and_says_so(project: Config, tmp_path: Path) -> None:
