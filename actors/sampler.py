@@ -149,6 +149,7 @@ class DiffusionSampler:
         if weights.version != version:
             raise ValueError(f"the unit names weights version {version}, but version {weights.version} came with it")
         if self._bound != weights.checksum:
+            self._bound = ""  # what is live has no name until this has gone well
             self._policy.bind(weights)
             if weights.version > 0 and not self._proved:
                 self._prove_effect()

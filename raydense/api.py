@@ -105,9 +105,9 @@ def train(
     from raydense.training.run import train as run_train
 
     whole = _config(config, list(overrides))
-    root, mirror = locate(os.fspath(out)) if out is not None else (default_out(whole), None)
-    if mirror is not None:
+    if out is not None and "://" in os.fspath(out):
         raise ConfigError(f"out={out} is a URI; give a directory, or use the command line")
+    root = locate(os.fspath(out))[0] if out is not None else default_out(whole)
     run_train(whole, root, local=local, display=ProgressDisplay(open_console(quiet=not show)))
     return Run.open(root)
 

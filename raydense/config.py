@@ -26,6 +26,7 @@ from raydense.config_files import (
     with_base,
 )
 from raydense.sections.base import Name, Section, Unsigned
+from raydense.sections.formats import FORMAT, written_today
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.run import (
     CheckpointConfig,
@@ -51,6 +52,7 @@ __all__ = [
     "changed_settings",
     "flat_settings",
     "load_config",
+    "load_run_config",
     "preset_names",
     "resumed_config",
     "validated_config",
@@ -109,7 +111,8 @@ class Config(Section):
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = {"format": FORMAT, **self.model_dump(mode="json")}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 MAY_CHANGE_ON_RESUME = (
@@ -189,12 +192,20 @@ def load_config(
     return validated_config(read_file(Path(path)), overrides or [], str(path))
 
 
+def load_run_config(path: Path) -> Config:
+    """Reads what a run wrote, as the code of its format understood it. Raises: ConfigError."""
+    return validated_config({"format": 1, **read_file(path)}, [], str(path))
+
+
 def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source: str = "the configuration") -> Config:
     """Plain values, over those of the base that they may name, as a configuration, after `key=value` overrides.
 
     Args: source: what the values are of, for messages. Raises: ConfigError with one line a problem.
     """
-    whole = with_base(values, source)
+    try:
+        whole = written_today(with_base(values, source))
+    except ValueError as error:  # a ConfigError is one
+        raise ConfigError(str(error)) from None
     try:
         return Config.model_validate(overridden(whole, overrides, Config))
     except ValidationError as error:

@@ -26,6 +26,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable.")
 ]
 Local = Annotated[bool, typer.Option("--local", help="In one process, without Ray.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Go on with files that are not what the run was made from.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 LogFormat = Literal["auto", "plain", "json"]
 LogFormatOption = Annotated[LogFormat, typer.Option(help="A live display on a terminal, lines, or JSON lines.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raydense.commands.common import Debug, Overrides, explained
+from raydense.commands.common import AcceptChanges, Debug, Overrides, explained
 from raydense.config import ConfigError, changed_config, load_config
 from raydense.core.terminal import open_console
 
@@ -31,6 +31,7 @@ def sample(
     config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset in place of --config.")] = None,
     overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
     debug: Debug = False,
 ) -> None:
     """Draws prompts in this process: a grid, the base model beside the tuned ones, with the same noise."""
@@ -43,7 +44,7 @@ def sample(
             if path.exists():
                 raise ConfigError(f"--out={path} is there already and is never overwritten; give another name")
 
-        from raydense.evaluation.candidates import BASE, find_sources, fit_models, shared_config
+        from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
         from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
         from raydense.planning.preflight import check_pipeline
         from raydense.records.progress import ProgressDisplay
@@ -53,11 +54,13 @@ def sample(
         config, notes = shared_config(sources, chosen)
         changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
         config = changed_config(config, changes, MAY_CHANGE, "a drawing")
-        joint, models = fit_models(config, check_pipeline(config), sources, "--lora")
+        unread = ("prompts.", "scorer ")
+        pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
+        joint, models = fit_models(pinned.config, check_pipeline(pinned.config), sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
         with ProgressDisplay(open_console()) as display:
-            for note in notes:
+            for note in (*notes, *pinned.notes):
                 display.say(note)
             drawings = draw(
                 joint,

@@ -12,6 +12,7 @@ import typer
 from raydense.commands.common import (
     EXIT_CODES,
     EXIT_FAILED,
+    AcceptChanges,
     ConfigFile,
     Debug,
     Local,
@@ -40,6 +41,7 @@ def sweep(
         str | None, typer.Option(metavar="S1,S2", help="Each combination with each (default: the configuration's).")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side (default: as many as fit).")] = None,
+    accept_changes: AcceptChanges = False,
     local: Local = False,
     debug: Debug = False,
 ) -> None:
@@ -50,13 +52,16 @@ def sweep(
         from raydense.evaluation.sweep_table import write_results
         from raydense.training.stopping import StopRequested
 
-        trials = plan_sweep(out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds))
+        trials = plan_sweep(
+            out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds), accept_changes
+        )
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
         console = open_console()
         runner = SweepRunner(
             source,
             local=local,
             jobs=jobs or default_jobs(trials[0].config, local),
+            accept_changes=accept_changes,
             say=console.print,
         )
         try:

@@ -46,3 +46,9 @@ def ended_by_device_faults() -> Iterator[None]:
             raise
         print(f"raydense: this process ends: {error}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def node_name() -> str:
+    """The node that this process runs on as a person finds it again: its address, and the beginning of the id that
+    `ray list nodes` shows."""
+    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"

@@ -14,6 +14,7 @@ from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from raydense.core.files import replacing
 from raydense.core.types import PolicyWeights
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -41,9 +42,8 @@ def save_diffusers_lora(
     described = {**{f"unet.{key}": value for key, value in adapter.items()}, **(origin or {})}
     metadata = json.dumps(described, sort_keys=True)
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{FILE_NAME}.partial"
-    save_file(tensors, partial, metadata={KEY: metadata})
-    partial.replace(directory / FILE_NAME)  # whoever reads meanwhile sees the old file or the new one
+    with replacing(directory / FILE_NAME) as partial:
+        save_file(tensors, partial, metadata={KEY: metadata})
     return directory / FILE_NAME
 
 

@@ -23,6 +23,7 @@ from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
 
 ADAPTER = "default"
+UNBOUND = -1  # the version of a LoRA that is partly one and partly another
 
 
 class Policy:
@@ -113,6 +114,7 @@ class Policy:
             raise ValueError(
                 f"LoRA weights do not fit: missing {sorted(missing)}, surplus {sorted(surplus)}, misshapen {misshapen}"
             )
+        self.version = UNBOUND  # until all of it is
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(weights.tensors[name])))
@@ -123,9 +125,9 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """π_I: inside this context the LoRA is off."""
-        for layer in self._layers:
-            layer.enable_adapters(False)
         try:
+            for layer in self._layers:
+                layer.enable_adapters(False)
             yield
         finally:
             for layer in self._layers:

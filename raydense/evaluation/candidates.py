@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from raydense.build import lora_config
-from raydense.config import Config, ConfigError, load_config
+from raydense.config import Config, ConfigError, load_run_config
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, read_lora
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.footprint import lora_shapes
+from raydense.planning.pinning import BASE_MODEL, Pinned, changed_inputs, continue_inputs
+from raydense.records.inputs import Pin, read_pins
+from raydense.records.run_dir import RunDirectory
 
 BASE = "base"
 
@@ -55,10 +58,10 @@ def _source(argument: str) -> Source:
     if (path / "config.yaml").is_file():
         if not (path / "lora").is_dir():
             raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")
-        return Source(path.name, str(path / "lora"), load_config(path / "config.yaml"), path)
+        return Source(path.name, str(path / "lora"), load_run_config(path / "config.yaml"), path)
     folder = path.parent if path.name in KNOWN_FILES else path
     if folder.name == "lora" and (run := folder.parent / "config.yaml").is_file():
-        return Source(folder.parent.name, argument, load_config(run), folder.parent)
+        return Source(folder.parent.name, argument, load_run_config(run), folder.parent)
     return Source(folder.stem if folder.is_file() else folder.name, argument, None)
 
 
@@ -85,6 +88,37 @@ def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Con
             )
     policy = config.policy.model_copy(update={"init_lora": None})  # where training started, perhaps gone by now
     return config.model_copy(update={"policy": policy}), notes
+
+
+def continue_sources(
+    config: Config, sources: Sequence[Source], *, accept_changes: bool, leave_out: tuple[str, ...] = ()
+) -> Pinned:
+    """What the sources' runs were made from, as far as `config` reads it, and as it lies there now.
+
+    Args: accept_changes: whether to go on with what has changed. leave_out: as of `continue_inputs`.
+    Raises: ConfigError if it has changed, or if their base models were others under one name.
+    """
+    runs = [(source, source.run) for source in sources if source.run]
+    if not runs or read_pins(runs[0][1]) is None:
+        return Pinned(config, {})
+    (first, root), *others = runs
+    pinned = continue_inputs(config, RunDirectory(root), accept_changes=accept_changes, leave_out=leave_out)
+    changes = [
+        f"{source.name} is of another {change} than {first.name}"
+        for source, run in others
+        if (change := _other_base(pinned, read_pins(run)))
+    ]
+    if changes and not accept_changes:
+        raise ConfigError(f"{'; '.join(changes)}; compare models of one base, or go on by --accept-changes")
+    return replace(pinned, accepted=(*pinned.accepted, *changes))
+
+
+def _other_base(pinned: Pinned, theirs: Mapping[str, Pin] | None) -> str:
+    """What they call by the same name and is another; empty where there is nothing to compare."""
+    ours, known = pinned.pins[BASE_MODEL], (theirs or {}).get(BASE_MODEL)
+    if known is None or known.written != ours.written:
+        return ""
+    return ", ".join(changed_inputs({BASE_MODEL: ours}, {BASE_MODEL: known}))
 
 
 def fit_models(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydense.config import Config, ConfigError, flat_settings, load_config
+from raydense.config import Config, ConfigError, flat_settings, load_run_config
 from raydense.core.metrics import read_rows
 from raydense.core.statistics import Interval, clustered_interval
 from raydense.records.run_dir import RunDirectory
@@ -42,7 +42,7 @@ def _read(run: Path, name: str) -> Compared:
     if not directory.config_file.is_file():
         raise ConfigError(f"{run} holds no config.yaml; give the directories of runs")
     last: dict[str, dict[str, Any]] = {row["kind"]: row for row in read_rows(directory.metrics)}
-    config = load_config(directory.config_file)
+    config = load_run_config(directory.config_file)
     return Compared(name, config, read_scores(run), last.get("stage", {}), last.get("step", {}))
 
 

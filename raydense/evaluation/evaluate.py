@@ -14,8 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet
 from raydense.core.types import Scales
+from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.evaluation.candidates import BASE, Model, Source, fit_models
+from raydense.planning.pinning import Pinned
 from raydense.planning.units import judged_prompts, read_prompt_sets
 from raydense.prompts.prompt_sets import evenly_spaced, load_by_label, split_location
 from raydense.prompts.sources import SET_SCHEME
@@ -46,7 +48,7 @@ class Columns:
 class Evaluation:
     """What was judged: scores float32 [P, m] by model, and in each by column (style or prompt set) and scorer.
 
-    scales: that a mixture's components were divided by.
+    scales: that a mixture's components were divided by. accepted: what is not as the runs were made from it.
     """
 
     config: Config
@@ -54,6 +56,7 @@ class Evaluation:
     judgements: Mapping[str, Judgement]
     images_per_prompt: int
     scales: Scales = ()
+    accepted: tuple[str, ...] = ()
 
 
 def read_columns(config: Config, locations: Sequence[str], limit: int | None) -> Columns:
@@ -121,6 +124,7 @@ def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
 
 def evaluate(
     config: Config,
+    pinned: Pinned,
     pipeline: PipelineFiles,
     sources: Sequence[Source],
     columns: Columns,
@@ -129,18 +133,22 @@ def evaluate(
     local: bool,
     display: ProgressDisplay,
 ) -> Evaluation:
-    """Draws and judges every model. Raises: ConfigError before anything starts if a LoRA or a scorer does not fit."""
-    joint, models = fit_models(config, pipeline, sources, "LoRA")
-    judgements = {}
-    with sampling_fleet(joint, local) as fleet:
+    """Draws and judges every model.
+
+    Args: config: with its locations as written; pinned: as they are.
+    Raises: ConfigError before anything starts if a LoRA or a scorer does not fit.
+    """
+    joint, models = fit_models(pinned.config, pipeline, sources, "LoRA")
+    judgements, scorer = {}, config.reward.scorer
+    with sampling_fleet(joint, pinned.base_model(), local) as fleet:
         for model in models:
             judgements[model.name] = _judge(model, columns, images_per_prompt, fleet, display)
-    if not is_zscored(joint.reward.scorer):
-        return Evaluation(joint, columns, judgements, images_per_prompt)
-    scales, whose = mixture_scales(joint.reward.scorer, sources, judgements[BASE])
-    display.say(f"{joint.reward.scorer.name} is of z-scores by {whose}")
+    if not is_zscored(scorer):
+        return Evaluation(config, columns, judgements, images_per_prompt, accepted=pinned.accepted)
+    scales, whose = mixture_scales(scorer, sources, judgements[BASE])
+    display.say(f"{scorer.name} is of z-scores by {whose}")
     restated = {name: scales.restate(judgement) for name, judgement in judgements.items()}
-    return Evaluation(joint, columns, restated, images_per_prompt, scales.of(0))
+    return Evaluation(config, columns, restated, images_per_prompt, scales.of(0), pinned.accepted)
 
 
 def mixture_scales(scorer: ScorerConfig, sources: Sequence[Source], base: Judgement) -> tuple[StageScales, str]:
@@ -181,7 +189,7 @@ def _judge(
 
 
 @contextmanager
-def sampling_fleet(config: Config, local: bool) -> Iterator[Fleet[Any]]:
+def sampling_fleet(config: Config, base: BaseModel, local: bool) -> Iterator[Fleet[Any]]:
     """Samplers without a learner, which leaves them all that the machine or the cluster has."""
     learner = config.learner.model_copy(update={"num_cpus": 0.0, "num_gpus": 0.0})
     alone = config.model_copy(update={"learner": learner})
@@ -193,5 +201,5 @@ def sampling_fleet(config: Config, local: bool) -> Iterator[Fleet[Any]]:
     else:
         from raydense.fleets.ray_runner import sampling_fleet_on_ray
 
-        with sampling_fleet_on_ray(alone) as fleet:
+        with sampling_fleet_on_ray(alone, base) as fleet:
             yield fleet

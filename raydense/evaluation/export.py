@@ -82,7 +82,7 @@ def export(run: Path, to: Path) -> None:
     scores = read_scores(run)
     to.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(lora, to / FILE_NAME)
-    shutil.copyfile(directory.config_file, to / "config.yaml")
+    (to / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     picture = directory.images / PICTURE
     if picture.is_file():
         shutil.copyfile(picture, to / PICTURE)

@@ -114,6 +114,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "images_per_prompt": evaluation.images_per_prompt,
             "scorers": config.reward.model_dump(mode="json"),
             "normalisation": {name: {"mean": mean, "std": std} for name, mean, std in evaluation.scales},
+            "accepted_changes": list(evaluation.accepted),
             "results": [_as_dict(cell) for cell in found],
             "prompts": {column: list(prompts) for column, prompts in evaluation.columns.prompts.items()},
             "scores": {model: judgement.as_lists() for model, judgement in evaluation.judgements.items()},

@@ -6,10 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from raydense.core.locations import resolve
 from raydense.core.messages import first_few
 from raydense.core.seeding import generator
 from raydense.core.text import half_character
@@ -79,6 +81,21 @@ def load_by_label(location: str) -> dict[str, PromptSet]:
 def read_prompts(location: str) -> tuple[str, ...]:
     """The prompts alone; see load_prompts."""
     return load_prompts(location).prompts
+
+
+def file_of(location: str) -> Path | None:
+    """The file that a location reads; None where that is a set or not there."""
+    try:
+        path = Path(resolve(split_location(location)[0]))
+    except FileNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+def absolute(location: str) -> str:
+    """The location of a file whatever the current directory is; a set, or a package's file, as it is."""
+    source = split_location(location)[0]
+    return location if "://" in source else f"{Path(source).absolute()}{location[len(source) :]}"
 
 
 def prompt_at(prompts: Sequence[str], group_number: int, run_seed: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from raydense.core.files import write_text
 from raydense.core.statistics import Interval
 
 
@@ -48,7 +49,7 @@ def shown(interval: Interval, sign: str = "", digits: int = 4) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raydense.config import ConfigError
+from raydense.core.files import write_text
 from raydense.report.curves import learning_figures, reward_figures, step_figure, watch_figures
 from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
 from raydense.report.run_data import RunData, read_run
@@ -32,11 +33,9 @@ def write_report(root: Path, out: Path | None = None) -> Path:
     """
     page = render(read_run(root))
     target = out or root / "report.html"
-    partial = target.with_name(f"{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
+        write_text(target, page)
     except OSError as error:
         raise ConfigError(f"--out={target} cannot be written ({error.strerror}); give another file") from None
     return target

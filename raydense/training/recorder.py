@@ -152,7 +152,7 @@ class Recorder:
         self._log.metrics(
             "stage", stage, step, {**values, **sighting.values}, intervals=ends, weights_checksum=checksum
         )
-        self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
+        self._checkpoints.note_reward(stage, values["reward/mean"])
         self._watch.react(sighting, self._title(stage), self._display.say, self._dir.shown)
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from actors.dispatch import Deadlines, FleetError
-from actors.ray_fleet import RayFleet
+from actors.ray_fleet import MAX_BUILD_FAILURES, RayFleet
+from raydense.config import ConfigError
 from raydense.core.interfaces import UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
+from raydense.diffusion.base_model import BaseModel
 
 pytestmark = pytest.mark.ray
 Factory = Callable[[str], Any]
@@ -277,6 +279,49 @@ def test_a_sampler_that_cannot_be_built_says_why(make_fleet: Callable[..., RayFl
 
     with pytest.raises(Exception, match=r"policy\.model=nowhere: cannot load its unet"):
         make_fleet(broken)
+
+
+class BaseModels(BaseModel):
+    """As if the first process that looks had other files than all later ones."""
+
+    def __init__(self, marker: Path) -> None:
+        super().__init__("/models/sd")
+        self._marker = marker
+
+    def look(self, folders: Sequence[str] = ()) -> Callable[[], dict[str, str]]:
+        marker = self._marker
+
+        def report() -> dict[str, str]:
+            try:
+                marker.touch(exist_ok=False)
+            except FileExistsError:
+                return {"unet": "of the others", "vae": "of all"}
+            return {"unet": "of the first", "vae": "of all"}
+
+        return report
+
+
+def test_a_node_with_another_base_model_is_named_before_work_begins(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path
+) -> None:
+    said = (
+        r"^policy.model=/models/sd: on node \S+ \(\w{8}\), sampler-\d loaded another unet than sampler-\d on node \S+ "
+        r"\(\w{8}\); put the same files there on every node$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        make_fleet(sampler_factory(), base=BaseModels(tmp_path / "marker"))
+
+
+def test_a_node_with_another_base_model_that_joins_later_gets_no_work(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path
+) -> None:
+    fleet = make_fleet(sampler_factory(), 2, minimum=1, base=BaseModels(tmp_path / "marker"))
+    deadline = time.monotonic() + 60
+    while fleet.faults.get("unbuilt", 0) < MAX_BUILD_FAILURES:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len({report.sampler for report, _ in fleet.collect(units(6))}) == 1
+    assert fleet.live == 1
 
 
 def test_groups_outlive_the_samplers_that_made_them(make_fleet: Callable[..., RayFleet]) -> None:

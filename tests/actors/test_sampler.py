@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from actors.sampler import DiffusionSampler
-from raydense.core.interfaces import ScoreError
+from raydense.core.interfaces import InertWeights, ScoreError
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
@@ -161,6 +161,35 @@ def test_the_weights_that_come_with_a_unit_are_bound(
     assert after[0].weights_checksum == tuned.checksum
     assert not np.array_equal(after[0].log_probs, before[0].log_probs)
     assert_same(before[0], again[0])
+
+
+def test_weights_that_could_not_be_bound_are_not_taken_for_those_before(
+    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights, perturbed: Callable[..., Any]
+) -> None:
+    policy.bind(initial)
+    sampler = make_sampler()
+    _, before = sampler.sample(UNIT, initial)
+    half = replace(perturbed(policy, version=2), checksum="another")  # found out when all of it is live
+    with pytest.raises(RuntimeError, match="LoRA version 2: live checksum"):
+        sampler.sample(replace(UNIT, weights_version=2), half)
+    assert policy.version not in (0, 2)
+    _, again = sampler.sample(UNIT, initial)
+    assert_same(before[0], again[0])
+    assert policy.version == 0
+
+
+def test_weights_without_effect_are_not_taken_for_those_before(
+    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights
+) -> None:
+    inert = PolicyWeights.of(2, {name: 2 * array for name, array in initial.tensors.items()})  # B stays 0
+    sampler = make_sampler()
+    _, before = sampler.sample(UNIT, initial)
+    for _ in range(2):  # and are not let through at the second try
+        with pytest.raises(InertWeights):
+            sampler.sample(replace(UNIT, weights_version=2), inert)
+    _, again = sampler.sample(UNIT, initial)
+    assert_same(before[0], again[0])
+    assert policy.weights().checksum == initial.checksum
 
 
 def test_another_weights_version_than_the_units_is_an_error(

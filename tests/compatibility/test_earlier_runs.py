@@ -61,7 +61,9 @@ def assert_close(found: Any, expected: Any, where: str = "") -> None:
 
 
 def test_a_cut_run_is_continued_to_the_same_lora(runs: Path) -> None:
-    raydense("train", "--local", "--resume", runs / "cut")
+    said = raydense("train", "--local", "--resume", runs / "cut")
+    assert "keeps no record of what it was made from; what lies there now is taken for it" in said
+    assert "policy.model" in json.loads((runs / "cut/inputs.json").read_text("utf-8"))["inputs"]
     assert_same_tensors(runs / "cut/lora/pytorch_lora_weights.safetensors", ANSWERS / "resumed.safetensors")
     ours, theirs = (
         [json.loads(line) for line in path.read_text("utf-8").splitlines()]

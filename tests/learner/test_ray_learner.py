@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raydense.config import ConfigError
 from raydense.core.interfaces import LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics
+from raydense.diffusion.base_model import LEARNED_WITH, BaseModel, model_checksums
 
 pytestmark = pytest.mark.ray
 
@@ -82,6 +85,21 @@ def test_weights_and_state_pass_through(learner: Any) -> None:
     weights = learner.weights()
     assert (weights.version, weights.tensors["a"].tolist()) == (7, [7.0, 7.0])
     assert weights.checksum == PolicyWeights.of(7, weights.tensors).checksum
+
+
+def test_another_base_model_than_the_runs_is_refused(ray_cluster: None, pipeline_dir: Path) -> None:
+    from learner.ray_learner import RayLearner
+
+    base = BaseModel(str(pipeline_dir), None, {"unet": "another"})
+    learner = RayLearner(fake_learner_factory(), num_cpus=0.5, num_gpus=0, base=base)
+    with pytest.raises(ConfigError, match=r"on node \S+ \(\w{8}\), learner loaded another unet than the run began"):
+        learner.started()
+    learner.shutdown()
+    base = BaseModel(str(pipeline_dir))
+    learner = RayLearner(fake_learner_factory(), num_cpus=0.5, num_gpus=0, base=base)
+    learner.started()
+    learner.shutdown()
+    assert base.known == model_checksums(str(pipeline_dir), None, LEARNED_WITH)
 
 
 def test_its_errors_are_the_drivers(learner: Any) -> None:

@@ -34,7 +34,7 @@ def test_the_embedded_preset_is_the_default() -> None:
 
 def test_the_resolved_configuration_names_every_setting(small_config: Callable[..., Config]) -> None:
     resolved = yaml.safe_load(small_config().to_yaml())
-    assert set(resolved) == set(Config.model_fields)
+    assert set(resolved) == {"format", *Config.model_fields}
     assert resolved["train"]["betas"] == [0.9, 0.999]  # a default, written out
     assert resolved["steps"]["eta"] == 1.0
 

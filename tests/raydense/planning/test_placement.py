@@ -111,13 +111,14 @@ import sys
 from pathlib import Path
 import ray, yaml
 from raydense.config import load_config
+from raydense.diffusion.base_model import BaseModel
 from raydense.fleets.ray_runner import build_on_ray
 from raydense.planning.preflight import check_pipeline
 
 ray.init(address="local", num_cpus=4, num_gpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False)
 try:
     config = load_config(Path(sys.argv[2]))
-    with build_on_ray(config, check_pipeline(config), Path(sys.argv[3])) as (fleet, make_learner):
+    with build_on_ray(config, check_pipeline(config), BaseModel(), Path(sys.argv[3])) as (fleet, make_learner):
         weights = make_learner().weights()
         fleet.broadcast(weights)
         left = ray.available_resources()
