@@ -67,7 +67,7 @@ def evaluate(
             raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
         display = ProgressDisplay(Console(soft_wrap=True), log_format)
         with display:
-            for note in (*notes, *columns.notes):
+            for note in (*notes, *pipeline.notes, *columns.notes):
                 display.say(note)
             found = judge_models(
                 config,

@@ -53,11 +53,12 @@ def sample(
         config, notes = shared_config(sources, chosen)
         changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
         config = changed_config(config, changes, MAY_CHANGE, "a drawing")
-        joint, models = fit_models(config, check_pipeline(config), sources, "--lora")
+        pipeline = check_pipeline(config)
+        joint, models = fit_models(config, pipeline, sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
         with ProgressDisplay(Console(soft_wrap=True)) as display:
-            for note in notes:
+            for note in (*notes, *pipeline.notes):
                 display.say(note)
             drawings = draw(
                 joint,

@@ -18,6 +18,7 @@ from raydense.sections.base import (
     PositiveInt,
     Section,
     Share,
+    Size,
     Unsigned,
 )
 
@@ -47,6 +48,7 @@ class StepsConfig(Section):
 
     count: PositiveInt = 50  # T
     eta: Annotated[float, Field(gt=0, le=1)] = 1.0
+    spacing: Literal["leading", "trailing"] | None = None  # of timesteps, with noise to the end; None: the pipeline's
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     draws: PositiveInt = 1  # N_step
     exclude_last: Unsigned = 0
@@ -68,7 +70,7 @@ class SamplerConfig(Section):
     unit_prompts: PositiveInt = 1
     guidance_scale: PositiveFloat = 7.5  # w
     shared_noise: bool = False  # one x_0 for all trajectories of a group
-    latent_size: PositiveInt | None = None  # None: the pipeline's own
+    latent_size: Size = None  # of the latents, or [height, width]; None: the pipeline's own
     storage_dtype: Literal["float16", "float32"] = "float16"
     dtype: NetworkDtype = "float32"  # of U-Net and decoder
     decode_batch: PositiveInt | None = None  # images a decoder call; None: all of a work unit

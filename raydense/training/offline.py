@@ -114,6 +114,8 @@ def train_offline(
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
+        for note in inputs.notes:
+            display.say(note)
         if given:
             display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")
         sinks = open_sinks(config, run_dir, 0, display.say)

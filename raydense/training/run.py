@@ -72,7 +72,7 @@ class _Run:
         self, config: Config, inputs: Inputs, run_dir: RunDirectory, local: bool, display: ProgressDisplay
     ) -> None:
         self._config, self._dir, self._local = config, run_dir, local
-        self._sets, self._pipeline = inputs.prompts, inputs.pipeline
+        self._sets, self._pipeline, self._notes = inputs.prompts, inputs.pipeline, inputs.notes
         self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
         self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()
@@ -81,7 +81,7 @@ class _Run:
     def execute(self) -> Mapping[str, Any]:
         with self._display as display:
             display.say(f"run directory: {self._dir.shown}")
-            for note in self._sets.notes:
+            for note in self._notes:
                 display.say(note)
             with _components(self._config, self._pipeline, self._dir, self._local) as (fleet, make_learner):
                 for deaths in range(MAX_LEARNER_DEATHS + 1):
