@@ -1,4 +1,4 @@
-"""A pipeline's scheduler, whichever it is, as a chain in which every step has a density: what is taken, and what not."""
+"""A pipeline's scheduler, whichever it is, as a chain whose every step has a density: what is taken, and what not."""
 
 from __future__ import annotations
 

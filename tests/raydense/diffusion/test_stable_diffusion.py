@@ -163,12 +163,12 @@ def test_a_directory_without_an_index_is_judged_by_its_folders(model: Path, chec
 def test_another_family_is_named_before_its_folders_are_missed(tmp_path: Path, small_config: Any) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    with pytest.raises(ConfigError, match="is a FluxPipeline by its model_index.json; known: StableDiffusionPipeline"):
+    with pytest.raises(ConfigError, match=r"is a FluxPipeline by its model_index.json; known: StableDiffusionPipeline"):
         check_pipeline(small_config(policy={"model": str(tmp_path)}))
 
 
 def test_every_problem_is_in_the_line(check: Check) -> None:
-    with pytest.raises(ConfigError, match="in_channels=9.*cross_attention_dim=24.*time_cond_proj_dim=256.*shift_fact"):
+    with pytest.raises(ConfigError, match=r"in_channels=9.*cross_attention_dim=24.*time_cond_proj_dim=256.*shift_f"):
         check({**unet(in_channels=9, cross_attention_dim=24, time_cond_proj_dim=256), **vae(shift_factor=0.1)})
 
 
