@@ -25,6 +25,7 @@ from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.diffusion.lean import keep_less
 from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy, load_policy
+from raydense.diffusion.stable_diffusion import latent_height_and_width
 from raydense.rewards.mixture import MixtureScorer
 from raydense.sections.rewards import ScorerConfig
 
@@ -80,6 +81,7 @@ def build_policy(
         revision=config.policy.revision,
         num_steps=config.steps.count,
         eta=config.steps.eta,
+        spacing=config.steps.spacing,
         guidance_scale=config.sampler.guidance_scale,
         lora=lora_config(config),
         seed=config.seed,
@@ -155,7 +157,6 @@ def make_sampler(
     config: Config, policy: Policy, scorer: Scorer, monitors: Sequence[Scorer], name: str = "local"
 ) -> DiffusionSampler:
     """The sampler of `config` on a policy and judges that are there already."""
-    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
     return DiffusionSampler(
         policy,
         scorer,
@@ -164,11 +165,17 @@ def make_sampler(
         trajectories=config.sampler.trajectories,
         keep=config.sampler.keep,
         shared_noise=config.sampler.shared_noise,
-        latent_shape=(int(policy.unet.config.in_channels), size, size),
+        latent_shape=latent_shape(config, policy),
         storage_dtype=getattr(torch, config.sampler.storage_dtype),
         threads=config.sampler.threads,
         name=name,
     )
+
+
+def latent_shape(config: Config, policy: Policy) -> tuple[int, int, int]:
+    """(C, H, W) of what is denoised."""
+    network = policy.unet.config
+    return (int(network.in_channels), *latent_height_and_width(config.sampler.latent_size, network.sample_size))
 
 
 def build_learner(

@@ -96,7 +96,7 @@ def bench_policy(name: str, config: Config, *, dtype: torch.dtype, device: torch
         _random(lambda: CLIPTextModel(CLIPTextConfig(**text)), torch.float32, device),
         _tokenizer(),
         _random(lambda: AutoencoderKL(**model.vae), dtype, device) if with_decoder else None,
-        make_schedule(build_scheduler().config, config.steps.count, config.steps.eta),
+        make_schedule(build_scheduler().config, config.steps.count, config.steps.eta, config.steps.spacing),
         guidance_scale=config.sampler.guidance_scale,
         lora=lora_config(config),
         seed=config.seed,

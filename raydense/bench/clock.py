@@ -122,7 +122,7 @@ class UNetWatch:
     def reset(self) -> None:
         self.rows = {False: 0, True: 0}
 
-    def flops(self, config: Config, dtype: torch.dtype, sizes: Mapping[str, int]) -> float:
+    def flops(self, config: Config, dtype: torch.dtype, sizes: Mapping[str, Any]) -> float:
         """Of the counted rows; a row with gradient has a backward pass, but what checkpointing repeats is left out."""
         costs = {
             gradient: unet_footprint(

@@ -21,7 +21,7 @@ from raydense.bench.clock import (
     optimizer_marks,
     spread,
 )
-from raydense.build import build_scorer, make_learner, make_sampler, resolve_device
+from raydense.build import build_scorer, latent_shape, make_learner, make_sampler, resolve_device
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
 from raydense.core.threads import cpu_threads
@@ -77,7 +77,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     return {
         **_rates("images_per_s", images, seconds),
         "images": images,
-        "image_size": sizes["latent_size"] * 2 ** (len(vae.block_out_channels) - 1),
+        "image_size": [edge * 2 ** (len(vae.block_out_channels) - 1) for edge in sizes["latent_size"]],
         "steps": job.steps,
         "steps_run": config.steps.count,
         "scorer": scorer.name,
@@ -134,12 +134,12 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
     }
 
 
-def measure_scorer(job: Job, image_size: int, rounds: int, progress: Progress) -> dict[str, Any]:
+def measure_scorer(job: Job, image_size: Sequence[int], rounds: int, progress: Progress) -> dict[str, Any]:
     """The training reward alone, on a work unit's number of random images; its prompts are known after the warm-up."""
     config, draws = job.config, np.random.default_rng(0)
     device = resolve_device(config.sampler.device)
     prompts = [prompt for prompt in job.units[0].prompts for _ in range(config.sampler.trajectories)]
-    images = draws.integers(0, 256, (len(prompts), image_size, image_size, 3), dtype=np.uint8)
+    images = draws.integers(0, 256, (len(prompts), *image_size, 3), dtype=np.uint8)
     line = Timeline(device)
     with PeakMemory(device) as memory, cpu_threads(config.sampler.threads):
         scorer = bench_scorer(job.model, config, device)
@@ -151,7 +151,7 @@ def measure_scorer(job: Job, image_size: int, rounds: int, progress: Progress) -
     return {
         **_rates("images_per_s", len(images), [sum(p.values()) for p in phases]),
         "images": len(images),
-        "image_size": image_size,
+        "image_size": list(image_size),
         "scorer": scorer.name,
         "seconds": spread([sum(p.values()) for p in phases]),
         "rounds": rounds,
@@ -211,6 +211,5 @@ def _setting(dtype: str, threads: int, device: torch.device, memory: PeakMemory)
     }
 
 
-def _sizes(config: Config, policy: Policy) -> dict[str, int]:
-    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
-    return {"latent_size": size, "tokens": int(policy.tokenizer.model_max_length)}
+def _sizes(config: Config, policy: Policy) -> dict[str, Any]:
+    return {"latent_size": latent_shape(config, policy)[1:], "tokens": int(policy.tokenizer.model_max_length)}

@@ -50,14 +50,19 @@ def _quartiles(role: str, found: Mapping[str, Any]) -> str:
 def _round(role: str, found: Mapping[str, Any]) -> str:
     seconds = f"{found['seconds']['median']:.3g} s: "
     if role == "scorer":
-        return seconds + f"{found['images']} images of {found['image_size']}² by {found['scorer']}"
+        return seconds + f"{_images(found)} by {found['scorer']}"
     guided = "guided, 2 U-Net rows a latent" if found["rows_a_latent"] == 2 else "without guidance"
     if role == "learner":
         return seconds + f"a step on {found['transitions']} transitions, {guided}, micro-batch {_micro(found)}"
     chain = f"{found['steps_run']} denoising steps"
     if found["steps"] != found["steps_run"]:
         chain += f" (the rate is that of {found['steps']})"
-    return seconds + f"a unit of {found['images']} images of {found['image_size']}², {chain}, {guided}"
+    return seconds + f"a unit of {_images(found)}, {chain}, {guided}"
+
+
+def _images(found: Mapping[str, Any]) -> str:
+    height, width = found["image_size"]
+    return f"{found['images']} images of {width} x {height}"
 
 
 def _micro(found: Mapping[str, Any]) -> str:

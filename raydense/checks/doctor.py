@@ -39,7 +39,7 @@ def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
         yield Check("model, scorer, prompts", False, str(error))
         return
     sets = inputs.prompts
-    notes = "; ".join(sets.notes) or f"{len(sets.train):,} train and {len(sets.unseen):,} unseen prompts"
+    notes = "; ".join(inputs.notes) or f"{len(sets.train):,} train and {len(sets.unseen):,} unseen prompts"
     yield Check("model, scorer, prompts", True, notes)
     yield _disk(out, plan)
 

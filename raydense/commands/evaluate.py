@@ -73,7 +73,7 @@ def evaluate(
             raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
         display = ProgressDisplay(open_console(), log_format)
         with display:
-            for note in (*notes, *pinned.notes, *columns.notes):
+            for note in (*notes, *pinned.notes, *pipeline.notes, *columns.notes):
                 display.say(note)
             found = judge_models(
                 config,

@@ -56,11 +56,12 @@ def sample(
         config = changed_config(config, changes, MAY_CHANGE, "a drawing")
         unread = ("prompts.", "scorer ")
         pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
-        joint, models = fit_models(pinned.config, check_pipeline(pinned.config), sources, "--lora")
+        pipeline = check_pipeline(pinned.config)
+        joint, models = fit_models(pinned.config, pipeline, sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
         with ProgressDisplay(open_console()) as display:
-            for note in (*notes, *pinned.notes):
+            for note in (*notes, *pinned.notes, *pipeline.notes):
                 display.say(note)
             drawings = draw(
                 joint,

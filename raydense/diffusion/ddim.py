@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+from raydense.diffusion.schedulers import settle_chain
 
 
 @dataclass(frozen=True)
@@ -38,33 +37,19 @@ class DDIMSchedule:
         return DDIMSchedule(timesteps, alpha, alpha_prev, sigma, self.prediction_type)
 
 
-def make_schedule(scheduler_config: Mapping[str, Any], num_steps: int, eta: float) -> DDIMSchedule:
+def make_schedule(
+    scheduler_config: Mapping[str, Any], num_steps: int, eta: float, spacing: str | None = None
+) -> DDIMSchedule:
     """Builds the constants from a pipeline's scheduler config, whichever scheduler it was written for.
 
-    Raises: ValueError if T does not fit the scheduler, the prediction type is unknown, or the last σ is 0
-        (`steps_offset` 0 or `set_alpha_to_one` true), where log π is undefined.
+    Args and raises: as `settle_chain`, which leaves no step without a density.
     """
-    options = {"clip_sample": False, "thresholding": False, "timestep_spacing": "leading"}
-    scheduler: Any = DDIMScheduler.from_config({**scheduler_config, **options})
-    train_steps = scheduler.config.num_train_timesteps
-    if not 1 <= num_steps <= train_steps - scheduler.config.steps_offset:
-        raise ValueError(f"steps.count={num_steps} does not fit the scheduler's {train_steps} timesteps; lower it")
-    if scheduler.config.prediction_type not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type={scheduler.config.prediction_type} is not one of {PREDICTION_TYPES}")
-    scheduler.set_timesteps(num_steps)
-    timesteps = scheduler.timesteps.to(torch.int64)
-    previous = timesteps - train_steps // num_steps
-    table = scheduler.alphas_cumprod.double()
-    alpha = table[timesteps]
-    alpha_prev = torch.where(previous >= 0, table[previous.clamp(min=0)], scheduler.final_alpha_cumprod.double())
-    sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)).clamp(min=0).sqrt()
-    if not bool((sigma > 0).all()):
-        raise ValueError(
-            f"the scheduler's last σ is 0 at steps.count={num_steps} (steps_offset="
-            f"{scheduler.config.steps_offset}, set_alpha_to_one={scheduler.config.set_alpha_to_one}), so log π is "
-            "undefined; use a scheduler config with steps_offset 1 and set_alpha_to_one false"
-        )
-    return DDIMSchedule(timesteps, alpha.float(), alpha_prev.float(), sigma.float(), scheduler.config.prediction_type)
+    chain = settle_chain(scheduler_config, num_steps, spacing)
+    alpha, alpha_prev = chain.alpha, chain.alpha_prev
+    sigma = eta * ((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev)).sqrt()
+    return DDIMSchedule(
+        chain.timesteps, alpha.float(), alpha_prev.float(), sigma.float(), chain.arguments["prediction_type"]
+    )
 
 
 def transition(schedule: DDIMSchedule, x_t: Tensor, model_output: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

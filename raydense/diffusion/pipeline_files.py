@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.messages import one_line
 
+FAMILIES = ("StableDiffusionPipeline",)  # as model_index.json names them; `stable_diffusion.py` says what it can take
 FOLDERS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
 FILES = {
     "scheduler": "scheduler/scheduler_config.json",
@@ -20,34 +21,57 @@ FILES = {
     "vae": "vae/config.json",
     "text_encoder": "text_encoder/config.json",
 }
+OPTIONAL = {"index": "model_index.json", "tokenizer": "tokenizer/tokenizer_config.json"}
 
 Part = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """Each part's configuration; None where it is neither in a directory nor in the hub's cache."""
+    """Each part's configuration; None where it is neither in a directory nor in the hub's cache.
+
+    notes: on what a run takes otherwise than these files have it, one line each.
+    """
 
     model: str
     scheduler: Part | None
     unet: Part | None
     vae: Part | None
     text_encoder: Part | None
+    tokenizer: Part | None = None
+    index: Part | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_pipeline(model: str, revision: str | None, *, fetch: bool) -> PipelineFiles:
     """Reads the files of `policy.model`.
 
     Args: fetch: whether to ask the hub for what is not in its cache; else that is None.
-    Raises: ConfigError if a directory is no whole pipeline, a file cannot be read, or the hub does not give one.
+    Raises: ConfigError if it is of another family, a directory is no whole pipeline, a file cannot be read, or the hub
+        does not give one.
     """
-    if (directory := local_directory("policy.model", model)) is not None:
-        for folder in FOLDERS:
-            if not (directory / folder).is_dir():
-                raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
-    elif fetch:
-        _fetch(model, revision)
-    return PipelineFiles(model, **{part: _read(model, revision, directory, name) for part, name in FILES.items()})
+    directory = local_directory("policy.model", model)
+    absent = directory is None and fetch and any(_cached(model, revision, name) is None for name in FILES.values())
+    if absent:
+        _fetch(model, revision, OPTIONAL.values())
+    parts: Any = {part: _read(model, revision, directory, name) for part, name in OPTIONAL.items()}
+    _check_family(model, parts["index"])
+    for folder in FOLDERS:
+        if directory is not None and not (directory / folder).is_dir():
+            raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
+    if absent:
+        _fetch(model, revision, FILES.values())
+    parts |= {part: _read(model, revision, directory, name) for part, name in FILES.items()}
+    return PipelineFiles(model, **parts)
+
+
+def _check_family(model: str, index: Part | None) -> None:
+    """A directory without model_index.json may be of a known family all the same. Raises: ConfigError."""
+    name = FAMILIES[0] if index is None else index.get("_class_name")
+    if name not in FAMILIES:
+        raise ConfigError(
+            f"policy.model={model} is a {name} by its model_index.json; known: {', '.join(FAMILIES)}; give one of these"
+        )
 
 
 def local_directory(setting: str, location: str) -> Path | None:
@@ -68,7 +92,7 @@ def local_directory(setting: str, location: str) -> Path | None:
 
 def _read(model: str, revision: str | None, directory: Path | None, name: str) -> Part | None:
     path = directory / name if directory else _cached(model, revision, name)
-    if path is None:
+    if path is None or (name in OPTIONAL.values() and not path.exists()):
         return None
     try:
         content: Part = json.loads(path.read_text("utf-8"))
@@ -77,19 +101,23 @@ def _read(model: str, revision: str | None, directory: Path | None, name: str) -
     return content
 
 
-def _fetch(model: str, revision: str | None) -> None:
+def _fetch(model: str, revision: str | None, names: Iterable[str]) -> None:
     """The files, into the hub's cache. Raises: ConfigError if they cannot be had."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # type: ignore[no-untyped-call]  # its retries are a line each
-    for name in FILES.values():
+    for name in names:
         if _cached(model, revision, name) is not None:
             continue
         try:
             probe_hub()
             hf_hub_download(model, name, revision=revision)
         except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
+            answered = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+            if answered and name in OPTIONAL.values():
+                continue  # the repository has no such file
             raise ConfigError(
                 f"policy.model={model} cannot be had from the hub ({one_line(error)}); give a pipeline directory, or "
                 "run where the hub can be reached"

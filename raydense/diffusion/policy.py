@@ -21,6 +21,7 @@ from raydense.core.seeding import derive_seed
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
+from raydense.diffusion.stable_diffusion import limit_tokens
 
 ADAPTER = "default"
 UNBOUND = -1  # the version of a LoRA that is partly one and partly another
@@ -207,6 +208,7 @@ def load_policy(
     revision: str | None = None,
     num_steps: int,
     eta: float,
+    spacing: str | None = None,
     guidance_scale: float,
     lora: LoraConfig,
     seed: int,
@@ -226,19 +228,21 @@ def load_policy(
     """
     path = resolve(model)
 
-    def part(cls: Any, subfolder: str, **options: Any) -> Any:
-        return _load_component(cls, model, path, subfolder=subfolder, revision=revision, **options)
+    def part(cls: Any, subfolder: str, load: str = "from_pretrained", **options: Any) -> Any:
+        return _load_component(getattr(cls, load), model, path, subfolder=subfolder, revision=revision, **options)
 
     def network(cls: Any, subfolder: str, dtype: torch.dtype = dtype) -> Any:
         return part(cls, subfolder, torch_dtype=dtype, use_safetensors=True).to(device)
 
-    scheduler_config: Mapping[str, Any] = part(DDIMScheduler, "scheduler").config
+    scheduler_config: Mapping[str, Any] = part(DDIMScheduler, "scheduler", "load_config")  # as it is written
+    text_encoder, tokenizer = network(CLIPTextModel, "text_encoder", torch.float32), part(CLIPTokenizer, "tokenizer")
+    limit_tokens(tokenizer, text_encoder.config.max_position_embeddings)
     return Policy(
         unet=network(UNet2DConditionModel, "unet"),
-        text_encoder=network(CLIPTextModel, "text_encoder", torch.float32),
-        tokenizer=part(CLIPTokenizer, "tokenizer"),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         vae=network(AutoencoderKL, "vae") if with_decoder else None,
-        schedule=make_schedule(scheduler_config, num_steps, eta),
+        schedule=make_schedule(scheduler_config, num_steps, eta, spacing),
         guidance_scale=guidance_scale,
         lora=lora,
         seed=seed,
@@ -249,10 +253,10 @@ def load_policy(
     )
 
 
-def _load_component(cls: Any, model: str, path: str, *, subfolder: str, **options: Any) -> Any:
+def _load_component(load: Any, model: str, path: str, *, subfolder: str, **options: Any) -> Any:
     """One of the pipeline in `path`, which the configuration calls `model`."""
     try:
-        return cls.from_pretrained(path, subfolder=subfolder, **options)
+        return load(path, subfolder=subfolder, **options)
     except OSError as error:
         reason = one_line(error)
         raise FileNotFoundError(

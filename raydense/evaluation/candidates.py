@@ -80,11 +80,11 @@ def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Con
         ours, theirs = (f"{c.policy.model}@{c.policy.revision}" for c in (config, source.config))
         if ours != theirs:
             raise ConfigError(f"{source.name} is of the base model {theirs}, not {ours}; compare models of one base")
-        if (source.config.steps.count, source.config.steps.eta, source.config.sampler.guidance_scale) != (
-            config.steps.count, config.steps.eta, config.sampler.guidance_scale):  # fmt: skip
+        if _chain(source.config) != _chain(config):
             notes.append(
                 f"{source.name} was trained with another chain; here all are drawn with steps.count="
-                f"{config.steps.count}, steps.eta={config.steps.eta:g}, guidance {config.sampler.guidance_scale:g}"
+                f"{config.steps.count}, steps.eta={config.steps.eta:g}, "
+                f"steps.spacing={config.steps.spacing or 'null'}, guidance {config.sampler.guidance_scale:g}"
             )
     policy = config.policy.model_copy(update={"init_lora": None})  # where training started, perhaps gone by now
     return config.model_copy(update={"policy": policy}), notes
@@ -119,6 +119,11 @@ def _other_base(pinned: Pinned, theirs: Mapping[str, Pin] | None) -> str:
     if known is None or known.written != ours.written:
         return ""
     return ", ".join(changed_inputs({BASE_MODEL: ours}, {BASE_MODEL: known}))
+
+
+def _chain(config: Config) -> tuple[object, ...]:
+    steps = config.steps
+    return steps.count, steps.eta, steps.spacing, config.sampler.guidance_scale
 
 
 def fit_models(

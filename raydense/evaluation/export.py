@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusers import DDIMScheduler
 from huggingface_hub import ModelCardData
 
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
 from raydense.core.locations import PACKAGE_SCHEME, resolve
 from raydense.diffusion.lora import FILE_NAME, read_origin
+from raydense.diffusion.pipeline_files import read_pipeline
+from raydense.diffusion.schedulers import NO_CLIPPING, settle_chain, with_noise
+from raydense.diffusion.stable_diffusion import latent_height_and_width
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
@@ -25,8 +29,8 @@ EXAMPLE = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained({model!r}{revision}, safety_checker=None)
 pipeline.load_lora_weights(".", weight_name="{file}")
-pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}).images[0].save("example.png")
+pipeline.scheduler = DDIMScheduler{scheduler}
+pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}{size}).images[0].save("example.png")
 """
 CARD = """\
 ---
@@ -94,8 +98,11 @@ def export(run: Path, to: Path) -> None:
 
 
 def example_code(config: Config, prompt: str) -> str:
-    """Five lines that draw a picture with diffusers."""
-    policy = config.policy
+    """Five lines that draw a picture with diffusers, by the chain and of the size that the run had."""
+    policy, size = config.policy, ""
+    if (chosen := config.sampler.latent_size) is not None:
+        height, width = latent_height_and_width(chosen, None)
+        size = "".join(f", {k}={v} * pipeline.vae_scale_factor" for k, v in (("height", height), ("width", width)))
     return EXAMPLE.format(
         model=resolve(policy.model),
         revision=f", revision={policy.revision!r}" if policy.revision else "",
@@ -104,7 +111,23 @@ def example_code(config: Config, prompt: str) -> str:
         steps=f"num_inference_steps={config.steps.count}",
         guidance=config.sampler.guidance_scale,
         eta=config.steps.eta,
+        scheduler=_scheduler_code(config),
+        size=size,
     )
+
+
+def _scheduler_code(config: Config) -> str:
+    """How a DDIMScheduler is made that takes the run's steps; its class's conversion alone would clip, among others."""
+    policy, steps = config.policy, config.steps
+    try:
+        scheduler = read_pipeline(policy.model, policy.revision, fetch=False).scheduler
+    except ConfigError:
+        scheduler = None
+    if scheduler is None:  # not on this machine: what needs no look at it
+        options = "".join(f", {k}={v!r}" for k, v in {**NO_CLIPPING, **with_noise(steps.spacing)}.items())
+        return f".from_config(pipeline.scheduler.config{options})"
+    arguments, defaults = settle_chain(scheduler, steps.count, steps.spacing).arguments, DDIMScheduler().config
+    return f"({', '.join(f'{k}={v!r}' for k, v in arguments.items() if defaults[k] != v)})"
 
 
 def model_card(

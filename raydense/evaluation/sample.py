@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.sampler import rollout
-from raydense.build import build_policy, resolve_device
+from raydense.build import build_policy, latent_shape, resolve_device
 from raydense.config import Config
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -73,8 +73,7 @@ def draw(
 
 def _noise(config: Config, policy: Policy, images: int) -> Tensor:
     """As the sampler draws it for fixed seeds: float32 [m, T+1, C, H, W]."""
-    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
-    shape = (config.steps.count + 1, int(policy.unet.config.in_channels), size, size)
+    shape = (config.steps.count + 1, *latent_shape(config, policy))
     return torch.stack([torch.randn(shape, generator=generator(config.seed, "render", i)) for i in range(images)])
 
 

@@ -12,6 +12,7 @@ import torch
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
 from raydense.diffusion.pipeline_files import PipelineFiles
+from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
 from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
@@ -82,8 +83,9 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
         notes.append(f"prompts that come from the hub were not read: {', '.join(from_hub)}")
     else:
         sets = read_prompt_sets(config)
-    plan = plan_run(config, check_models(config, fetch=False), sets, tflops)
-    return replace(plan, notes=(*(sets.notes if sets else ()), *notes, *plan.notes))
+    pipeline = check_models(config, fetch=False)
+    plan = plan_run(config, pipeline, sets, tflops)
+    return replace(plan, notes=(*pipeline.notes, *(sets.notes if sets else ()), *notes, *plan.notes))
 
 
 def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, tflops: float) -> Plan:
@@ -96,17 +98,17 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     """
     assumed: list[str] = []
     unet, vae, text = (_part(pipeline, name, assumed) for name in ("unet", "vae", "text_encoder"))
-    size = config.sampler.latent_size or int(unet["sample_size"])
-    tokens = int(text.get("max_position_embeddings", 77))
+    latent_size = latent_height_and_width(config.sampler.latent_size, unet.get("sample_size"))
+    tokens = token_count(text, pipeline.tokenizer)
     lora = lora_config(config)
-    network = {"latent_size": size, "tokens": tokens}
+    network: Any = {"latent_size": latent_size, "tokens": tokens}
     sampler_dtype, learner_dtype = getattr(torch, config.sampler.dtype), getattr(torch, config.learner.dtype)
     rolled = unet_footprint(unet, lora, dtype=sampler_dtype, with_gradient=False, **network)
     trained = unet_footprint(unet, lora, dtype=learner_dtype, with_gradient=True, **network)
-    decoder = decoder_footprint(vae, latent_size=size, dtype=sampler_dtype)
+    decoder = decoder_footprint(vae, latent_size=latent_size, dtype=sampler_dtype)
     encoder = text_encoder_parameters(text)
-    latent_values = int(unet.get("in_channels", 4)) * size * size
-    group = group_bytes(config, latent_values, tokens * int(unet["cross_attention_dim"]))
+    latent_values = int(unet.get("in_channels", 4)) * math.prod(latent_size)
+    group = group_bytes(config, latent_values, tokens * int(text.get("hidden_size", 512)))
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
     image_flops = config.steps.count * guidance_passes(config) * rolled.flops + decoder.flops

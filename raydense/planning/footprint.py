@@ -6,7 +6,7 @@ The networks are built and run on PyTorch's meta device, where a tensor has a sh
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,6 +24,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from raydense.diffusion.lean import keep_less
 
+NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {  # of a pipeline, from their configurations
+    "unet": lambda config: UNet2DConditionModel.from_config(dict(config)),
+    "vae": lambda config: AutoencoderKL.from_config(dict(config)),
+    "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+}
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -39,19 +45,19 @@ def unet_footprint(
     unet_config: Mapping[str, Any],
     lora: LoraConfig,
     *,
-    latent_size: int,
+    latent_size: tuple[int, int],
     tokens: int,
     dtype: torch.dtype,
     with_gradient: bool,
 ) -> Footprint:
-    """The U-Net with its LoRA: a forward pass, and the backward pass if asked, on one latent of `latent_size`²."""
-    unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), dtype)
+    """The U-Net with its LoRA: a forward pass, and the backward pass if asked, on one latent (height, width)."""
+    unet = on_meta("unet", unet_config, dtype)
     unet.requires_grad_(False)
     parameters = _count(unet)
     with torch.device("meta"):
         unet.add_adapter(lora)
         keep_less(unet)  # as the learner does; gives layers another class, in place
-        x = torch.zeros(1, unet.config.in_channels, latent_size, latent_size, dtype=dtype)
+        x = torch.zeros(1, unet.config.in_channels, *latent_size, dtype=dtype)
         embeds = torch.zeros(1, tokens, unet.config.cross_attention_dim, dtype=dtype)
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
     with torch.set_grad_enabled(with_gradient), _Meter() as meter:
@@ -63,42 +69,38 @@ def unet_footprint(
 
 def module_names(unet_config: Mapping[str, Any]) -> list[str]:
     """Names of all modules of the U-Net."""
-    return [
-        name
-        for name, _ in _on_meta(
-            lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32
-        ).named_modules()
-    ]
+    return [name for name, _ in on_meta("unet", unet_config).named_modules()]
 
 
 def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the policy's LoRA tensors, by name."""
-    unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32)
+    unet = on_meta("unet", unet_config)
     unet.requires_grad_(False)
     with torch.device("meta"):
         unet.add_adapter(lora)
     return {name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
 
 
-def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Footprint:
+def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, int], dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
-    vae = _on_meta(lambda: AutoencoderKL.from_config(dict(vae_config)), dtype)
+    vae = on_meta("vae", vae_config, dtype)
     with torch.no_grad(), _Meter() as meter:
-        vae.decode(torch.zeros(1, vae.config.latent_channels, latent_size, latent_size, dtype=dtype, device="meta"))
+        vae.decode(torch.zeros(1, vae.config.latent_channels, *latent_size, dtype=dtype, device="meta"))
     return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
 
 
 def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:
     """How many values the text encoder has."""
-    return _count(_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**text_config)), torch.float32))
+    return _count(on_meta("text_encoder", text_config))
 
 
-def _on_meta(build: Any, dtype: torch.dtype) -> Any:
+def on_meta(part: str, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    """One of `NETWORKS`, whose weights have shapes and no content."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            return build()
+            return NETWORKS[part](config)
     finally:
         torch.set_default_dtype(before)
 

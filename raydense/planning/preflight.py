@@ -8,8 +8,16 @@ from pathlib import Path
 
 from raydense.config import Config, ConfigError
 from raydense.core.locations import resolve
+from raydense.core.messages import one_line
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.pipeline_files import PipelineFiles, local_directory, read_pipeline
+from raydense.diffusion.stable_diffusion import (
+    POSITIONS,
+    VOCABULARY,
+    check_parts,
+    latent_height_and_width,
+    limit_tokens,
+)
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
@@ -23,6 +31,10 @@ class Inputs:
     prompts: PromptSets
     pipeline: PipelineFiles
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*self.pipeline.notes, *self.prompts.notes)
+
 
 def check_inputs(config: Config) -> Inputs:
     """Reads prompts and pipeline, and checks them, the scorers' files and where metrics go.
@@ -31,7 +43,7 @@ def check_inputs(config: Config) -> Inputs:
     """
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
-    return Inputs(replace(prompts, notes=(*prompts.notes, *_cut_off(config, prompts))), pipeline)
+    return Inputs(replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts))), pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
@@ -43,9 +55,10 @@ def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
 
 
 def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
-    """Reads the pipeline's files, and checks the chain against its scheduler and the LoRA against its U-Net.
+    """Reads the pipeline's files, and checks its parts, the chain on its scheduler, and the LoRA on its U-Net.
 
     Args: fetch: whether to ask the hub for files that are not in its cache; else what needs them is not checked.
+    Returns: the files, with notes on what is taken otherwise than they have it.
     Raises: ConfigError.
     """
     if config.policy.compile and not os.environ.get("RAY_ADDRESS"):  # else the nodes that compile say so
@@ -54,19 +67,44 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
         except FileNotFoundError as error:
             raise ConfigError(str(error)) from None
     pipeline = read_pipeline(config.policy.model, config.policy.revision, fetch=fetch)
-    _check_chain(config, pipeline)
+    check_parts(pipeline)
+    _check_networks(config, pipeline)
+    notes = _check_chain(config, pipeline)
     _check_lora(config, pipeline)
-    return pipeline
+    return replace(pipeline, notes=notes)
 
 
-def _check_chain(config: Config, pipeline: PipelineFiles) -> None:
-    from raydense.diffusion.ddim import make_schedule
+def _check_networks(config: Config, pipeline: PipelineFiles) -> None:
+    """Raises: ConfigError if a part's file makes no network, or the latents have no size."""
+    from raydense.planning.footprint import NETWORKS, on_meta
 
-    if pipeline.scheduler is not None:
+    for part in NETWORKS:
+        if (content := getattr(pipeline, part)) is not None:
+            try:
+                on_meta(part, content)
+            except Exception as error:  # whatever the network's constructor raises
+                reason = one_line(error)
+                raise ConfigError(
+                    f"policy.model={pipeline.model}: {part}/config.json makes no network ({reason}); correct it"
+                ) from None
+    if pipeline.unet is not None:
         try:
-            make_schedule(pipeline.scheduler, config.steps.count, config.steps.eta)
+            latent_height_and_width(config.sampler.latent_size, pipeline.unet.get("sample_size"))
         except ValueError as error:
-            raise ConfigError(str(error)) from None
+            raise ConfigError(f"policy.model={pipeline.model}: {error}") from None
+
+
+def _check_chain(config: Config, pipeline: PipelineFiles) -> tuple[str, ...]:
+    """Returns: what is to be said of it. Raises: ConfigError."""
+    from raydense.diffusion.schedulers import settle_chain
+
+    if pipeline.scheduler is None:
+        return ()
+    try:
+        chain = settle_chain(pipeline.scheduler, config.steps.count, config.steps.spacing)
+    except ValueError as error:
+        raise ConfigError(f"policy.model={pipeline.model}: {error}") from None
+    return (chain.note,) if chain.note else ()
 
 
 def _check_lora(config: Config, pipeline: PipelineFiles) -> None:
@@ -83,8 +121,8 @@ def _check_lora(config: Config, pipeline: PipelineFiles) -> None:
         initial_lora(config, lora_shapes(pipeline.unet, lora_config(config)))
 
 
-def _cut_off(config: Config, sets: PromptSets) -> list[str]:
-    """Notes on prompts that are too long, where the tokenizer is at hand."""
+def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:
+    """Notes on prompts that are too long, where the tokenizer is at hand. Raises: ConfigError if it is another's."""
     from transformers import CLIPTokenizer
 
     policy = config.policy
@@ -94,6 +132,13 @@ def _cut_off(config: Config, sets: PromptSets) -> list[str]:
         )
     except OSError:
         return []  # the samplers need it too, and say so
+    text = pipeline.text_encoder or {}
+    if len(tokenizer) > (known := text.get("vocab_size", VOCABULARY)):
+        raise ConfigError(
+            f"policy.model={policy.model}: its tokenizer has {len(tokenizer)} tokens, but its text encoder's "
+            f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
+        )
+    limit_tokens(tokenizer, text.get("max_position_embeddings", POSITIONS))
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
 
 

@@ -29,6 +29,7 @@ class ClipScorer:
         self._batch_size, self._device = batch_size, device
         self._text: dict[str, torch.Tensor] = {}
         self._model, self._processor = model.requires_grad_(False).eval().to(device), processor
+        self._tokens = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
 
     @torch.no_grad()
     def score(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> FloatArray:
@@ -49,7 +50,8 @@ class ClipScorer:
 
     def _embed_text(self, prompt: str) -> torch.Tensor:
         if prompt not in self._text:
-            tokens = self._processor.tokenizer(prompt, truncation=True, return_tensors="pt").to(self._device)
+            tokenizer, length = self._processor.tokenizer, self._tokens
+            tokens = tokenizer(prompt, truncation=True, max_length=length, return_tensors="pt").to(self._device)
             pooled = self._model.text_model(**tokens).pooler_output
             self._text[prompt] = torch.nn.functional.normalize(self._model.text_projection(pooled), dim=-1)[0]
         return self._text[prompt]

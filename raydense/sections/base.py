@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raydense.core.text import half_character
 
@@ -51,6 +51,16 @@ def _label_selectors(labels: dict[str, str]) -> dict[str, str]:
 Labels = Annotated[  # that Ray's nodes must have
     dict[str, str], AfterValidator(_label_selectors), Field(json_schema_extra={"rule": _LABEL_RULE})
 ]
+
+
+def _height_and_width(size: Any) -> Any:
+    edges = size if isinstance(size, list | tuple) and len(size) == 2 else [size]
+    if size is not None and not all(isinstance(e, int) and not isinstance(e, bool) and e >= 1 for e in edges):
+        raise ValueError(f"{size!r} is no size; give one number or [height, width], such as 64 or [96, 64]")
+    return size
+
+
+Size = Annotated[int | tuple[int, int] | None, BeforeValidator(_height_and_width)]  # one number: of a square
 
 
 class Section(BaseModel):

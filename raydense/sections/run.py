@@ -19,6 +19,7 @@ from raydense.sections.base import (
     Revision,
     Section,
     Share,
+    Size,
     Unsigned,
 )
 
@@ -59,6 +60,8 @@ class StepsConfig(Section):
     """T: denoising steps."""
     eta: Annotated[float, Field(gt=0, le=1)] = 1.0
     """η: DDIM's share of DDPM's noise."""
+    spacing: Literal["leading", "trailing"] | None = None
+    """Of the chain's timesteps, with noise to the end; null: the pipeline's own."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     """γ: discount a step; the loss draws step t with a weight of γ^t."""
     draws: PositiveInt = 1
@@ -88,8 +91,8 @@ class SamplerConfig(Section):
     """w: scale of classifier-free guidance; 1: none."""
     shared_noise: bool = False
     """One x_0 for all trajectories of a group."""
-    latent_size: PositiveInt | None = None
-    """Height and width of the latents; null: the pipeline's own."""
+    latent_size: Size = None
+    """Height and width of the latents, or [height, width]; null: the pipeline's own."""
     storage_dtype: Literal["float16", "float32"] = "float16"
     """Precision of stored states; the chain goes on from the rounded ones."""
     dtype: NetworkDtype = "float32"

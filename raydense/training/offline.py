@@ -124,7 +124,7 @@ def train_offline(
     store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
-        for note in pinned.notes:
+        for note in (*pinned.notes, *inputs.notes):
             display.say(note)
         if given:
             display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")

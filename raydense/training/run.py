@@ -96,6 +96,7 @@ class _Run:
     ) -> None:
         self._config, self._pinned, self._dir, self._local = config, pinned, run_dir, local
         self._sets, self._pipeline = inputs.prompts, inputs.pipeline
+        self._notes = (*pinned.notes, *inputs.notes)
         self._store = CheckpointStore.of_run(run_dir, config)
         self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()
@@ -104,7 +105,7 @@ class _Run:
     def execute(self) -> Mapping[str, Any]:
         with self._display as display:
             display.say(f"run directory: {self._dir.shown}")
-            for note in (*self._pinned.notes, *self._sets.notes):
+            for note in self._notes:
                 display.say(note)
             base, located = self._pinned.base_model(), self._pinned.config
             with _components(located, self._pipeline, base, self._dir, self._local) as (fleet, make_learner):

@@ -27,7 +27,7 @@ from actors.sampler import rollout
 from learner.batch_source import BatchSource
 from learner.gang import Gang
 from raydense.bench.architectures import MODELS, bench_policy
-from raydense.build import make_batches, make_learner
+from raydense.build import latent_shape, make_batches, make_learner
 from raydense.config import Config
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.diffusion.policy import Policy
@@ -82,8 +82,7 @@ class Pair:
         self.policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
         self.policy.bind(drifted(self.policy, DRIFT[model]))
         self.published = Published(self.policy, config)
-        size = config.sampler.latent_size or int(self.policy.unet.config.sample_size)
-        self.shape = (int(self.policy.unet.config.in_channels), size, size)
+        self.shape = latent_shape(config, self.policy)
         self.groups = make_groups(self.policy, config, self.shape, count=4 if model == "tiny" else 1)
 
     def fetch(self, indices: Any) -> list[TrajectoryGroup]:
@@ -248,8 +247,7 @@ def batch_source(config: Config, fetch: Any) -> BatchSource[int]:
 def peak_bytes_of(which: str, model: str, config: Config) -> int:
     """Peak resident memory of a process that takes two gradient steps one way."""
     policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
-    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
-    shape = (config.sampler.keep, config.steps.count + 1, int(policy.unet.config.in_channels), size, size)
+    shape = (config.sampler.keep, config.steps.count + 1, *latent_shape(config, policy))
     group = TrajectoryGroup(0, 0, "a cat", policy.encode("a cat").numpy(), np.zeros(shape, np.float16),
                             np.zeros(shape[:2], np.float32), np.arange(shape[0], dtype=np.float32), 0, "")  # fmt: skip
 

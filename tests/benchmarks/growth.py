@@ -31,7 +31,7 @@ from matplotlib.ticker import LogLocator
 
 from actors.sampler import rollout
 from raydense.bench.architectures import MODELS, bench_policy
-from raydense.build import make_learner
+from raydense.build import latent_shape, make_learner
 from raydense.config import Config
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
@@ -184,8 +184,7 @@ def learner_of(config: Config, policy: Policy) -> Any:
 
 
 def rolled_out(config: Config, policy: Policy) -> list[TrajectoryGroup]:
-    size = config.sampler.latent_size or int(policy.unet.config.sample_size)
-    shape = (config.sampler.keep, config.steps.count + 1, int(policy.unet.config.in_channels), size, size)
+    shape = (config.sampler.keep, config.steps.count + 1, *latent_shape(config, policy))
     draws, embeds = torch.Generator().manual_seed(0), policy.encode("a red circle")
     groups = []
     for index in range(DISTINCT):

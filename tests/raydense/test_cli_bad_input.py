@@ -33,13 +33,19 @@ SETTINGS = {  # --set …: what the line says
     "train.betas=[0.9, 1]": "train.betas.1=1: input should be less than 1",
     "sampler.shared_noise=maybe": "sampler.shared_noise='maybe': input should be a valid boolean",
     "sampler.dtype=int8": "sampler.dtype='int8': input should be 'float32', 'bfloat16' or 'float16'",
+    "sampler.latent_size=0": "sampler.latent_size: 0 is no size; give one number or [height, width]",
+    "sampler.latent_size=[8]": "sampler.latent_size: [8] is no size; give one number or [height, width]",
+    "sampler.latent_size=[8, 12, 4]": "sampler.latent_size: [8, 12, 4] is no size",
+    "sampler.latent_size=[8, true]": "sampler.latent_size: [8, True] is no size",
+    "sampler.latent_size=large": "sampler.latent_size: 'large' is no size",
+    "sampler.latent_size=true": "latent_size=true should be a number, not true or false",
     "sampler.device=gpu": "sampler.device='gpu': string should match pattern '^(auto|cpu|mps|cuda",
     "stage=5": "stage=5: input should be a valid dictionary",
     "policy.lora_targets=[]": "policy.lora_targets=[]: tuple should have at least 1 item",
     # unknown keys
     "sead=1": "sead is not a setting; allowed here: name, seed",
     "train.cilp=1": "(did you mean clip?)",
-    "steps.n_step=3": "steps.n_step is not a setting; allowed here: count, eta, gamma, draws, exclude_last",
+    "steps.n_step=3": "steps.n_step is not a setting; allowed here: count, eta, spacing, gamma, draws, exclude_last",
     "reward.scorer.modle=x": "reward.scorer.modle is not a setting; allowed here: kind, name, model",
     "seed.x=1": "seed is not a section",
     # scorers
@@ -68,6 +74,7 @@ SETTINGS = {  # --set …: what the line says
     "steps.draws=0": "steps.draws=0: input should be greater than or equal to 1",
     "steps.count=0": "steps.count=0: input should be greater than or equal to 1",
     "steps.count=1000": "steps.count=1000 does not fit the scheduler's 1000 timesteps; lower it",
+    "steps.spacing=linspace": "steps.spacing='linspace': input should be 'leading' or 'trailing'",
     "steps.eta=0": "steps.eta=0: input should be greater than 0",
     "steps.exclude_last=4": "exclude_last=4 leaves no step of count=4; lower exclude_last",
     "policy.lora_targets=[to_q, to_qq]": "policy.lora_targets: 'to_qq' matches nothing in the U-Net",
@@ -162,7 +169,8 @@ def _spoil_scheduler(model: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda m: _spoil_scheduler(m, set_alpha_to_one=True, steps_offset=0), "the scheduler's last σ is 0"),
+        (lambda m: _spoil_scheduler(m, set_alpha_to_one=True, steps_offset=0), "undefined; set steps.spacing=leading"),
+        (lambda m: _spoil_scheduler(m, _class_name="FlowMatchEulerDiscreteScheduler"), "is of flow matching"),
         (lambda m: _spoil_scheduler(m, prediction_type="flow"), "prediction_type=flow is not one of"),
         (lambda m: (m / "scheduler" / "scheduler_config.json").write_text("{"), "scheduler_config.json cannot be read"),
         (lambda m: shutil.rmtree(m / "vae"), "has no vae/; give a whole pipeline directory"),

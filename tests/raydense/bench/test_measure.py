@@ -90,7 +90,7 @@ def test_work_is_counted_from_the_calls_that_were_made(found: Any) -> None:
         unet_footprint(
             read_pipeline(config.policy.model, None, fetch=False).unet or {},
             lora_config(config),
-            latent_size=8,
+            latent_size=(8, 8),
             tokens=16,
             dtype=torch.float32,
             with_gradient=with_gradient,
@@ -112,6 +112,8 @@ def test_it_says_what_it_was_measured_on(file: Path, found: Any) -> None:
     shown = re.sub(r"[│\s]+", " ", file.with_suffix(".txt").read_text())
     assert f"{tiny['sampler']['images_per_s']:.4g} images/s" in shown
     assert found["device"] in shown
+    assert tiny["sampler"]["image_size"] == tiny["scorer"]["image_size"] == [64, 64]
+    assert "a unit of 10 images of 64 x 64, 10 denoising steps" in shown
 
 
 def test_a_plan_rests_on_the_measured_rates(file: Path, found: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +53,29 @@ def test_stable_diffusion_1_5_at_rank_4_has_the_papers_797184_values() -> None:
     policy = Policy(unet, None, None, None, make_schedule(scheduler.config, 50, 1.0), 1.0, lora, seed=0)
     assert len(policy.parameters()) == 256
     assert sum(p.numel() for p in policy.parameters()) == 797_184
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "spacing", "expected"),
+    [
+        ({}, None, [751, 501, 251, 1]),
+        ({"timestep_spacing": "trailing"}, None, [999, 749, 499, 249]),
+        ({"timestep_spacing": "trailing"}, "leading", [751, 501, 251, 1]),
+        ({"_class_name": "EulerDiscreteScheduler", "set_alpha_to_one": None}, "leading", [751, 501, 251, 1]),
+    ],
+)
+def test_it_denoises_at_the_timesteps_of_its_pipelines_scheduler(
+    make_policy: Callable[..., Policy],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    scheduler: dict[str, Any],
+    spacing: str | None,
+    expected: list[int],
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **scheduler}))
+    assert make_policy(tmp_path / "model", spacing=spacing).schedule.timesteps.tolist() == expected
 
 
 def test_only_the_lora_is_trainable(make_policy: Callable[..., Policy]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config, load_config
+from raydense.diffusion.schedulers import settle_chain
 from raydense.evaluation.export import example_code, model_card
 
 LORA = "pytorch_lora_weights.safetensors"
@@ -118,3 +121,61 @@ def test_nothing_is_overwritten_and_what_is_no_run_is_said(exported: Path, small
         assert result.exit_code == 2
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+# -- the example draws as the run did ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "spacing"),
+    [
+        ({}, None),
+        ({"timestep_spacing": "trailing"}, None),
+        ({"timestep_spacing": "linspace"}, None),
+        ({"steps_offset": 0, "set_alpha_to_one": True}, "leading"),
+        ({"steps_offset": 3}, None),  # StableDiffusionPipeline sets it to 1
+        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "trailing"),
+        ({"_class_name": "LCMScheduler", "prediction_type": "v_prediction"}, "leading"),
+    ],
+)
+def test_the_examples_scheduler_takes_the_runs_steps(
+    small_config: Callable[..., Config],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    scheduler: dict[str, Any],
+    spacing: str | None,
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **scheduler}))
+    config = small_config(policy={"model": str(tmp_path / "model")}, steps={"count": 4, "spacing": spacing})
+    lines = example_code(config, "a cat").splitlines()
+    names: dict[str, Any] = {}
+    exec("\n".join(line for line in lines[:4] if "load_lora" not in line), names)
+    theirs, ours = names["pipeline"].scheduler, settle_chain(json.loads(file.read_text()), 4, spacing)
+    theirs.set_timesteps(4)
+    assert theirs.timesteps.tolist() == ours.timesteps.tolist()
+    assert theirs.alphas_cumprod.double()[theirs.timesteps].tolist() == ours.alpha.tolist()
+    assert {key: theirs.config[key] for key in ours.arguments} == ours.arguments
+
+
+def test_the_example_draws_in_the_runs_size(exported: Path, small_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(small_runs[0] / "config.yaml", overrides=["sampler.latent_size=[12, 8]"])
+    monkeypatch.chdir(exported)
+    picture = run_example(example_code(config, "a cat"))
+    (exported / "example.png").unlink()
+    assert picture.shape == (24, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "clip_sample=False, thresholding=False)"),
+        (["steps.spacing=trailing"], "timestep_spacing='trailing', steps_offset=1, set_alpha_to_one=False)"),
+    ],
+)
+def test_a_pipeline_that_is_not_here_is_converted_where_the_example_runs(overrides: list[str], expected: str) -> None:
+    config = load_config(preset="single-prompt", overrides=[*overrides, "policy.model=/absent"])
+    line = example_code(config, "a cat").splitlines()[3]
+    assert line.startswith("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=")
+    assert line.endswith(expected)

@@ -58,6 +58,16 @@ def test_the_chain_ends_at_the_finished_picture(drawings: list[Drawing]) -> None
         assert steps[-1] == min(steps)
 
 
+def test_a_portrait_is_drawn_as_the_sampler_draws_it(small_runs: Runs) -> None:
+    joint, models = first_run(small_runs)
+    joint = joint.model_copy(update={"sampler": joint.sampler.model_copy(update={"latent_size": (12, 8)})})
+    (ours,) = draw(joint, models[1:], ["a cat"], 2, chains=True, progress=lambda done, total: None)
+    rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 2, (0, 1), 1), models[1].weights)
+    assert ours.pictures.shape == (2, 24, 16, 3)
+    assert ours.chain.shape == (4, 24, 16, 3)
+    assert np.array_equal(ours.pictures, rendered.images)
+
+
 def test_a_long_chain_is_shown_at_its_ends_and_evenly_between(small_runs: Runs) -> None:
     assert shown_steps(load_config(small_runs[0] / "config.yaml")) == [0, 1, 2, 3]
     long = shown_steps(load_config(preset="single-prompt"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,8 +125,15 @@ def test_more_samplers_take_less_time() -> None:
     assert eight.training_hours == one.training_hours
 
 
-def test_the_plan_is_what_a_group_and_a_policy_really_are(small_config: Callable[..., Config]) -> None:
-    config = small_config()
+@pytest.mark.parametrize("length", [12, 9, None])
+@pytest.mark.parametrize("latent_size", [None, 9, (8, 12)])
+def test_the_plan_is_what_a_group_and_a_policy_really_are(
+    small_config: Callable[..., Config], pipeline_dir: Path, tmp_path: Path, latent_size: Any, length: int | None
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": length}))
+    config = small_config(policy={"model": str(tmp_path / "model")}, sampler={"latent_size": latent_size})
     plan = check_and_plan(config, 100.0)
     sampler: DiffusionSampler = build_sampler(config)
     policy = build_policy(config, dtype="float32", device=torch.device("cpu"), with_decoder=False)
@@ -132,6 +141,27 @@ def test_the_plan_is_what_a_group_and_a_policy_really_are(small_config: Callable
     _, (group,) = sampler.sample(WorkUnit(0, 0, (0,), ("a cat",), 0), weights)
     assert plan.group_bytes == group.nbytes
     assert plan.lora_parameters == sum(array.size for array in weights.tensors.values())
+
+
+def test_a_portrait_takes_the_work_of_its_pixels(small_config: Callable[..., Config]) -> None:
+    square, portrait, landscape = (
+        check_and_plan(small_config(sampler={"latent_size": size}), 100.0) for size in ((8, 8), (16, 8), (8, 16))
+    )
+    assert portrait.image_flops == pytest.approx(landscape.image_flops)
+    assert portrait.image_flops == pytest.approx(2 * square.image_flops, rel=0.05)  # attention grows faster
+    assert portrait.tuple_bytes == pytest.approx(2 * square.tuple_bytes, rel=0.3)
+
+
+def test_what_is_replaced_of_a_pipelines_own_is_in_the_plans_notes(
+    small_config: Callable[..., Config], pipeline_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "timestep_spacing": "linspace"}))
+    config = small_config(policy={"model": str(tmp_path / "model")})
+    (note,) = check_and_plan(config, 100.0).notes
+    assert "timestep_spacing=linspace cannot be had" in note
+    assert "leading, 751 … 1" in note
 
 
 def test_the_meter_counts_what_lives_at_once() -> None:

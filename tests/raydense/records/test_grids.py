@@ -27,6 +27,13 @@ def test_small_pictures_are_magnified_by_a_whole_number(tmp_path: Path, edge: in
         assert sheet.size == (3 * (drawn + GAP) + GAP, LABEL + 2 * (drawn + GAP + LABEL))
 
 
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16), (100, 200)])
+def test_portraits_and_landscapes_are_read_as_they_were_drawn(tmp_path: Path, shape: tuple[int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, *shape, 3), dtype=np.uint8)
+    save_grid(tmp_path / "grid.png", images, ["a cat", "a dog"], ["base model", "tuned"])
+    assert np.array_equal(read_grid(tmp_path / "grid.png").images, images)
+
+
 def test_two_blocks_have_a_wider_gap_between_them(tmp_path: Path) -> None:
     save_grid(tmp_path / "grid.png", flat_pictures(1, 4, 128), ["a cat"], ["base model", "after stage 2"])
     with Image.open(tmp_path / "grid.png") as sheet:

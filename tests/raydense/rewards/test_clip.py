@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,17 @@ def test_the_score_is_the_cosine_of_clips_own_embeddings(scorer_dir: Path, image
     assert scores.dtype == np.float32
     assert scores.shape == (5,)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_tokenizer_without_a_length_is_cut_to_the_models_positions(
+    scorer_dir: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    shutil.copytree(scorer_dir, tmp_path / "scorer")
+    file = tmp_path / "scorer" / "tokenizer_config.json"
+    values = json.loads(file.read_text("utf-8"))
+    del values["model_max_length"]
+    file.write_text(json.dumps(values), encoding="utf-8")
+    assert np.array_equal(scorer(tmp_path / "scorer").score(images, PROMPTS), scorer(scorer_dir).score(images, PROMPTS))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
