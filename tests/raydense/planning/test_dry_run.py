@@ -123,8 +123,11 @@ def test_more_samplers_take_less_time() -> None:
     assert eight.training_hours == one.training_hours
 
 
-def test_the_plan_is_what_a_group_and_a_policy_really_are(small_config: Callable[..., Config]) -> None:
-    config = small_config()
+@pytest.mark.parametrize("targets", [["to_q", "to_out.0"], ["to_q", "conv1", "proj_in"]])
+def test_the_plan_is_what_a_group_and_a_policy_really_are(
+    targets: list[str], small_config: Callable[..., Config]
+) -> None:
+    config = small_config(policy={"lora_targets": targets})
     plan = check_and_plan(config, 100.0)
     sampler: DiffusionSampler = build_sampler(config)
     policy = build_policy(config, dtype="float32", device=torch.device("cpu"), with_decoder=False)
