@@ -18,6 +18,7 @@ from raydense.sections.base import (
     PositiveInt,
     Section,
     Share,
+    TextEncoderLora,
     Unsigned,
 )
 
@@ -31,6 +32,7 @@ class PolicyConfig(Section):
     lora_alpha: PositiveFloat | None = None  # None: equal to the rank
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
     init_lora: str | None = None  # file or directory of a LoRA to start from; its rank and alpha must be these
+    text_encoder_lora: TextEncoderLora = "refuse"  # the part of init_lora that would adapt the text encoder
     channels_last: bool = False  # the U-Net's memory layout: 5 to 9 % faster on CPUs, not measured on a GPU
     compile: bool = False  # the U-Net by torch.compile: faster after minutes of compiling; needs a C++ compiler
 
