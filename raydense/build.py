@@ -99,7 +99,14 @@ def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Polic
     """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
     assert config.policy.init_lora is not None
     lora = lora_config(config)
-    return load_lora(config.policy.init_lora, shapes, rank=lora.r, alpha=lora.lora_alpha)
+    return load_lora(
+        config.policy.init_lora,
+        shapes,
+        rank=lora.r,
+        alpha=lora.lora_alpha,
+        seed=config.seed,
+        text_encoder=config.policy.text_encoder_lora,
+    )
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:

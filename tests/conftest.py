@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,7 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
         guidance_scale: float = 3.0,
         rank: int = 2,
         alpha: float | None = None,
+        targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         with_decoder: bool = False,
@@ -209,7 +210,7 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
                 r=rank,
                 lora_alpha=rank if alpha is None else alpha,
                 init_lora_weights="gaussian",
-                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+                target_modules=list(targets),
             ),
             seed=seed,
             dtype=dtype,

@@ -68,6 +68,8 @@ class Policy:
         for module in (unet, text_encoder, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
+        if channels_last:  # before the LoRA comes, whose tensors stay as files hold them
+            unet.to(memory_format=torch.channels_last)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             unet.add_adapter(lora, ADAPTER)
@@ -77,8 +79,6 @@ class Policy:
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        if channels_last:
-            unet.to(memory_format=torch.channels_last)
         self._compiled = compiled
         if compiled:
             check_compiler()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -67,9 +67,10 @@ def unet_footprint(
     return Footprint(parameters, trained, meter.flops, meter.peak_bytes)
 
 
-def module_names(unet_config: Mapping[str, Any]) -> list[str]:
-    """Names of all modules of the U-Net."""
-    return [name for name, _ in on_meta("unet", unet_config).named_modules()]
+def lora_layers(unet_config: Mapping[str, Any]) -> dict[str, bool]:
+    """Every module of the U-Net by its name: whether it is a layer that takes a LoRA."""
+    modules = on_meta("unet", unet_config).named_modules()
+    return {name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in modules}
 
 
 def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, tuple[int, ...]]:

@@ -13,6 +13,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Unsigned = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+TextEncoderLora = Literal["refuse", "leave_out"]  # what becomes of it where a LoRA file brings one
 NetworkDtype = Literal["float32", "bfloat16", "float16"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[

@@ -15,7 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMAT = 2
-BEFORE: Mapping[int, Mapping[str, Any]] = {2: {"steps.spacing": "leading"}}  # by the format that brought them: settings as they were before it
+# by the format that brought them: settings as they were before it
+BEFORE: Mapping[int, Mapping[str, Any]] = {2: {"steps.spacing": "leading"}}
+    2: {"steps.spacing": "leading"}
+}  # by the format that brought them: settings as they were before it
 
 
 def written_today(

@@ -20,6 +20,7 @@ from raydense.sections.base import (
     Section,
     Share,
     Size,
+    TextEncoderLora,
     Unsigned,
 )
 
@@ -38,6 +39,8 @@ class PolicyConfig(Section):
     """Layers of the U-Net that are adapted, by the ends of their names."""
     init_lora: str | None = None
     """File or directory of a LoRA to start from; its rank and alpha must be these."""
+    text_encoder_lora: TextEncoderLora = "refuse"
+    """What becomes of the part of init_lora that would adapt the text encoder."""
     channels_last: bool = False
     """The U-Net's memory layout: 5 to 9 % faster on CPUs, not measured on a GPU."""
     compile: bool = False

@@ -78,6 +78,9 @@ SETTINGS = {  # --set …: what the line says
     "steps.eta=0": "steps.eta=0: input should be greater than 0",
     "steps.exclude_last=4": "exclude_last=4 leaves no step of count=4; lower exclude_last",
     "policy.lora_targets=[to_q, to_qq]": "policy.lora_targets: 'to_qq' matches nothing in the U-Net",
+    "policy.lora_targets=[conv1, norm1]": "policy.lora_targets: 'norm1' matches down_blocks.0.attentions.0.transformer",
+    "policy.lora_targets=[attn1]": "which takes no LoRA; name linear layers and convolutions",
+    "policy.text_encoder_lora=drop": "policy.text_encoder_lora='drop': input should be 'refuse' or 'leave_out'",
     # --set itself
     "seed": "--set 'seed': expected key=value, such as --set seed=1",
     "=3": "--set '=3': expected key=value",
