@@ -21,6 +21,8 @@ from raydense.sections.base import (
     Unsigned,
 )
 
+MARGINAL_TUPLE = 12  # trajectories, of which 2^12 sets are summed over: 0.2 s a gradient step on one core
+
 
 class PolicyConfig(Section):
     """The diffusion pipeline and its LoRA."""
@@ -129,6 +131,7 @@ class TrainConfig(Section):
     tuple_size: Annotated[int, Field(ge=2)] = 2
     tuples: PositiveInt = 1  # tuples drawn from each group of a batch
     tuple_choice: Literal["random", "best_worst"] = "random"
+    ties: Literal["marginal", "random"] = "marginal"  # random: equal rewards are put in an order, as in the paper
     c: PositiveFloat = 10.0
     clip: PositiveFloat = 1e-4  # δ
     reg_to_pi_init: bool = True
@@ -143,6 +146,15 @@ class TrainConfig(Section):
     @property
     def batch_tuples(self) -> int:
         return self.batch_groups * self.tuples
+
+    @model_validator(mode="after")
+    def _orders_can_be_summed(self) -> TrainConfig:
+        if self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
+            raise ValueError(
+                f"tuple_size={self.tuple_size} has too many orders to sum over for ties=marginal; lower it to "
+                f"{MARGINAL_TUPLE} or set ties=random"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_reference(self) -> TrainConfig:

@@ -21,6 +21,7 @@ def plan(rewards: torch.Tensor, *, seed: int = 0, **changes: Any) -> BatchDraws:
         "tuple_size": 2,
         "tuples": 1,
         "tuple_choice": "random",
+        "ties": "random",
         "step_draws": 3,
         "draws": torch.Generator().manual_seed(seed),
     }

@@ -20,10 +20,12 @@ C, CLIP = 10.0, 0.02
 CASES = {"initial policy": ("init",), "behaviour policy": ("old",), "both": ("init", "old"), "warm-up": ()}
 
 
-def batched_loss(policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP) -> tuple[torch.Tensor, Any]:
+def batched_loss(
+    policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP, ties: Any = "random"
+) -> tuple[torch.Tensor, Any]:
     """With the references of a case."""
     log_probs = {"init": ReferenceCache(policy, groups=5, keep=4).look_up(batch), "old": batch.old_log_probs}
-    return preference_loss(policy, batch, [log_probs[name] for name in CASES[case]], c=C, clip=clip)
+    return preference_loss(policy, batch, [log_probs[name] for name in CASES[case]], c=C, clip=clip, ties=ties)
 
 
 @pytest.fixture(scope="module")
