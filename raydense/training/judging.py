@@ -43,7 +43,7 @@ def judge_prompts(
         drawn, pictures[name] = 0, []
         for units in _batches(render_units(prompts, per_prompt, weights_version)):
             for rendered in fleet.render(units):
-                failures = {**rendered.failures, **failures}  # the first of each monitor
+                failures |= {name: why for name, why in rendered.failures.items() if name not in failures}
                 for scorer, values in rendered.scores.items():
                     parts.setdefault(scorer, []).append(values)
                 pictures[name] += [encode(image) for image in rendered.images[-drawn % per_prompt :: per_prompt]]
