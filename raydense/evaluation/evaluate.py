@@ -185,7 +185,10 @@ def _judge(
 
     display.update(f"judging {model.name}", 0, total)
     fleet.broadcast(model.weights)
-    return judge_prompts(columns.prompts, images_per_prompt, fleet, model.weights.version, progress)
+    judgement = judge_prompts(columns.prompts, images_per_prompt, fleet, model.weights.version, progress)
+    for name, failure in judgement.failures.items():
+        display.say(f"the monitor {name} failed, and {model.name} has no score where it did: {failure}")
+    return judgement
 
 
 @contextmanager

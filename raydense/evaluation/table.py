@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raydense.core.statistics import Interval, clustered_interval, win_rate
+from raydense.core.statistics import Interval, clustered_interval, known_rows, win_rate
 from raydense.core.types import FloatArray
 from raydense.evaluation.candidates import BASE
 from raydense.evaluation.evaluate import Evaluation
@@ -21,7 +21,10 @@ MEAN = "mean"  # of all prompts of the styles
 
 @dataclass(frozen=True)
 class Cell:
-    """One model, scorer and column. gain, wins: paired (same prompt, same noise) against the base; None for it."""
+    """One model, scorer and column.
+
+    prompts, pictures: that have a score. gain, wins: paired (same prompt, same noise) against the base; None for it.
+    """
 
     model: str
     scorer: str
@@ -61,7 +64,8 @@ def _cell(
     if paired:
         ours, theirs = paired
         gain, wins = clustered_interval(ours.astype(np.float64) - theirs), win_rate(ours, theirs)
-    return Cell(model, scorer, column, len(scores), scores.size, clustered_interval(scores), gain, wins)
+    known = known_rows(scores)
+    return Cell(model, scorer, column, len(known), known.size, clustered_interval(known), gain, wins)
 
 
 def sheets(evaluation: Evaluation) -> list[Sheet]:

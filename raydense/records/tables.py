@@ -41,7 +41,9 @@ class Sheet:
 
 
 def shown(interval: Interval, sign: str = "", digits: int = 4) -> str:
-    """`0.8711 [0.8502, 0.8920]`; without bounds where there are none."""
+    """`0.8711 [0.8502, 0.8920]`; without bounds where there are none, and a dash where nothing was scored."""
+    if math.isnan(interval.mean):
+        return "–"
     number = f"{sign}.{digits}f"
     if math.isnan(interval.low):
         return f"{interval.mean:{number}}"

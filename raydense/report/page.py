@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -146,7 +147,7 @@ def _glance(run: RunData) -> dict[str, str]:
 
 def number(value: float | None, sign: str = "") -> str:
     """Four digits, for people: 0.7725, 12.31, 1,234."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "–"
     digits = 0 if abs(value) >= 1000 else 4 if abs(value) < 10 else 2
     if 0 < abs(value) < 1e-3:

@@ -55,6 +55,11 @@ class RunData:
         return (self.config.reward.scorer.name, *(key.removeprefix(prefix) for key in monitors))
 
     @property
+    def failed_monitors(self) -> dict[str, str]:
+        """Why a monitor first failed, by its name."""
+        return {row["judge"]: row["failure"] for row in reversed(self.events("monitor"))}
+
+    @property
     def steps_taken(self) -> int:
         return int(self.status["progress"]["steps"])
 

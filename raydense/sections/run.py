@@ -24,6 +24,8 @@ from raydense.sections.base import (
     Unsigned,
 )
 
+MARGINAL_TUPLE = 12  # trajectories, of which 2^12 sets are summed over: 0.2 s a gradient step on one core
+
 
 class PolicyConfig(Section):
     """The diffusion pipeline and its LoRA."""
@@ -180,6 +182,8 @@ class TrainConfig(Section):
     """Tuples drawn from each group of a batch."""
     tuple_choice: Literal["random", "best_worst"] = "random"
     """best_worst: evenly spaced by rank, the best and the worst included."""
+    ties: Literal["marginal", "random"] = "marginal"
+    """Equal rewards: marginal: no preference between them; random: put in an order at random, as in the paper."""
     c: PositiveFloat = 10.0
     """C: the loss's scale of a log-ratio."""
     clip: PositiveFloat = 1e-4
@@ -204,6 +208,15 @@ class TrainConfig(Section):
     @property
     def batch_tuples(self) -> int:
         return self.batch_groups * self.tuples
+
+    @model_validator(mode="after")
+    def _orders_can_be_summed(self) -> TrainConfig:
+        if self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
+            raise ValueError(
+                f"tuple_size={self.tuple_size} has too many orders to sum over for ties=marginal; lower it to "
+                f"{MARGINAL_TUPLE} or set ties=random"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_reference(self) -> TrainConfig:

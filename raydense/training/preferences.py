@@ -6,9 +6,9 @@ The file is Parquet, of one of two kinds, told apart by its columns; further col
     pairwise   stage, group, winner, loser[, tie]  a row a judgement; as many of one pair as there were judges
 
 `group` is its index within the stage, and trajectories count from 0 in the order in which a group is stored. Groups
-without a row are not learned from. A tie is no order: tied ranks are put in an order drawn anew for each step from the
-run's generator (METHOD §4), which pulls their logits together and never apart, and a pair that is tied is left out. A
-pair is a group of two; judges who disagree are both learned from, so that the loss is Bradley and Terry's of the votes.
+without a row are not learned from. A tie is no order: tied ranks are what equal rewards are (`train.ties`, METHOD §4),
+and a pair that is tied is left out. A pair is a group of two; judges who disagree are both learned from, so that the
+loss is Bradley and Terry's of the votes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def read_preferences(path: Path, config: Config) -> Preferences:
         _check_row(f"--preferences={path}: row {number}", row, config)
     found = _read_ranked(rows, path, config) if ranked else _read_pairs(rows, path, config)
     for stage in range(config.stage.count):
-        if not any(key[0] == stage for key in found.orders):
+        given = (order for key, orders in found.orders.items() if key[0] == stage for order in orders)
+        if all(len(set(order.goodness)) == 1 for order in given):
             raise ConfigError(f"--preferences={path} orders no group of stage {stage}; add some or lower stage.count")
     return replace(found, origin={"kind": KIND, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
 

@@ -155,6 +155,25 @@ def test_training_raises_the_odds_of_the_better_trajectory(begin: Callable[..., 
     assert np.mean([row.values["loss"] for row in rows[-3:]]) < rows[0].values["loss"] - 0.02
 
 
+@pytest.mark.parametrize("tuple_size", [2, 3])
+def test_equal_rewards_move_nothing_unless_ties_are_broken_at_random(
+    make_policy: Callable[..., Policy], make_learner: Callable[..., Learner], groups: Groups, tuple_size: int
+) -> None:
+    equal = [replace(group, rewards=np.zeros_like(group.rewards)) for group in groups]
+    norms, moved = {}, {}
+    for ties in ("marginal", "random"):
+        learner = make_learner(make_policy(), ties=ties, tuple_size=tuple_size)
+        learner.begin_stage(0, equal)
+        before = learner.weights().checksum
+        rows = learner.train(3)
+        assert [row.values["reward/ties"] for row in rows] == [1.0] * 3
+        norms[ties] = [row.values["grad_norm"] for row in rows]
+        moved[ties] = learner.weights().checksum != before
+    assert norms["marginal"] == [0.0] * 3
+    assert min(norms["random"]) > 0.01
+    assert moved == {"marginal": False, "random": True}
+
+
 def test_each_group_of_a_batch_is_fetched_once(
     make_policy: Callable[..., Policy], make_learner: Callable[..., Learner], groups: Groups
 ) -> None:

@@ -96,6 +96,11 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("train.batch_groups=9", "train.batch_groups=9 exceeds the 5 groups of a stage; lower it or raise"),
         ("train.tuple_size=4", "train.tuple_size=4 exceeds sampler.keep=3"),
         ("train.tuple_size=1", "train.tuple_size=1: input should be greater than or equal to 2"),
+        (
+            "train.tuple_size=13",
+            "tuple_size=13 has too many orders to sum over for ties=marginal; lower it to 12 or set",
+        ),
+        ("train.ties=none", "train.ties='none': input should be 'marginal' or 'random'"),
         ("train.tuple_choice=best", "train.tuple_choice='best': input should be 'random' or 'best_worst'"),
         ("train.reg_to_pi_init=false", "the loss needs a reference policy"),
         ("sampler.keep=5", "keep=5 exceeds trajectories=4; lower keep"),

@@ -42,6 +42,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "train.tuple_size": 2,
         "train.tuples": 1,
         "train.tuple_choice": "random",
+        "train.ties": "random",
         "train.c": 10.0,
         "train.clip": 1e-4,
         "train.lr": 3e-5,

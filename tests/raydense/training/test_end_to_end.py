@@ -29,10 +29,21 @@ RUNS = {
     "ray, 3 samplers": ["--set", "samplers={count: 3, num_cpus: 0.3}"],
 }
 LORA = "lora/pytorch_lora_weights.safetensors"
+USERS_MODULE = """
+def bright(images, prompts):
+    images //= 2
+    return images.mean(axis=(1, 2, 3))
+
+def leaver(images, prompts):
+    raise SystemExit(3)
+"""
+MONITORS = [{"kind": "callable", "name": name, "target": f"my_scores:{name}"} for name in ("bright", "leaver")]
 pytestmark = pytest.mark.ray
 
 
 def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`raydense train` as it is installed, with the user's module in the current directory."""
+    (out.parent / "my_scores.py").write_text(USERS_MODULE)
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}  # a cluster of its own
     command = [Path(sys.executable).with_name("raydense"), "train", config, "--out", out, *arguments]
     return subprocess.Popen(
@@ -50,7 +61,8 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
 def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "small.yaml"
     evaluate = {**small_values["evaluate"], "every_steps": 2}
-    file.write_text(yaml.safe_dump({**small_values, "evaluate": evaluate}))
+    reward = {**small_values["reward"], "monitors": MONITORS}
+    file.write_text(yaml.safe_dump({**small_values, "evaluate": evaluate, "reward": reward}))
     return file
 
 
@@ -66,6 +78,7 @@ def runs(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             assert process.returncode == 0, f"{name}:\n{stdout}\n{stderr}"
             assert "small, seed 3: mean score, before and after" in stdout
             assert LORA in stdout
+            assert stdout.count("the monitor leaver failed, and the run goes on without these scores: scorer leav") == 1
         yield outs
     finally:
         for process in processes.values():
@@ -113,6 +126,9 @@ def test_the_metrics_account_for_every_stage_and_step(runs: dict[str, Path]) -> 
     assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
     assert steps[0]["log_ratio/abs_max"] == 0.0
     assert all(row["grad_norm"] >= 0 for row in steps)
+    assert all(row["reward/ties"] == 0 for row in steps)
+    assert all(0 < row["reward/monitor/bright"] < 128 for row in stages)
+    assert not any("reward/monitor/leaver" in row for row in stages)
 
 
 @pytest.mark.parametrize("name", RUNS)
