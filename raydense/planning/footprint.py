@@ -6,10 +6,12 @@ The networks are built and run on PyTorch's meta device, where a tensor has a sh
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import wraps
+from types import MappingProxyType
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,23 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from raydense.diffusion.lean import keep_less
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _once(compute: Callable[P, R]) -> Callable[P, R]:
+    """Keeps results by what the arguments say: a run's checks and plans ask for the same networks, seconds each."""
+    known: dict[str, R] = {}
+
+    @wraps(compute)
+    def look_up(*args: P.args, **kwargs: P.kwargs) -> R:
+        key = repr((args, sorted(kwargs.items())))  # of plain values alone
+        if key not in known:
+            known[key] = compute(*args, **kwargs)
+        return known[key]
+
+    return look_up
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -35,6 +54,7 @@ class Footprint:
     peak_bytes: int
 
 
+@_once
 def unet_footprint(
     unet_config: Mapping[str, Any],
     lora: LoraConfig,
@@ -61,25 +81,24 @@ def unet_footprint(
     return Footprint(parameters, trained, meter.flops, meter.peak_bytes)
 
 
-def module_names(unet_config: Mapping[str, Any]) -> list[str]:
+@_once
+def module_names(unet_config: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of all modules of the U-Net."""
-    return [
-        name
-        for name, _ in _on_meta(
-            lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32
-        ).named_modules()
-    ]
+    unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32)
+    return tuple(name for name, _ in unet.named_modules())
 
 
-def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+@_once
+def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the policy's LoRA tensors, by name."""
     unet = _on_meta(lambda: UNet2DConditionModel.from_config(dict(unet_config)), torch.float32)
     unet.requires_grad_(False)
     with torch.device("meta"):
         unet.add_adapter(lora)
-    return {name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
+    return MappingProxyType({name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad})
 
 
+@_once
 def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: int, dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
     vae = _on_meta(lambda: AutoencoderKL.from_config(dict(vae_config)), dtype)
@@ -88,6 +107,7 @@ def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: int, dtype:
     return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
 
 
+@_once
 def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:
     """How many values the text encoder has."""
     return _count(_on_meta(lambda: CLIPTextModel(CLIPTextConfig(**text_config)), torch.float32))
