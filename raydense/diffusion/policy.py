@@ -60,6 +60,7 @@ class Policy:
         compiled: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
+        self._dtype: torch.dtype = unet.dtype  # diffusers goes through all modules for it, at every call
         self.device = unet.device
         self.schedule = schedule.to(self.device)
         self.guidance_scale = guidance_scale
@@ -154,9 +155,9 @@ class Policy:
     def predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The guided network output: float32 [N, C, H, W]."""
         x, timesteps, embeds = (
-            x_t.to(self.unet.dtype),
+            x_t.to(self._dtype),
             self.schedule.timesteps[t],
-            prompt_embeds.to(self.unet.dtype),
+            prompt_embeds.to(self._dtype),
         )
         if self._null_embeds is None:
             return self._run_unet(x, timesteps, embeds)
@@ -167,7 +168,7 @@ class Policy:
 
     def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
         """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
-        dtype = self.unet.dtype
+        dtype = self._dtype
         for tensor in (x, timesteps, embeds) if self._compiled else ():
             torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiled once for all batch sizes
         with torch.autocast(self.device.type, dtype) if dtype.itemsize < 4 else nullcontext():
