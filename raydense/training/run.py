@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError, resumed_config
+from raydense.core.files import write_text
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
 from raydense.core.metrics import MetricSink
 from raydense.diffusion.base_model import BaseModel
@@ -71,14 +72,14 @@ def resume(
     run_dir = RunDirectory(root, mirror)
     if mirror:
         mirror.pull()
-    before = run_dir.read_config("--resume")
-    config = resumed_config(before, overrides)
+    config = resumed_config(run_dir.read_config("--resume"), overrides)
+    before = run_dir.config_file.read_text("utf-8")
     pinned = continue_inputs(config, run_dir, accept_changes=accept_changes)
     inputs = check_inputs(pinned.config)
     try:
         return _Run(config, pinned, inputs, run_dir, local, display).execute()
     except ConfigError:  # such as of a buffer that the first unit showed to be too small
-        run_dir.write_config(before)
+        write_text(run_dir.config_file, before)
         raise
 
 

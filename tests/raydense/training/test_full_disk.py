@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from raydense.core.files import write_text
 from raydense.records.checkpoint_files import load_checkpoint
 
 
@@ -44,3 +46,15 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(
     written = sorted(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))
     assert load_checkpoint(written[-1]).learner["step"] > 0
     assert os.statvfs(small_disk).f_bavail < 50
+
+
+@pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount command")
+def test_a_file_that_finds_the_disk_full_keeps_its_old_content(small_disk: Path) -> None:
+    write_text(small_disk / "config.yaml", "old")
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    with pytest.raises(OSError, match="No space left on device"):
+        write_text(small_disk / "config.yaml", "n" * 10_000)
+    assert (small_disk / "config.yaml").read_text() == "old"
+    assert sorted(path.name for path in small_disk.iterdir()) == ["config.yaml", "filler"]
