@@ -3,7 +3,7 @@
 A sampler denoises one unit while a function judges another, in one process, so that a function which changes torch's
 default dtype, say, may change pictures that have nothing to do with it. To put the state back when it returns comes too
 late for these; so a change is put back *and* raised, and what was made meanwhile is thrown away. What a function
-changes and puts back itself is not seen; on the CPU no picture depends on it (`tests/actors/test_judges.py`).
+changes and puts back itself is not seen; on the CPU no picture depends on it (`tests/actors/test_sampler.py`).
 """
 
 from __future__ import annotations
