@@ -5,6 +5,7 @@ Shapes: B tuples, n trajectories a tuple, S step draws. All float32 unless said.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations
 
 import torch
@@ -73,14 +74,25 @@ def marginal_plackett_luce_loss(logits: Tensor, rewards: Tensor) -> Tensor:
     left = logits[:, None].masked_fill(inside, IMPOSSIBLE).logsumexp(-1)
     log_next = (logits[:, None] - left[..., None]).masked_fill(inside | too_early, IMPOSSIBLE)  # [B, 2^n, n]
     log_placed = logits.new_zeros(len(logits), 2**n)
-    for size in range(1, n):
-        last = torch.tensor(list(combinations(range(n), size)), device=device)  # [sets of this size, size]
-        after = bits[last].sum(-1)
-        before = after[:, None] - bits[last]
+    for after, before, last in _sets_by_size(n, device):
         ways = log_placed[:, before] + log_next[:, before, last]
         log_placed = log_placed.index_copy(1, after, ways.logsumexp(-1))
     not_worst = ((rewards > rewards.amin(-1, keepdim=True)) * bits).sum(-1)
     return -log_placed.gather(-1, not_worst[:, None])[:, 0]
+
+
+@lru_cache
+def _sets_by_size(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each size below n: all sets of it, what they were before their last member came, and who that was.
+
+    Shapes [sets], [sets, size], [sets, size]. Kept, since a copy to a GPU waits for all that it has to do.
+    """
+    tables = []
+    for size in range(1, n):
+        last = torch.tensor(list(combinations(range(n), size)))
+        after = (1 << last).sum(-1)
+        tables.append((after.to(device), (after[:, None] - (1 << last)).to(device), last.to(device)))
+    return tables
 
 
 def have_ties(rewards: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class UnitReport:
     groups: tuple[GroupMeta, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
     sampler: str = "local"
-    failures: Mapping[str, str] = field(default_factory=dict)  # of monitors, by name; not kept in segments
+    failures: Mapping[str, str] = field(default_factory=dict)  # of monitors, by name
 
 
 @dataclass(frozen=True, order=True)

@@ -90,4 +90,5 @@ def _parse_report(values: dict[str, Any]) -> UnitReport:
     for fields in values["groups"]:
         monitors = {name: freeze(scores) for name, scores in fields["monitors"].items()}
         metas.append(build(GroupMeta, {**fields, "monitors": monitors}))
-    return UnitReport(build(WorkUnit, values["unit"]), tuple(metas), values["seconds"], values["sampler"])
+    unit, failures = build(WorkUnit, values["unit"]), values.get("failures", {})
+    return UnitReport(unit, tuple(metas), values["seconds"], values["sampler"], failures)

@@ -3,7 +3,7 @@
 A sampler denoises one unit while a function judges another, in one process, so that a function which changes torch's
 default dtype, say, may change pictures that have nothing to do with it. To put the state back when it returns comes too
 late for these; so a change is put back *and* raised, and what was made meanwhile is thrown away. What a function
-changes and puts back itself is not seen; on the CPU no picture depends on it (`tests/actors/test_judges.py`).
+changes and puts back itself is not seen; on torch's default dtype no picture depends (`tests/actors/test_sampler.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.backends import cudnn
+from torch.backends import cuda, cudnn
 
 from raydense.core.interfaces import SharedStateChanged
 
@@ -41,6 +41,16 @@ def _set_default_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)  # a CPU that is set slows every call
 
 
+def _autocast() -> tuple[tuple[str, bool, torch.dtype], ...]:
+    return tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda"))
+
+
+def _set_autocast(before: tuple[tuple[str, bool, torch.dtype], ...]) -> None:
+    for device, enabled, dtype in before:
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
 def _set_handler(number: signal.Signals, handler: Any) -> None:
     signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
@@ -50,12 +60,17 @@ SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, _set_default_device),
     "torch's grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's autocast": (_autocast, _set_autocast),
     "torch's threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's float32 matmul precision": (_matmul_precision, torch.set_float32_matmul_precision),
     "torch's deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     **{
         f"torch.backends.cudnn.{name}": (partial(getattr, cudnn, name), partial(setattr, cudnn, name))
         for name in ("benchmark", "deterministic", "allow_tf32")
+    },
+    **{
+        f"torch's {name} attention": (getattr(cuda, f"{name}_sdp_enabled"), getattr(cuda, f"enable_{name}_sdp"))
+        for name in ("flash", "mem_efficient", "math", "cudnn")
     },
     "numpy's error handling": (np.geterr, lambda before: np.seterr(**before)),
     "the working directory": (_working_directory, os.chdir),

@@ -20,6 +20,11 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "torch's default dtype from torch.float32 to torch.float64": partial(torch.set_default_dtype, torch.float64),
     "torch's default device from cpu to meta": partial(torch.set_default_device, "meta"),
     "torch's grad mode from True to False": partial(torch.set_grad_enabled, False),
+    "torch's autocast": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
+    "torch's flash attention from True to False": partial(torch.backends.cuda.enable_flash_sdp, False),
+    "torch's mem_efficient attention from True": partial(torch.backends.cuda.enable_mem_efficient_sdp, False),
+    "torch's math attention from True": partial(torch.backends.cuda.enable_math_sdp, False),
+    "torch's cudnn attention from True": partial(torch.backends.cuda.enable_cudnn_sdp, False),
     "torch's threads from 1 to 3": partial(torch.set_num_threads, 3),
     "torch's float32 matmul precision from highest to high": partial(torch.set_float32_matmul_precision, "high"),
     "torch's float32 matmul precision from highest to mixed": partial(
