@@ -19,11 +19,13 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
-from raydense.core.actor_options import actor_options
+from raydense.config import ConfigError
 from raydense.core.interfaces import InertWeights, Sampler
 from raydense.core.messages import one_line
+from raydense.core.ray_actors import DEATHS, actor_options
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
 from raydense.core.versions import LiveVersions
+from raydense.diffusion.base_model import BaseModel
 
 MAX_BUILD_FAILURES = 3  # of one sampler in a row, before its place is given up
 
@@ -47,6 +49,7 @@ class RayFleet:
         patience_s: without any live sampler, before the fleet gives up.
         run_seed: for messages.
         labels: that a node must have, as Ray's label selectors. run: the actors are named after it.
+        base: the base model that all must have loaded; None: no matter which.
     """
 
     def __init__(
@@ -63,7 +66,9 @@ class RayFleet:
         run_seed: int,
         labels: Mapping[str, str] = {},  # never changed
         run: str = "run",
+        base: BaseModel | None = None,
     ) -> None:
+        self._base = base or BaseModel()
         self._factory, self._labels, self._run = factory, labels, run
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
         self._minimum, self._patience_s = minimum, patience_s
@@ -181,7 +186,7 @@ class RayFleet:
             if isinstance(error.cause, InertWeights):
                 raise error.cause from error
             self._dispatcher.fail(call.member, call.job, error.cause or error, time.monotonic())
-        except RayActorError as error:
+        except DEATHS as error:
             self._lose(call.member, "deaths", one_line(error))
         else:
             self._dispatcher.finish(call.member, call.job, time.monotonic())
@@ -212,13 +217,13 @@ class RayFleet:
             **self._resources,
             **actor_options(self._run, name, self._labels),
         )
-        return options.remote(self._factory, name, self._run)
+        return options.remote(self._factory, name, self._run, self._base.look())
 
     def _settle_start(self, ref: Any) -> None:
         member = self._starting.pop(ref)
         try:
-            ray.get(ref)
-        except RayActorError as error:
+            self._base.admit(member.name, *ray.get(ref))
+        except (RayActorError, ConfigError) as error:
             self._replace(member, error)
             return
         member.alive = True
@@ -226,8 +231,11 @@ class RayFleet:
         if self.live >= self._minimum:
             self._enough.set()
 
-    def _replace(self, member: Member, error: RayActorError) -> None:
-        """A sampler that cannot be built: the run's own fault while none could be, else a new actor's chance."""
+    def _replace(self, member: Member, error: Exception) -> None:
+        """A sampler that cannot be built, or has another base model: the run's own fault while too few could be, else
+        a new actor's chance.
+        """
+        ray.kill(self._actors[member.name])
         failures = self._build_failures[member.name] = self._build_failures.get(member.name, 0) + 1
         if not self._enough.is_set():
             raise error

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.judges import Judges
 from raydense.core.image_statistics import image_statistics
-from raydense.core.interfaces import InertWeights, ScoreError, Scorer
-from raydense.core.messages import one_line
+from raydense.core.interfaces import InertWeights, Scorer
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -26,14 +26,12 @@ from raydense.core.types import (
     PolicyWeights,
     Rendered,
     RenderUnit,
-    Scales,
     TrajectoryGroup,
     UnitReport,
     WorkUnit,
 )
 from raydense.diffusion.ddim import gaussian_log_prob
 from raydense.diffusion.policy import Policy
-from raydense.rewards.mixture import MixtureScorer
 
 
 @torch.no_grad()
@@ -62,7 +60,7 @@ class DiffusionSampler:
 
     Args:
         policy: with its decoder.
-        scorer: the training reward; a mixture's components are scored once and logged beside it.
+        scorer: the training reward.
         monitors: further judges, logged only.
         run_seed: of the run; with the unit's indices it decides every draw.
         trajectories, keep: R and K.
@@ -88,9 +86,7 @@ class DiffusionSampler:
         threads: int,
         name: str = "local",
     ) -> None:
-        self._policy, self._scorer = policy, scorer
-        self._mixture = scorer if isinstance(scorer, MixtureScorer) else None
-        self._judges = (*(self._mixture.components if self._mixture else (scorer,)), *monitors)
+        self._policy, self._reward, self._judges = policy, scorer.name, Judges(scorer, monitors)
         self._run_seed, self._trajectories, self._keep = run_seed, trajectories, keep
         self._shared_noise, self._latent_shape = shared_noise, latent_shape
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
@@ -105,6 +101,7 @@ class DiffusionSampler:
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
         """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
         with self._alone(self._denoising):
+            damage = self._judges.damage
             self._bind(weights, unit.weights_version)
             started = time.perf_counter()
             noise = torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices])
@@ -115,24 +112,27 @@ class DiffusionSampler:
         with self._alone(self._judging), torch.cuda.stream(self._beside):
             began = time.perf_counter()
             prompts = [prompt for prompt in unit.prompts for _ in range(self._trajectories)]
-            scores = self._judge(images, prompts, unit.scales)
+            verdict = self._judges.judge(images, prompts, damage, unit.scales)
             scored = time.perf_counter()
             pieces = [
-                self._make_group(unit, i, embeds[i], latents, log_probs, images, scores, weights)
+                self._make_group(unit, i, embeds[i], latents, log_probs, images, verdict.scores, weights)
                 for i in range(len(unit.prompts))
             ]
         seconds = {"denoise": denoised - started, "score": scored - began}
-        return UnitReport(unit, tuple(m for m, _ in pieces), seconds, self._name), [g for _, g in pieces]
+        metas = tuple(meta for meta, _ in pieces)
+        return UnitReport(unit, metas, seconds, self._name, verdict.failures), [group for _, group in pieces]
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         """Draws one picture a (prompt, seed); the same seed gives the same noise whatever the weights."""
         with self._alone(self._denoising):
+            damage = self._judges.damage
             self._bind(weights, unit.weights_version)
             noise = torch.stack([self._noise(generator(self._run_seed, "render", seed)) for seed in unit.seeds])
             embeds = torch.stack([self._embed(prompt) for prompt in unit.prompts])
             _, _, images = self._draw(noise, embeds)
         with self._alone(self._judging), torch.cuda.stream(self._beside):
-            return Rendered(images, self._judge(images, unit.prompts))
+            verdict = self._judges.judge(images, unit.prompts, damage)
+        return Rendered(images, verdict.scores, verdict.failures)
 
     @contextmanager
     def _alone(self, part: threading.Lock) -> Iterator[None]:
@@ -149,8 +149,9 @@ class DiffusionSampler:
         if weights.version != version:
             raise ValueError(f"the unit names weights version {version}, but version {weights.version} came with it")
         if self._bound != weights.checksum:
+            self._bound = ""  # what is live has no name until this has gone well
             self._policy.bind(weights)
-            if weights.version > 0 and not self._proved:
+            if weights.version > 0 and not self._proved and _add_something(weights):
                 self._prove_effect()
             self._bound = weights.checksum
 
@@ -175,7 +176,8 @@ class DiffusionSampler:
         return self._embeds[prompt]
 
     def _noise(self, draws: torch.Generator) -> Tensor:
-        return torch.randn((self._policy.schedule.num_steps + 1, *self._latent_shape), generator=draws)
+        shape = (self._policy.schedule.num_steps + 1, *self._latent_shape)
+        return torch.randn(shape, generator=draws, dtype=torch.float32)
 
     def _group_noise(self, stage: int, group: int) -> Tensor:
         """Noise of one group, float32 [R, T+1, C, H, W]; drawn on the CPU whatever the device."""
@@ -185,12 +187,6 @@ class DiffusionSampler:
         if self._shared_noise:
             noise[:, 0] = noise[0, 0].clone()
         return noise
-
-    def _judge(self, images: np.ndarray, prompts: Sequence[str], scales: Scales = ()) -> dict[str, FloatArray]:
-        scores = {judge.name: _score(judge, images, prompts) for judge in self._judges}
-        if self._mixture is not None:
-            scores = {self._mixture.name: self._mixture.combine(scores, scales), **scores}
-        return scores
 
     def _make_group(
         self,
@@ -204,7 +200,7 @@ class DiffusionSampler:
         weights: PolicyWeights,
     ) -> tuple[GroupMeta, TrajectoryGroup]:
         rows = slice(i * self._trajectories, (i + 1) * self._trajectories)
-        rewards = scores[self._scorer.name][rows]
+        rewards = scores[self._reward][rows]
         ascending = np.argsort(rewards, kind="stable")
         kept = torch.from_numpy(ascending[rank_positions(self._trajectories, self._keep)])
         group = TrajectoryGroup(
@@ -223,7 +219,7 @@ class DiffusionSampler:
             index=group.index,
             prompt=group.prompt,
             rewards=tuple(map(float, rewards)),
-            monitors={n: tuple(map(float, values[rows])) for n, values in scores.items() if n != self._scorer.name},
+            monitors={n: tuple(map(float, values[rows])) for n, values in scores.items() if n != self._reward},
             nbytes=group.nbytes,
             weights_version=group.weights_version,
             weights_checksum=group.weights_checksum,
@@ -232,17 +228,6 @@ class DiffusionSampler:
         return meta, group
 
 
-def _score(judge: Scorer, images: np.ndarray, prompts: Sequence[str]) -> FloatArray:
-    """One finite score an image. Raises: ScoreError: a failing or non-finite score is never a number."""
-    try:
-        values = judge.score(images, prompts)
-    except Exception as error:  # whatever a model or a user's function raises
-        several = "" if len(set(prompts)) == 1 else f" or one of the {len(set(prompts)) - 1} prompts beside it"
-        reason = one_line(error)
-        raise ScoreError(
-            f"scorer {judge.name} failed on the prompt {prompts[0]!r}{several}: {type(error).__name__}: {reason}"
-        ) from error
-    if not (finite := np.isfinite(values)).all():
-        bad = int(np.flatnonzero(~finite)[0])
-        raise ScoreError(f"scorer {judge.name} gave {values[bad]} for the prompt {prompts[bad]!r}")
-    return values
+def _add_something(weights: PolicyWeights) -> bool:
+    """Whether a B is other than 0, as it is not before the first gradient, and with ties alone there is none."""
+    return any(array.any() for name, array in weights.tensors.items() if ".lora_B." in name)

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from learner.batching import BatchDraws, TupleChoice, draw_batch, step_generator
+from learner.batching import BatchDraws, Ties, TupleChoice, draw_batch, step_generator
 from learner.objective import TransitionBatch, gather_transitions
 from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
@@ -37,7 +37,7 @@ class BatchSource(Generic[Handle]):
         fetch: handles → their groups, in order.
         batch_groups: groups a step.
         step_weights: float64 [T'], step probabilities.
-        tuple_size, tuples, tuple_choice, step_draws: as in `draw_batch`.
+        tuple_size, tuples, tuple_choice, ties, step_draws: as in `draw_batch`.
         micro_batch: tuples of a part; None: all of the share.
         share: (i, n): the i-th of n workers, which has the i-th of n slices of every batch.
         device: of the parts.
@@ -54,13 +54,15 @@ class BatchSource(Generic[Handle]):
         tuple_size: int,
         tuples: int,
         tuple_choice: TupleChoice,
+        ties: Ties,
         step_draws: int,
         micro_batch: int | None,
         share: tuple[int, int],
         device: torch.device,
     ) -> None:
         self._replay, self._fetch, self._run_seed = replay, fetch, run_seed
-        self._batch_groups, self._step_weights, self._tuple_choice = batch_groups, step_weights, tuple_choice
+        self._batch_groups, self._step_weights = batch_groups, step_weights
+        self._tuple_choice, self._ties = tuple_choice, ties
         self._sizes = {"tuple_size": tuple_size, "tuples": tuples, "step_draws": step_draws}
         self._micro_batch, self._share, self._device = micro_batch, share, device
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -94,7 +96,13 @@ class BatchSource(Generic[Handle]):
         self._seen.update(distinct)
         rewards = torch.stack([torch.tensor(groups[i].rewards) for i in drawn.tolist()])
         plan = draw_batch(
-            drawn, rewards, self._step_weights, tuple_choice=self._tuple_choice, draws=draws, **self._sizes
+            drawn,
+            rewards,
+            self._step_weights,
+            tuple_choice=self._tuple_choice,
+            ties=self._ties,
+            draws=draws,
+            **self._sizes,
         )
         fingerprints = {i: zlib.crc32(groups[i].log_probs.tobytes()) for i in distinct}
         return DrawnBatch(plan, self._gather(plan, groups), fingerprints, pulled)

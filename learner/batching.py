@@ -12,6 +12,7 @@ from raydense.core.ranking import rank_positions, reward_order
 from raydense.core.seeding import generator
 
 TupleChoice = Literal["random", "best_worst"]
+Ties = Literal["marginal", "random"]  # no preference between equal rewards; or one drawn at random, as in the paper
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,13 @@ def draw_batch(
     tuple_size: int,
     tuples: int,
     tuple_choice: TupleChoice,
+    ties: Ties,
     step_draws: int,
     draws: torch.Generator,
 ) -> BatchDraws:
     """Draws tuples and steps, for each group independently (METHOD §4).
+
+    What is drawn of a group without equal rewards is the same whatever `ties` is.
 
     Args:
         drawn_groups: int64 [G], from the replay buffer.
@@ -58,12 +62,25 @@ def draw_batch(
     batch, kept = rewards.shape
     shuffle = torch.rand((batch, kept), generator=draws)
     if tuple_choice == "random":
-        trajectories = shuffle.argsort(dim=-1)[:, :tuple_size]
+        order = shuffle.argsort(dim=-1)
+        trajectories = first_unequal(order, rewards, tuple_size) if ties == "marginal" else order[:, :tuple_size]
     else:  # evenly spaced by rank, the best and the worst included
         ascending = reward_order(rewards, shuffle).flip(-1)
         trajectories = ascending[:, rank_positions(kept, tuple_size)]
     steps = torch.multinomial(weights, batch * step_draws, replacement=True, generator=draws).view(batch, step_draws)
     return BatchDraws(groups, trajectories, steps, torch.rand((batch, tuple_size), generator=draws))
+
+
+def first_unequal(order: Tensor, rewards: Tensor, size: int) -> Tensor:
+    """The first `size` of each order; if their rewards are all equal, the last makes way for the first other one.
+
+    Args: order: int64 [B, K], of a group's trajectories. rewards: [B, K].
+    Returns: int64 [B, size]; equal rewards alone only where a group has no others.
+    """
+    ordered = rewards.gather(-1, order)
+    other = (ordered != ordered[:, :1]).int().argmax(dim=-1)  # the first of them; 0 where there is none
+    last = torch.where(other < size, size - 1, other)
+    return torch.cat([order[:, : size - 1], order.gather(-1, last[:, None])], dim=-1)
 
 
 def step_generator(run_seed: int, step: int) -> torch.Generator:

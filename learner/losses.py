@@ -5,10 +5,14 @@ Shapes: B tuples, n trajectories a tuple, S step draws. All float32 unless said.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from torch import Tensor
 
 from raydense.core.ranking import reward_order
+
+IMPOSSIBLE = -1e30  # a log-probability; finite, so that its gradient is 0 and no NaN
 
 
 def step_weights(num_steps: int, gamma: float, exclude_last: int = 0) -> Tensor:
@@ -38,13 +42,51 @@ def plackett_luce_loss(logits: Tensor, rewards: Tensor, tie_noise: Tensor) -> Te
     Returns: [B], one loss a tuple; the caller averages over the batch.
     Raises: ValueError if shapes differ or n < 2.
     """
-    if logits.shape != rewards.shape or logits.shape != tie_noise.shape:
-        raise ValueError(f"shapes differ: logits {logits.shape}, rewards {rewards.shape}, tie_noise {tie_noise.shape}")
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise ValueError(f"logits must be [B, n] with n >= 2, got {tuple(logits.shape)}")
+    _check_shapes(logits=logits, rewards=rewards, tie_noise=tie_noise)
     ordered = logits.gather(-1, reward_order(rewards, tie_noise))
     remaining = ordered.flip(-1).logcumsumexp(-1).flip(-1)  # logsumexp over what is not yet placed
     return (remaining - ordered).sum(dim=-1)
+
+
+def marginal_plackett_luce_loss(logits: Tensor, rewards: Tensor) -> Tensor:
+    """Negative log-likelihood of a reward order with ties: summed over the orders that it leaves open (METHOD §4).
+
+    A tuple is placed from the best on. What is placed is a set of trajectories, written as the bits of a number; each
+    set's probability comes from those with one trajectory less, so that n! orders cost 2^n sets. What is worst is never
+    placed: its order is certain if it is one trajectory, and unknown if several tie. So all-equal rewards cost 0, and
+    their gradient is 0 exactly.
+
+    Args:
+        logits: [B, n], as in `plackett_luce_loss`, which this is, to rounding, where no reward is equal to another.
+        rewards: [B, n]; only their order matters.
+
+    Returns: [B], one loss a tuple; the caller averages over the batch.
+    Raises: ValueError if shapes differ or n < 2.
+    """
+    _check_shapes(logits=logits, rewards=rewards)
+    n, device = logits.shape[1], logits.device
+    bits = 1 << torch.arange(n, device=device)
+    placed = torch.arange(2**n, device=device)[:, None]
+    inside = placed & bits != 0  # [2^n, n]
+    better = ((rewards[:, None, :] > rewards[:, :, None]) * bits).sum(-1)  # [B, n]: the set of those better than k
+    too_early = better[:, None] & ~placed != 0  # [B, 2^n, n]
+    left = logits[:, None].masked_fill(inside, IMPOSSIBLE).logsumexp(-1)
+    log_next = (logits[:, None] - left[..., None]).masked_fill(inside | too_early, IMPOSSIBLE)  # [B, 2^n, n]
+    log_placed = logits.new_zeros(len(logits), 2**n)
+    for size in range(1, n):
+        last = torch.tensor(list(combinations(range(n), size)), device=device)  # [sets of this size, size]
+        after = bits[last].sum(-1)
+        before = after[:, None] - bits[last]
+        ways = log_placed[:, before] + log_next[:, before, last]
+        log_placed = log_placed.index_copy(1, after, ways.logsumexp(-1))
+    not_worst = ((rewards > rewards.amin(-1, keepdim=True)) * bits).sum(-1)
+    return -log_placed.gather(-1, not_worst[:, None])[:, 0]
+
+
+def have_ties(rewards: Tensor) -> Tensor:
+    """Which tuples have two equal rewards: [B, n] → bool [B]."""
+    ascending = rewards.sort(dim=-1).values
+    return (ascending[:, 1:] == ascending[:, :-1]).any(dim=-1)
 
 
 def pair_accuracy(logits: Tensor, rewards: Tensor) -> Tensor:
@@ -53,3 +95,11 @@ def pair_accuracy(logits: Tensor, rewards: Tensor) -> Tensor:
     gap = logits[:, :, None] - logits[:, None, :]
     agree = (gap > 0).float() + 0.5 * (gap == 0).float()
     return (agree * better).sum() / better.sum() if better.any() else torch.tensor(0.5, device=logits.device)
+
+
+def _check_shapes(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes differ: {', '.join(f'{name} {shape}' for name, shape in shapes.items())}")
+    if len(shapes["logits"]) != 2 or shapes["logits"][1] < 2:
+        raise ValueError(f"logits must be [B, n] with n >= 2, got {shapes['logits']}")

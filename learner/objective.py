@@ -11,8 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from learner.batching import BatchDraws
-from learner.losses import clipped_log_ratio, pair_accuracy, plackett_luce_loss, trajectory_logits
+from learner.batching import BatchDraws, Ties
+from learner.losses import (
+    clipped_log_ratio,
+    have_ties,
+    marginal_plackett_luce_loss,
+    pair_accuracy,
+    plackett_luce_loss,
+    trajectory_logits,
+)
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 
@@ -88,7 +95,7 @@ def transition_log_probs(policy: Policy, batch: TransitionBatch, which: Tensor |
 
 
 def preference_loss(
-    policy: Policy, batch: TransitionBatch, references: Sequence[Tensor], *, c: float, clip: float
+    policy: Policy, batch: TransitionBatch, references: Sequence[Tensor], *, c: float, clip: float, ties: Ties
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The dense-reward preference loss of METHOD §4, a value a tuple.
 
@@ -96,6 +103,7 @@ def preference_loss(
         references: log π_I, log π_old or both, float32 [B, n, S] each; with both, the two clipped ratios are added.
             None of them (warm-up): the bare log π_θ, which is not clipped.
         c, clip: C and δ.
+        ties: what equal rewards are to the loss; without any, it is the same to the last bit.
     Returns: loss float32 [B], and detached scalars, each a mean over the batch.
     """
     log_probs = transition_log_probs(policy, batch)[batch.draws]
@@ -103,7 +111,9 @@ def preference_loss(
         torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
     )
     logits = trajectory_logits(ratios, c)
-    loss = plackett_luce_loss(logits, batch.rewards, batch.tie_noise)
+    loss, tied = plackett_luce_loss(logits, batch.rewards, batch.tie_noise), have_ties(batch.rewards)
+    if ties == "marginal":
+        loss = torch.where(tied, marginal_plackett_luce_loss(logits, batch.rewards), loss)
     with torch.no_grad():
         raw = torch.stack([log_probs - r for r in references]) if references else torch.zeros(1)
         metrics = {
@@ -116,5 +126,6 @@ def preference_loss(
             "log_ratio/old_abs_mean": (log_probs - batch.old_log_probs).abs().mean(),
             "logit_std": logits.std(),
             "reward/gap": (batch.rewards.amax(-1) - batch.rewards.amin(-1)).mean(),
+            "reward/ties": tied.float().mean(),  # tuples with equal rewards
         }
     return loss, metrics

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from learner.gang import LOOPBACK, Gang
-from raydense.core.actor_options import actor_options
 from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.messages import one_line
+from raydense.core.ray_actors import DEATHS, actor_options, ended_by_device_faults, hide_unreserved_gpus, node_name
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
+from raydense.diffusion.base_model import LEARNED_WITH, BaseModel, Checksums
 
 LearnerFactory = Callable[[Callable[..., Any], Gang], Learner[Any]]
 
@@ -31,14 +32,18 @@ def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
 
 @ray.remote
 class _LearnerActor:
-    """One worker of the learner."""
+    """One worker of the learner. Args: look: says which files the base model was loaded from."""
 
-    def __init__(self, factory: LearnerFactory, rank: int, size: int) -> None:
-        self._gang = Gang(rank, size)
+    def __init__(self, factory: LearnerFactory, rank: int, size: int, look: Callable[[], Checksums]) -> None:
+        hide_unreserved_gpus()
+        self._gang, self._look = Gang(rank, size), look
         self._learner = factory(fetch_groups, self._gang)
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
+
+    def base_model(self) -> tuple[str, Checksums]:
+        return node_name(), self._look()
 
     def listen(self, host: str) -> int:
         return self._gang.listen(host)
@@ -53,7 +58,8 @@ class _LearnerActor:
         self._learner.begin_stage(stage, groups)
 
     def train(self, num_steps: int) -> list[StepMetrics]:
-        return self._learner.train(num_steps)
+        with ended_by_device_faults():
+            return self._learner.train(num_steps)
 
     def state_dict(self) -> Mapping[str, Any]:
         return self._learner.state_dict()
@@ -71,6 +77,7 @@ class RayLearner:
         workers: how many. timeout_s: that one waits for the others before the learner counts as dead.
         patience_s: that a place for them is waited for.
         labels: that their nodes must have, as Ray's label selectors. run: they are named after it.
+        base: the base model that all must have loaded; None: no matter which.
     """
 
     def __init__(
@@ -85,10 +92,13 @@ class RayLearner:
         patience_s: float = 600.0,
         labels: Mapping[str, str] = {},  # never changed
         run: str = "run",
+        base: BaseModel | None = None,
     ) -> None:
+        self._base = base or BaseModel()
         self._factory, self._labels, self._run, self._size = factory, labels, run, workers
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
         self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._roles = ["learner"] if workers == 1 else [f"learner-{rank}" for rank in range(workers)]
         self._died = False
         self._actors = self._start()
 
@@ -131,16 +141,19 @@ class RayLearner:
             ray.kill(actor)
 
     def _start(self) -> list[Any]:
-        roles = ["learner"] if self._size == 1 else [f"learner-{rank}" for rank in range(self._size)]
-        options = [{**self._resources, **actor_options(self._run, role, self._labels)} for role in roles]
+        options = [{**self._resources, **actor_options(self._run, role, self._labels)} for role in self._roles]
         return [
-            _LearnerActor.options(**option).remote(self._factory, rank, self._size)  # type: ignore[attr-defined]
+            _LearnerActor.options(**option).remote(  # type: ignore[attr-defined]
+                self._factory, rank, self._size, self._base.look(LEARNED_WITH)
+            )
             for rank, option in enumerate(options)
         ]
 
     def _meet(self) -> None:
         """On loopback where all are on one node. A single worker is only waited for."""
         hosts = self._call("address", timeout=self._patience_s)
+        for role, report in zip(self._roles, self._call("base_model"), strict=True):
+            self._base.admit(role, *report)
         if self._size > 1:
             host = hosts[0] if len(set(hosts)) > 1 else LOOPBACK
             port = self._call("listen", host, workers=self._actors[:1])[0]
@@ -159,7 +172,7 @@ class RayLearner:
                 f"the learner found no place, or did not start, within {timeout:g} s (samplers.patience_s); add a node "
                 "that has what it reserves, then continue the run"
             ) from None
-        except RayActorError as error:
+        except DEATHS as error:
             self._died = True
             raise LearnerDied(one_line(error)) from error
         except RayTaskError as error:

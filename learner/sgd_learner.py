@@ -10,8 +10,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.utils._pytree import tree_map
 
 from learner.batch_source import BatchSource, DrawnBatch
+from learner.batching import Ties
 from learner.gang import Gang
 from learner.objective import preference_loss
 from learner.references import ReferenceCache
@@ -22,6 +24,11 @@ from raydense.diffusion.policy import Policy
 
 Handle = TypeVar("Handle")
 MAX_SKIPPED = 3  # gradient steps in a row without a finite loss and gradient
+
+
+def on_cpu(state: Any) -> Any:
+    """Nested dictionaries and lists with every tensor on the CPU."""
+    return tree_map(lambda value: value.cpu() if isinstance(value, Tensor) else value, state)
 
 
 class SGDLearner(Generic[Handle]):
@@ -45,6 +52,7 @@ class SGDLearner(Generic[Handle]):
         total_steps: int,
         c: float,
         clip: float,
+        ties: Ties,
         reg_to_pi_init: bool,
         reg_to_pi_old: bool,
         no_reg_warmup_ratio: float,
@@ -58,7 +66,8 @@ class SGDLearner(Generic[Handle]):
         gang: Gang | None = None,
     ) -> None:
         self._policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
-        self._c, self._clip, self._to_init, self._to_old = c, clip, reg_to_pi_init, reg_to_pi_old
+        self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
+        self._loss: Any = {"c": c, "clip": clip, "ties": ties}
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._autocast, self._threads = max_grad_norm, autocast, threads
         self._optimizer = torch.optim.AdamW(
@@ -84,12 +93,15 @@ class SGDLearner(Generic[Handle]):
             return [self._train_step() for _ in range(num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, LoRA, optimizer state, and the reference's log-probs as far as this stage knows them."""
+        """Counters, LoRA, optimizer state, and the reference's log-probs as far as this stage knows them.
+
+        All tensors are on the CPU, so that whoever reads them needs no GPU and opens no context on one.
+        """
         return {
             "step": self._step,
             "skipped": self._skipped,
             "weights": self.weights(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": on_cpu(self._optimizer.state_dict()),
             "references": self._references.state_dict(),
         }
 
@@ -136,7 +148,7 @@ class SGDLearner(Generic[Handle]):
                 if to_init:
                     initial[rows] = self._references.look_up(part)
                     references.append(initial[rows])
-                loss, metrics = preference_loss(self._policy, part, references, c=self._c, clip=self._clip)
+                loss, metrics = preference_loss(self._policy, part, references, **self._loss)
             (loss.sum() / len(plan)).backward()  # type: ignore[no-untyped-call]
             for name, value in metrics.items():
                 scalars[name] = scalars.get(name, 0.0) + value * (len(part) / len(plan))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-from rich.console import Console
 
 from raydense.config import Config, ConfigError, load_config, preset_names, validated_config
 from raydense.core.metrics import read_rows
+from raydense.core.terminal import open_console
 from raydense.diffusion.lora import FILE_NAME
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory, default_out, locate
@@ -93,7 +93,8 @@ def train(
     """Trains, as `raydense train` does; returns the finished run.
 
     Args:
-        config: a Config, its values, a preset's name or a YAML file; None: the embedded default.
+        config: a Config, its values (or `preset` and what differs from it), a preset's name or a YAML file; None: the
+            embedded default.
         out: a new directory; None: runs/NAME-TIME.
         overrides: `key=value`, as of --set.
         local: in this process, without Ray.
@@ -104,10 +105,10 @@ def train(
     from raydense.training.run import train as run_train
 
     whole = _config(config, list(overrides))
-    root, mirror = locate(os.fspath(out)) if out is not None else (default_out(whole), None)
-    if mirror is not None:
+    if out is not None and "://" in os.fspath(out):
         raise ConfigError(f"out={out} is a URI; give a directory, or use the command line")
-    run_train(whole, root, local=local, display=ProgressDisplay(Console(soft_wrap=True, quiet=not show)))
+    root = locate(os.fspath(out))[0] if out is not None else default_out(whole)
+    run_train(whole, root, local=local, display=ProgressDisplay(open_console(quiet=not show)))
     return Run.open(root)
 
 

@@ -35,10 +35,10 @@ transformers_logging.disable_progress_bar()  # its bars would break the run's on
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU that this process sees, else the CPU."""
+    """`auto`: the GPU that this process sees, else the CPU. A GPU has its number: one device, one name."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
 
 
 def lora_config(config: Config) -> LoraConfig:
@@ -99,7 +99,14 @@ def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Polic
     """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
     assert config.policy.init_lora is not None
     lora = lora_config(config)
-    return load_lora(config.policy.init_lora, shapes, rank=lora.r, alpha=lora.lora_alpha)
+    return load_lora(
+        config.policy.init_lora,
+        shapes,
+        rank=lora.r,
+        alpha=lora.lora_alpha,
+        seed=config.seed,
+        text_encoder=config.policy.text_encoder_lora,
+    )
 
 
 def build_scorer(config: ScorerConfig) -> Scorer:
@@ -216,6 +223,7 @@ def make_learner(
         total_steps=config.stage.count * config.stage.steps,
         c=train.c,
         clip=train.clip,
+        ties=train.ties,
         reg_to_pi_init=train.reg_to_pi_init,
         reg_to_pi_old=train.reg_to_pi_old,
         no_reg_warmup_ratio=train.no_reg_warmup_ratio,
@@ -249,6 +257,7 @@ def make_batches(
         tuple_size=train.tuple_size,
         tuples=train.tuples,
         tuple_choice=train.tuple_choice,
+        ties=train.ties,
         step_draws=steps.draws,
         micro_batch=config.learner.micro_batch,
         share=(gang.rank, gang.size),

@@ -7,13 +7,29 @@ Exit codes: 0 done; 1 failed; 2 bad input, found before any actor started; 128 +
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import typer
 
-from raydense.commands import bench, chaos, compare, doctor, evaluate, export, report, sample, status, sweep, train
+from raydense.commands import (
+    bench,
+    chaos,
+    compare,
+    config,
+    doctor,
+    evaluate,
+    export,
+    report,
+    sample,
+    status,
+    sweep,
+    train,
+)
 from raydense.commands.common import EXIT_BAD_INPUT
+from raydense.core.terminal import guard_output
+from raydense.core.text import half_character
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -24,6 +40,7 @@ def _root() -> None:
 
 
 app.command(epilog=train.EXAMPLE)(train.train)
+app.command(epilog=config.EXAMPLE)(config.config)
 app.command(epilog=status.EXAMPLE)(status.status)
 app.command(epilog=report.EXAMPLE)(report.report)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
@@ -50,9 +67,23 @@ def _check_neighbours() -> None:
             sys.exit(EXIT_BAD_INPUT)
 
 
+def _check_arguments(arguments: Sequence[str]) -> None:
+    """Bytes that are no text would be found out by whatever writes them first, perhaps at the end of a run."""
+    for argument in arguments:
+        if half := half_character(argument):
+            typer.echo(
+                f"raydense: argument {argument!r} holds {half}, a byte that is no {sys.getfilesystemencoding()}; write "
+                "it in UTF-8, and set PYTHONUTF8=1 where that is not what the locale has",
+                err=True,
+            )
+            sys.exit(EXIT_BAD_INPUT)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `raydense` command; `arguments` default to the process's own."""
+    guard_output()
     _check_neighbours()
+    _check_arguments(sys.argv[1:] if arguments is None else arguments)
     app(arguments)
 
 

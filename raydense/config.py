@@ -1,24 +1,32 @@
 """The typed configuration of a run: frozen, validated once, one YAML in, the resolved one out.
 
-Its sections are in `raydense.sections`.
+Its sections are in `raydense.sections`; files, presets and overrides are read in `raydense.config_files`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import difflib
 import math
-from collections.abc import Sequence
-from importlib import resources
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
 
-from raydense.core.messages import one_line
+from raydense.config_files import (
+    BASE,
+    DEFAULT_PRESET,
+    ConfigError,
+    closest,
+    overridden,
+    preset_names,
+    read_file,
+    read_preset,
+    with_base,
+)
 from raydense.sections.base import Name, Section, Unsigned
+from raydense.sections.formats import FORMAT, written_today
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.run import (
     CheckpointConfig,
@@ -35,18 +43,29 @@ from raydense.sections.run import (
 )
 from raydense.sections.telemetry import TelemetryConfig
 
-DEFAULT_PRESET = "tiny"
-
-
-class ConfigError(ValueError):
-    """Bad input: a setting, a file or a resource that a run cannot start with; the message is one line a problem."""
+__all__ = [
+    "DEFAULT_PRESET",
+    "MAY_CHANGE_ON_RESUME",
+    "Config",
+    "ConfigError",
+    "changed_config",
+    "changed_settings",
+    "flat_settings",
+    "load_config",
+    "load_run_config",
+    "preset_names",
+    "resumed_config",
+    "validated_config",
+]
 
 
 class Config(Section):
     """A whole run."""
 
     name: Name = "run"
+    """What tables and Ray's dashboard call the run, and its directory where none is given."""
     seed: Unsigned = 42
+    """Every random draw comes from it."""
     policy: PolicyConfig
     prompts: PromptsConfig
     reward: RewardConfig
@@ -92,7 +111,8 @@ class Config(Section):
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        values = {"format": FORMAT, **self.model_dump(mode="json")}
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 MAY_CHANGE_ON_RESUME = (
@@ -155,104 +175,82 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, value in values.items() for k, v in _flatten(value, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def preset_names() -> list[str]:
-    """Names of the presets in the package, sorted."""
-    return sorted(p.name[:-5] for p in resources.files("raydense.presets").iterdir() if p.name.endswith(".yaml"))
-
-
-def load_config(path: Path | None = None, preset: str | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(
+    path: str | os.PathLike[str] | None = None, preset: str | None = None, overrides: Sequence[str] | None = None
+) -> Config:
     """Reads a YAML file or a preset (default: the embedded one), applies `key=value` overrides, validates.
 
+    A file may name a preset as its base (`preset: tiny`) and hold only what differs; `merged` has the rule.
     Raises: ConfigError with one line a problem.
     """
-    if path is not None and preset is not None:
-        raise ConfigError("give a configuration file or --preset, not both")
-    values = _read_file(path) if path is not None else _read_preset(preset or DEFAULT_PRESET)
-    return validated_config(values, overrides or [])
-
-
-def validated_config(values: dict[str, Any], overrides: list[str]) -> Config:
-    """Plain values as a configuration, after `key=value` overrides. Raises: ConfigError with one line a problem."""
-    values = copy.deepcopy(values)
-    for override in overrides:
-        _apply_override(values, override)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item) for item in error.errors())) from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the last of equal keys win in silence."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_preset(name: str) -> dict[str, Any]:
-    if name not in preset_names():
+    if path is None:
+        return validated_config(read_preset(preset or DEFAULT_PRESET, "--preset"), overrides or [])
+    if preset is not None:
         raise ConfigError(
-            f"--preset={name} is unknown; allowed: {', '.join(preset_names())}{_closest(name, preset_names())}"
+            f"{path} and --preset={preset}: give one, not both; a file names its base by `{BASE}: {preset}` at its top"
         )
-    return _parse(resources.files("raydense.presets").joinpath(f"{name}.yaml").read_text("utf-8"), f"preset {name}")
+    return validated_config(read_file(Path(path)), overrides or [], str(path))
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+def load_run_config(path: Path) -> Config:
+    """Reads what a run wrote, as the code of its format understood it. Raises: ConfigError."""
+    return validated_config({"format": 1, **read_file(path)}, [], str(path))
+
+
+def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source: str = "the configuration") -> Config:
+    """Plain values, over those of the base that they may name, as a configuration, after `key=value` overrides.
+
+    Args: source: what the values are of, for messages. Raises: ConfigError with one line a problem.
+    """
     try:
-        return _parse(path.read_text("utf-8"), str(path))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing YAML file") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-
-
-def _parse(text: str, source: str) -> dict[str, Any]:
+        whole = written_today(with_base(values, source))
+    except ValueError as error:  # a ConfigError is one
+        raise ConfigError(str(error)) from None
     try:
-        values = yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: is not valid YAML: {one_line(error)}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source}: must be a mapping of sections, got {type(values).__name__}")
-    return values
+        return Config.model_validate(overridden(whole, overrides, Config))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain_all(error.errors(), whole, source))) from None
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value, such as --set seed=1")
-    *parents, leaf = key.strip().split(".")
-    node: Any = values
-    for parent in parents:
-        node = node.setdefault(parent, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {parent} is not a section")
-    try:
-        node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
-    if isinstance(node[leaf], str):  # YAML reads 1e-4 as text
-        with contextlib.suppress(ValueError):
-            node[leaf] = float(text)
+def _explain_all(problems: Iterable[Any], whole: Mapping[str, Any], source: str) -> Iterator[str]:
+    """A line for all that is missing, and one for each other problem that pydantic found."""
+    missing = []
+    for item in problems:
+        if item["type"] in ("missing", "union_tag_not_found"):
+            missing.append(_walk(item["loc"])[0] + (".kind" if item["type"] != "missing" else ""))
+        else:
+            yield _explain(item)
+    lacking = [name for name in missing if name.count(".") < 2 and not _has(whole, name)]
+    them = "it" if len(missing) == 1 else "them"
+    if lacking:
+        supplied = them if lacking == missing else ", ".join(lacking)
+        yield (
+            f"{source} lacks {', '.join(missing)}; add {them}, or put `{BASE}: {DEFAULT_PRESET}` at its top, "
+            f"which supplies {supplied}"
+        )
+    elif missing:
+        verb = "is" if len(missing) == 1 else "are"
+        yield f"{', '.join(missing)} {verb} missing; add {them} to the configuration"
+
+
+def _has(values: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
 
 
 def _explain(item: Any) -> str:
-    """A problem that pydantic found, as one line naming field, value and what is allowed."""
+    """A problem, as one line naming field, value and what is allowed."""
     location, names = _walk(item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        return f"{location} is not a setting; allowed here: {', '.join(names)}{_closest(str(item['loc'][-1]), names)}"
-    if item["type"] in ("missing", "union_tag_not_found"):
-        key = "" if item["type"] == "missing" else ".kind"
-        return f"{location}{key} is missing; add it to the configuration"
+        return f"{location} is not a setting; allowed here: {', '.join(names)}{closest(str(item['loc'][-1]), names)}"
     if item["type"] == "union_tag_invalid":
         return f"{location}.kind={item['ctx']['tag']!r}: input should be one of {item['ctx']['expected_tags']}"
+    if item["input"] is None and item["type"] in ("model_type", "model_attributes_type"):
+        return f"{location} is empty; give its settings, or remove it where a base has them"
     if item["type"] == "value_error":
         return f"{location}: {message}" if location else message
     return f"{location}={item['input']!r}: {message[0].lower()}{message[1:]}"
@@ -282,8 +280,3 @@ def _sections(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _sections(argument)]
-
-
-def _closest(name: str, names: list[str]) -> str:
-    match = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {match[0]}?)" if match else ""

@@ -1,26 +1,99 @@
-"""Small random models in the real formats, made once a session, and configs on them."""
+"""Small random models in the real formats, made once a session, and configs on them.
+
+What is heavy is imported where it is used: the process that only hands out the tests needs none of it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from peft import LoraConfig
+from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
-from raydense.config import Config
-from raydense.core.types import PolicyWeights, TrajectoryGroup
-from raydense.diffusion.policy import Policy, load_policy
+if TYPE_CHECKING:
+    import torch
+
+    from raydense.config import Config
+    from raydense.core.types import PolicyWeights, TrajectoryGroup
+    from raydense.diffusion.policy import Policy
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, workers starve beside any other work
-torch.set_num_threads(1)  # on small tensors more threads only wait, above all beside other work
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on small tensors more threads only wait, above all beside other work
 
+ROOT = Path(__file__).parents[1]
+RAY = "files that start Ray"
+LONG = (  # these begin first, so that no process is left with one of them at the end
+    "raydense/training/test_resume.py",
+    "raydense/training/test_pipelines.py",
+)
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
+# -- how the plain suite is spread over two processes: a file stays in one, and so do all that start Ray ---------------
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` means here; `-n 0` or any other number on the command line wins.
+
+    Single files, what is slow or needs a GPU (it measures times, or takes the whole machine) and output that is not
+    captured stay in the one process.
+    """
+    plain = all(f"not {name}" in config.getoption("markexpr") for name in ("slow", "gpu"))
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    return 2 if plain and whole and config.getoption("capture") != "no" else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    """Module fixtures are made once; there is one cluster of the session, and never two at work beside each other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid.partition("::")[0])
+
+
+@cache
+def _group(file: str) -> str:
+    return RAY if re.search(r"\bmark\.ray\b", (ROOT / file).read_text("utf-8")) else file
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker, the order in which groups begin."""
+    if hasattr(config, "workerinput"):
+        first = [RAY, *(f"tests/{name}" for name in LONG)]
+        place = {group: index for index, group in enumerate(first)}
+        items.sort(key=lambda item: place.get(_group(item.nodeid.partition("::")[0]), len(first)))
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MakeOnce:
+    """Fills a directory once for all processes of the session: make_once(name, fill) → its path."""
+    own = tmp_path_factory.getbasetemp()
+    root = own if worker_id == "master" else own.parent  # which xdist's workers share
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        directory, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                directory.mkdir()
+                fill(directory)
+                done.touch()
+        return directory
+
+    return make
+
+
+# -- small random models in the real formats, and configurations on them -----------------------------------------------
 
 
 def _write_tokenizer(directory: Path) -> Any:
@@ -54,6 +127,7 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2:
 
     like_2: with what Stable Diffusion 2 changed: another text activation, linear projections, heads by block.
     """
+    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -101,6 +175,7 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2:
 
 def write_scorer(directory: Path) -> Path:
     """A random CLIPModel with its processor."""
+    import torch
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     with torch.random.fork_rng():
@@ -117,8 +192,8 @@ def write_scorer(directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pipeline(tmp_path_factory.mktemp("pipeline"))
+def pipeline_dir(make_once: Callable[..., Path]) -> Path:
+    return make_once("pipeline", write_pipeline)
 
 
 @pytest.fixture(scope="session")
@@ -128,16 +203,19 @@ def make_pipeline() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def scorer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_scorer(tmp_path_factory.mktemp("scorer"))
+def scorer_dir(make_once: Callable[..., Path]) -> Path:
+    return make_once("scorer", write_scorer)
 
 
 @pytest.fixture(scope="session")
-def small_values(pipeline_dir: Path, scorer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def small_values(pipeline_dir: Path, scorer_dir: Path, make_once: Callable[..., Path]) -> dict[str, Any]:
     """A whole configuration on the small random models, as plain values."""
-    prompts = tmp_path_factory.mktemp("prompts")
-    (prompts / "train.txt").write_text("a cat\na dog\na red fox\n")
-    (prompts / "unseen.txt").write_text("a hen\na cow\n")
+
+    def write_prompts(directory: Path) -> None:
+        (directory / "train.txt").write_text("a cat\na dog\na red fox\n")
+        (directory / "unseen.txt").write_text("a hen\na cow\n")
+
+    prompts = make_once("prompts", write_prompts)
     return {
         "name": "small",
         "seed": 3,
@@ -156,6 +234,7 @@ def small_values(pipeline_dir: Path, scorer_dir: Path, tmp_path_factory: pytest.
 @pytest.fixture
 def small_config(small_values: dict[str, Any]) -> Callable[..., Config]:
     """Builds the small configuration, with sections updated: small_config(train={"lr": 1e-3}, seed=4)."""
+    from raydense.config import Config
 
     def build(**updates: Any) -> Config:
         values = dict(small_values)
@@ -167,26 +246,33 @@ def small_config(small_values: dict[str, Any]) -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
-def small_runs(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def small_runs(small_values: dict[str, Any], make_once: Callable[..., Path]) -> tuple[Path, Path]:
     """Two finished runs of the small configuration, `first` and `second`: with another seed, rank and alpha."""
     import yaml
     from typer.testing import CliRunner
 
     from raydense.cli import app
 
-    root = tmp_path_factory.mktemp("small-runs")
     second = {**small_values, "seed": 4, "policy": {**small_values["policy"], "lora_rank": 3, "lora_alpha": 6}}
-    for name, values in (("first", small_values), ("second", second)):
-        (root / f"{name}.yaml").write_text(yaml.safe_dump(values))
-        command = ["train", "--local", str(root / f"{name}.yaml"), "--out", str(root / name)]
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.output
+
+    def train(root: Path) -> None:
+        for name, values in (("first", small_values), ("second", second)):
+            (root / f"{name}.yaml").write_text(yaml.safe_dump(values))
+            command = ["train", "--local", str(root / f"{name}.yaml"), "--out", str(root / name)]
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 0, result.output
+
+    root = make_once("small-runs", train)
     return root / "first", root / "second"
 
 
 @pytest.fixture(scope="session")
 def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
     """Loads the small pipeline as a policy: make_policy(guidance_scale=1.0, rank=4, alpha=8)."""
+    import torch
+    from peft import LoraConfig
+
+    from raydense.diffusion.policy import load_policy
 
     def load(
         model: Path = pipeline_dir,
@@ -195,6 +281,7 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
         guidance_scale: float = 3.0,
         rank: int = 2,
         alpha: float | None = None,
+        targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0"),
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         with_decoder: bool = False,
@@ -209,7 +296,7 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
                 r=rank,
                 lora_alpha=rank if alpha is None else alpha,
                 init_lora_weights="gaussian",
-                target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+                target_modules=list(targets),
             ),
             seed=seed,
             dtype=dtype,
@@ -224,6 +311,9 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
 @pytest.fixture(scope="session")
 def perturbed() -> Callable[..., PolicyWeights]:
     """The policy's weights with a non-zero B, so that the LoRA does something: perturbed(policy, seed=1)."""
+    import numpy as np
+
+    from raydense.core.types import PolicyWeights
 
     def perturb(policy: Policy, *, seed: int = 0, scale: float = 0.3, version: int = 1) -> PolicyWeights:
         draws = np.random.default_rng(seed)
@@ -239,7 +329,10 @@ def perturbed() -> Callable[..., PolicyWeights]:
 @pytest.fixture(scope="session")
 def make_groups() -> Callable[..., list[TrajectoryGroup]]:
     """Trajectory groups of a policy as it is now, with seeded rewards: make_groups(policy, count=5, keep=3)."""
+    import torch
+
     from actors.sampler import rollout
+    from raydense.core.types import TrajectoryGroup
 
     def make(policy: Policy, *, count: int = 5, keep: int = 3, stage: int = 0, seed: int = 0) -> list[TrajectoryGroup]:
         draws = torch.Generator().manual_seed(seed)

@@ -103,6 +103,8 @@ def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
         yield Check("trial", False, f"{type(error).__name__}: {one_line(error)}")
         return
     yield Check("work unit", True, f"{unit_s:.3g} s for {_images(config, groups)} images, {_rewards(report)}")
+    for name, failure in report.failures.items():
+        yield Check(f"monitor {name}", False, failure)
     yield Check("learner step", True, f"{step_s:.3g} s")
     yield Check("memory", True, _memory())
     delta = config.train.clip

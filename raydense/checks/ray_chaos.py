@@ -26,6 +26,7 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from raydense.core.metrics import read_rows
+from raydense.fleets.ray_cluster import starting_here
 
 TRAIN = (sys.executable, "-m", "raydense.cli", "train", "--log-format", "plain")
 FAULTS = ("kill sampler", "freeze sampler", "remove node", "kill learner", "kill driver")
@@ -170,9 +171,10 @@ class Chaos:
 
 @contextmanager
 def chaos_cluster() -> Iterator[tuple[Cluster, list[Any]]]:
-    """A head and two sampler nodes on this machine."""
+    """A head and two sampler nodes on this machine. Raises: ConfigError if Ray's temporary directory cannot be used."""
     head = {"num_cpus": 4, "include_dashboard": False, "_system_config": SYSTEM}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with starting_here():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         yield cluster, [add_sampler_node(cluster) for _ in range(2)]
     finally:

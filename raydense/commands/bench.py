@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import Debug, Overrides, explained
 from raydense.config import ConfigError
+from raydense.core.terminal import open_console
 
 EXAMPLE = """Example: `raydense bench --model sd15 --json bench.json`, then
 `raydense train --preset multi-prompt --dry-run --rates bench.json`"""
@@ -46,10 +46,10 @@ def bench(
         jobs = plan_jobs(models or ["tiny"], overrides or [])
         command = shlex.join(["raydense", *sys.argv[1:]])
         found: dict[str, Any] = {**machine(jobs), "command": command, "models": {}}
-        console = Console(soft_wrap=not sys.stdout.isatty())
-        console.print(versions_line(found), highlight=False)
+        console = open_console(soft_wrap=not sys.stdout.isatty())
+        console.print(versions_line(found))
         for job in jobs:
-            with ProgressDisplay(Console(stderr=True, soft_wrap=True)) as display:
+            with ProgressDisplay(open_console(stderr=True)) as display:
                 found["models"][job.model] = measure(job, rounds, display.update)
             console.print(bench_table(job.model, found["models"][job.model]))
             if json_file is not None:  # whatever becomes of the next model

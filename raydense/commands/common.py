@@ -15,12 +15,20 @@ from raydense.config import DEFAULT_PRESET, ConfigError, preset_names
 EXIT_FAILED, EXIT_BAD_INPUT = 1, 2  # and 128 + the number of the signal that stopped a run
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input (nothing was started), 128 + N stopped by signal N."
 
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", show_default=False)]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml]", show_default=False, help="With `preset: NAME` at its top, only what differs from that."
+    ),
+]
 Preset = Annotated[str | None, typer.Option(help=f"One of {', '.join(preset_names())} (default: {DEFAULT_PRESET}).")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting; repeatable.")
 ]
 Local = Annotated[bool, typer.Option("--local", help="In one process, without Ray.")]
+AcceptChanges = Annotated[
+    bool, typer.Option("--accept-changes", help="Go on with files that are not what the run was made from.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 LogFormat = Literal["auto", "plain", "json"]
 LogFormatOption = Annotated[LogFormat, typer.Option(help="A live display on a terminal, lines, or JSON lines.")]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import AsJson, Debug, explained
 from raydense.config import ConfigError
+from raydense.core.terminal import open_console
 
 EXAMPLE = "Example: `raydense compare runs/seven runs/eight`"
 
@@ -33,6 +33,6 @@ def compare(
             rows = [row.as_dict() for row in score_rows(found)]
             typer.echo(json.dumps({"runs": [run.name for run in found], "settings": values, "scores": rows}))
             return
-        console = Console(soft_wrap=True)
+        console = open_console()
         for sheet in sheets(found):
             console.print(sheet.rich())

@@ -37,12 +37,14 @@ def doctor(
         config = load_config(config_file, preset, overrides)
 
         from raydense.checks.doctor import examine
-        from raydense.records.run_dir import locate
+        from raydense.records.run_dir import here_until_done, locate
 
         failed = 0
-        for check in examine(config, locate(out)[0], tflops):
-            failed += not check.ok
-            line = f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<23} {check.detail}"
-            typer.echo(json.dumps(check.__dict__, ensure_ascii=False) if as_json else line)
+        root, mirror = locate(out)
+        with here_until_done(mirror, typer.echo):
+            for check in examine(config, root, tflops):
+                failed += not check.ok
+                line = f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<23} {check.detail}"
+                typer.echo(json.dumps(check.__dict__, ensure_ascii=False) if as_json else line)
         if failed:
             fail(f"{failed} of the checks failed", EXIT_FAILED)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import (
     EXIT_CODES,
+    AcceptChanges,
     Debug,
     Local,
     LogFormatOption,
@@ -18,6 +18,7 @@ from raydense.commands.common import (
     explained,
 )
 from raydense.config import ConfigError, changed_config, load_config
+from raydense.core.terminal import open_console
 
 EXAMPLE = (
     "Example: `raydense evaluate runs/one runs/two --prompts set://hpsv2-benchmark --scorer hpsv2 --out runs/table`"
@@ -42,13 +43,14 @@ def evaluate(
     config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset in place of --config.")] = None,
     overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
     local: Local = False,
     log_format: LogFormatOption = "auto",
     debug: Debug = False,
 ) -> None:
     """Compares LoRAs with their base model: same prompts, same noise, several judges; means, win-rates, intervals."""
     with explained(debug):
-        from raydense.evaluation.candidates import find_sources, shared_config
+        from raydense.evaluation.candidates import continue_sources, find_sources, shared_config
         from raydense.evaluation.evaluate import evaluate as judge_models
         from raydense.evaluation.evaluate import read_columns, with_scorers
         from raydense.evaluation.table import sheets, write_evaluation
@@ -60,17 +62,22 @@ def evaluate(
         config, notes = shared_config(sources, chosen)
         config = changed_config(config, overrides or [], MAY_CHANGE, "an evaluation")
         config = with_scorers(config, scorer or [])
-        pipeline = check_models(config)
-        columns = read_columns(config, prompts or [], limit)
+        given = (("prompts.", prompts or chosen), ("scorer ", scorer or chosen))
+        pinned = continue_sources(
+            config, sources, accept_changes=accept_changes, leave_out=tuple(setting for setting, by in given if by)
+        )
+        pipeline = check_models(pinned.config)
+        columns = read_columns(pinned.config, prompts or [], limit)
         out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
         if (out / "evaluation.json").exists():
             raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
-        display = ProgressDisplay(Console(soft_wrap=True), log_format)
+        display = ProgressDisplay(open_console(), log_format)
         with display:
-            for note in (*notes, *pipeline.notes, *columns.notes):
+            for note in (*notes, *pinned.notes, *pipeline.notes, *columns.notes):
                 display.say(note)
             found = judge_models(
                 config,
+                pinned,
                 pipeline,
                 sources,
                 columns,

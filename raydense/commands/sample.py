@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from raydense.commands.common import Debug, Overrides, explained
+from raydense.commands.common import AcceptChanges, Debug, Overrides, explained
 from raydense.config import ConfigError, changed_config, load_config
+from raydense.core.terminal import open_console
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
 MAY_CHANGE = ("seed", "policy", "steps", "sampler")
@@ -31,6 +31,7 @@ def sample(
     config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset in place of --config.")] = None,
     overrides: Overrides = None,
+    accept_changes: AcceptChanges = False,
     debug: Debug = False,
 ) -> None:
     """Draws prompts in this process: a grid, the base model beside the tuned ones, with the same noise."""
@@ -43,7 +44,7 @@ def sample(
             if path.exists():
                 raise ConfigError(f"--out={path} is there already and is never overwritten; give another name")
 
-        from raydense.evaluation.candidates import BASE, find_sources, fit_models, shared_config
+        from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
         from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
         from raydense.planning.preflight import check_pipeline
         from raydense.records.progress import ProgressDisplay
@@ -53,12 +54,14 @@ def sample(
         config, notes = shared_config(sources, chosen)
         changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
         config = changed_config(config, changes, MAY_CHANGE, "a drawing")
-        pipeline = check_pipeline(config)
-        joint, models = fit_models(config, pipeline, sources, "--lora")
+        unread = ("prompts.", "scorer ")
+        pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
+        pipeline = check_pipeline(pinned.config)
+        joint, models = fit_models(pinned.config, pipeline, sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
-        with ProgressDisplay(Console(soft_wrap=True)) as display:
-            for note in (*notes, *pipeline.notes):
+        with ProgressDisplay(open_console()) as display:
+            for note in (*notes, *pinned.notes, *pipeline.notes):
                 display.say(note)
             drawings = draw(
                 joint,

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import AsJson, Debug, explained
+from raydense.core.terminal import open_console
 
 EXAMPLE = "Example: `raydense status runs/seven`"
 
@@ -27,4 +27,4 @@ def status(
         if as_json:
             typer.echo(json.dumps(found))
         else:
-            show_status(found, Console(soft_wrap=True))
+            show_status(found, open_console())

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from raydense.commands.common import (
     EXIT_CODES,
     EXIT_FAILED,
+    AcceptChanges,
     ConfigFile,
     Debug,
     Local,
@@ -21,6 +21,7 @@ from raydense.commands.common import (
     explained,
     fail,
 )
+from raydense.core.terminal import open_console
 
 EXAMPLE = (
     "Example: `raydense sweep --local --grid steps.gamma=0.8,1 --grid steps.exclude_last=0,2 --seeds 101,102,103 "
@@ -40,6 +41,7 @@ def sweep(
         str | None, typer.Option(metavar="S1,S2", help="Each combination with each (default: the configuration's).")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side (default: as many as fit).")] = None,
+    accept_changes: AcceptChanges = False,
     local: Local = False,
     debug: Debug = False,
 ) -> None:
@@ -50,14 +52,17 @@ def sweep(
         from raydense.evaluation.sweep_table import write_results
         from raydense.training.stopping import StopRequested
 
-        trials = plan_sweep(out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds))
+        trials = plan_sweep(
+            out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds), accept_changes
+        )
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
-        console = Console(soft_wrap=True)
+        console = open_console()
         runner = SweepRunner(
             source,
             local=local,
             jobs=jobs or default_jobs(trials[0].config, local),
-            say=lambda line: console.print(line, highlight=False, markup=False),
+            accept_changes=accept_changes,
+            say=console.print,
         )
         try:
             runner.run(trials)
@@ -65,6 +70,6 @@ def sweep(
             fail(f"stopped; continue with: {shlex.join(['raydense', *sys.argv[1:]])}", 128 + stop.signal_number)
         if any(trial.finished for trial in trials):
             console.print(write_results(out, trials).rich())
-            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png", highlight=False)
+            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png")
         if runner.failed:
             fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from raydense.commands.common import (
     EXIT_CODES,
+    AcceptChanges,
     ConfigFile,
     Debug,
     Local,
@@ -27,6 +25,7 @@ from raydense.commands.common import (
     fail,
 )
 from raydense.config import Config, ConfigError, load_config
+from raydense.core.terminal import open_console
 
 EXAMPLE = f"Example: `raydense train --set seed=7 --out runs/seven`\n\n{EXIT_CODES}"
 
@@ -48,6 +47,7 @@ def train(
             metavar="FILE", help="Parquet of people's orders of --replay-from's trajectories, to learn instead."
         ),
     ] = None,
+    accept_changes: AcceptChanges = False,
     local: Local = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything but weights, print the plan.")] = False,
     tflops: Rate = 100.0,
@@ -66,8 +66,10 @@ def train(
         if replay_from is not None:
             if resume or config_file or preset or dry_run:
                 raise ConfigError(f"--replay-from={replay_from} has its own configuration; give only --set and --out")
-            _train_offline(replay_from, overrides or [], out, log_format, preferences)
+            _train_offline(replay_from, overrides or [], out, log_format, preferences, accept_changes)
             return
+        if accept_changes and resume is None:
+            raise ConfigError("--accept-changes is for a run that continues; add --resume or --replay-from")
         if preferences is not None:
             raise ConfigError(f"--preferences={preferences} orders stored trajectories; give --replay-from their run")
         if not dry_run and (rates is not None or price_per_gpu_hour is not None):
@@ -76,7 +78,7 @@ def train(
         if config is not None and dry_run:
             _dry_run(config, tflops, rates, price_per_gpu_hour, as_json=log_format == "json")
             return
-        _train(config, resume or out, overrides or [], local, log_format)
+        _train(config, resume or out, overrides or [], local, log_format, accept_changes)
 
 
 def _dry_run(config: Config, tflops: float, rates: str | None, price: float | None, as_json: bool) -> None:
@@ -90,7 +92,7 @@ def _dry_run(config: Config, tflops: float, rates: str | None, price: float | No
     if as_json:
         typer.echo(json.dumps({**plan.as_dict(), "cost": cost.as_dict()}))
     else:
-        show_plan(config, plan, cost, Console(soft_wrap=True))
+        show_plan(config, plan, cost, open_console())
 
 
 def _train(
@@ -99,12 +101,14 @@ def _train(
     overrides: list[str],
     local: bool,
     log_format: LogFormat,
+    accept_changes: bool,
 ) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
     from raydense.records.progress import ProgressDisplay
-    from raydense.records.run_dir import default_out, locate
+    from raydense.records.run_dir import default_out, here_until_done, locate
     from raydense.training.run import resume, train
     from raydense.training.stopping import StopRequested
+    from raydense.training.summary import gain_sheet
 
     if out is not None:
         root, mirror = locate(out)
@@ -112,46 +116,44 @@ def _train(
         assert config is not None
         root, mirror = default_out(config), None
     shown = mirror.uri if mirror else root
-    run = partial(resume, root, overrides, mirror) if config is None else partial(train, config, root, mirror)
-    display = ProgressDisplay(Console(soft_wrap=True), log_format)
+    continued = partial(resume, root, overrides, mirror, accept_changes=accept_changes)
+    run = continued if config is None else partial(train, config, root, mirror)
+    display = ProgressDisplay(open_console(), log_format)
     try:
-        summary = run(local=local, display=display)
+        with here_until_done(mirror, display.say):
+            summary = run(local=local, display=display)
     except (KeyboardInterrupt, StopRequested) as stop:
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
         fail(f"stopped; continue with: raydense train --resume {shown}", 128 + signal_number)
-    display.result(summary, _gain_table(summary))
+    display.result(summary, gain_sheet(summary).rich())
     display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
     display.say(f"pictures  {shown}/images/before-after.png")
     display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
 
 
 def _train_offline(
-    source: Path, overrides: list[str], out: str | None, log_format: LogFormat, preferences: Path | None
+    source: Path,
+    overrides: list[str],
+    out: str | None,
+    log_format: LogFormat,
+    preferences: Path | None,
+    accept_changes: bool,
 ) -> None:
     """Learns in `out` from the groups that the run in `source` stored."""
     from raydense.records.progress import ProgressDisplay
-    from raydense.records.run_dir import default_out, locate
+    from raydense.records.run_dir import default_out, here_until_done, locate
     from raydense.training.offline import offline_config, train_offline
 
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
-    display = ProgressDisplay(Console(soft_wrap=True), log_format)
-    train_offline(source, overrides, root, mirror, display=display, preferences=preferences)
+    display = ProgressDisplay(open_console(), log_format)
+    with here_until_done(mirror, display.say):
+        train_offline(
+            source,
+            overrides,
+            root,
+            mirror,
+            display=display,
+            preferences=preferences,
+            accept_changes=accept_changes,
+        )
     display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")
-
-
-def _gain_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title=f"{summary['name']}, seed {summary['seed']}: mean score, before and after")
-    for column in ("judge", "prompts", "before", "after", "gain ± standard error"):
-        table.add_column(column, justify="left" if column in ("judge", "prompts") else "right")
-    judges = {f"{summary['scorer']} (trained on)": summary["reward"], **summary["monitors"]}
-    for judge, by_set in judges.items():
-        for prompts, row in by_set.items():
-            gain = row["gain"]
-            table.add_row(
-                judge,
-                prompts,
-                f"{row['before']['mean']:.4f}",
-                f"{row['after']['mean']:.4f}",
-                f"{gain['mean']:+.4f}" + (f" ± {gain['se']:.4f}" if gain["se"] is not None else ""),
-            )
-    return table

@@ -49,6 +49,10 @@ class ScoreError(RuntimeError):
     """A scorer failed, or gave what is no score; the message names it, a prompt and the cause."""
 
 
+class SharedStateChanged(RuntimeError):
+    """A scorer changed what all threads of its process share; the message names it and what it was."""
+
+
 class InertWeights(RuntimeError):
     """Trained weights were bound and changed nothing: the samplers would go on with the base model."""
 

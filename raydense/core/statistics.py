@@ -1,4 +1,7 @@
-"""Means with standard errors and 95 % intervals: plain, and clustered by prompt."""
+"""Means with standard errors and 95 % intervals: plain, and clustered by prompt.
+
+A score that a monitor did not give is NaN, and its row, a prompt's, is left out; of none, everything is NaN.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95  # of every interval
@@ -27,9 +30,8 @@ class Estimate:
 
 def estimate(values: ArrayLike) -> Estimate:
     """Of values [P, m]: P prompts (the clusters), m pictures of each."""
-    table = np.asarray(values, dtype=np.float64)
-    by_prompt = table.mean(axis=1)
-    return Estimate(float(table.mean()), _standard_error(table.ravel()), table.size, _standard_error(by_prompt))
+    table = known_rows(values)
+    return Estimate(_mean(table), _standard_error(table.ravel()), table.size, _standard_error(table.mean(axis=1)))
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,14 @@ class Interval:
 
 def mean_interval(values: ArrayLike) -> Interval:
     """Student's interval of the mean of independent values [n]."""
-    flat = np.asarray(values, dtype=np.float64)
-    mean, margin = float(flat.mean()), _quantile(len(flat)) * _standard_error(flat)
+    flat = known_rows(values)
+    mean, margin = _mean(flat), _quantile(len(flat)) * _standard_error(flat)
     return Interval(mean, mean - margin, mean + margin)
 
 
 def clustered_interval(values: ArrayLike) -> Interval:
     """Of values [P, m]: P prompts, m pictures of each. The prompts are the sample; of one prompt, its pictures are."""
-    return mean_interval(_clusters(np.asarray(values, dtype=np.float64)))
+    return mean_interval(_clusters(known_rows(values)))
 
 
 def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:
@@ -63,8 +65,9 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:
     give the variance found between prompts. So it stays within 0 and 1, and is no point where every pair is won.
     """
     first, second = np.asarray(ours), np.asarray(theirs)
-    wins = np.where(first == second, 0.5, first > second)
-    clusters, share, pairs = _clusters(wins), float(wins.mean()), wins.size
+    missing = np.isnan(first) | np.isnan(second)
+    wins = known_rows(np.where(missing, np.nan, np.where(first == second, 0.5, first > second)))
+    clusters, share, pairs = _clusters(wins), _mean(wins), wins.size
     if len(clusters) < 2:
         return Interval(share, math.nan, math.nan)
     variance = _standard_error(clusters) ** 2
@@ -79,9 +82,20 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:
     return Interval(share, low, high)
 
 
-def _clusters(table: np.ndarray) -> np.ndarray:
-    means: np.ndarray = table.mean(axis=1) if len(table) > 1 else table[0]
+def known_rows(values: ArrayLike) -> NDArray[np.float64]:
+    """Those of [P] or [P, m] in which no value is NaN."""
+    table = np.asarray(values, dtype=np.float64)
+    missing = np.isnan(table)
+    return table[~(missing if table.ndim == 1 else missing.any(axis=1))]
+
+
+def _clusters(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = table.ravel() if len(table) == 1 else table.mean(axis=1)
     return means
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if values.size else math.nan
 
 
 def _quantile(count: int) -> float:

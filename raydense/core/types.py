@@ -81,7 +81,8 @@ class Rendered:
     """What a RenderUnit yields: images uint8 [N, h, w, 3], and scores by scorer name, float32 [N]."""
 
     images: NDArray[np.uint8]
-    scores: Mapping[str, FloatArray]
+    scores: Mapping[str, FloatArray]  # NaN where a monitor failed
+    failures: Mapping[str, str] = field(default_factory=dict)  # of monitors, by name
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class GroupMeta:
     index: int
     prompt: str
     rewards: tuple[float, ...]  # of all R trajectories, in the order they were rolled out
-    monitors: Mapping[str, tuple[float, ...]]  # same order
+    monitors: Mapping[str, tuple[float, ...]]  # same order; NaN where one failed
     nbytes: int
     weights_version: int
     weights_checksum: str
@@ -126,6 +127,7 @@ class UnitReport:
     groups: tuple[GroupMeta, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)  # by phase
     sampler: str = "local"
+    failures: Mapping[str, str] = field(default_factory=dict)  # of monitors, by name; not kept in segments
 
 
 @dataclass(frozen=True, order=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from raydense.config import ConfigError
+from raydense.core.files import replacing
 from raydense.core.types import PolicyWeights
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
@@ -25,14 +26,12 @@ def save_diffusers_lora(
 ) -> Path:
     """Writes `pytorch_lora_weights.safetensors` for `StableDiffusionPipeline.load_lora_weights`.
 
+    Every layer's names have one form, which is not what diffusers' own converter gives: its loader judges all names by
+    the first, and drops those of another form.
     One metadata key only: safetensors writes several in no fixed order, and equal weights must give equal bytes.
     Args: origin: what the LoRA is of; joins that key's JSON under names that diffusers passes over.
     """
-    peft_names = {
-        name.replace(".default.weight", ".weight"): torch.from_numpy(np.array(array))
-        for name, array in weights.tensors.items()
-    }
-    tensors = {f"unet.{name}": tensor for name, tensor in convert_state_dict_to_diffusers(peft_names).items()}
+    tensors = {_diffusers_name(name): torch.from_numpy(np.array(array)) for name, array in weights.tensors.items()}
     adapter = {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
@@ -41,14 +40,24 @@ def save_diffusers_lora(
     described = {**{f"unet.{key}": value for key, value in adapter.items()}, **(origin or {})}
     metadata = json.dumps(described, sort_keys=True)
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / f"{FILE_NAME}.partial"
-    save_file(tensors, partial, metadata={KEY: metadata})
-    partial.replace(directory / FILE_NAME)  # whoever reads meanwhile sees the old file or the new one
+    with replacing(directory / FILE_NAME) as partial:
+        save_file(tensors, partial, metadata={KEY: metadata})
     return directory / FILE_NAME
+
+
+def _diffusers_name(name: str) -> str:
+    for half, other in (("A", "down"), ("B", "up")):
+        name = name.replace(f".lora_{half}.default.weight", f".lora.{other}.weight")
+    return f"unet.{name}"
 
 
 def read_origin(path: Path) -> Mapping[str, Any]:
     """What a file of `save_diffusers_lora` says of itself."""
-    with safe_open(path, framework="np") as file:
-        origin: Mapping[str, Any] = json.loads(file.metadata()[KEY])
-    return origin
+    try:
+        with safe_open(path, framework="np") as file:
+            origin: Mapping[str, Any] = json.loads((file.metadata() or {})[KEY])
+        if isinstance(origin, dict) and isinstance(origin.get("reward"), dict):
+            return origin
+    except (OSError, SafetensorError, ValueError, KeyError):
+        pass
+    raise ConfigError(f"{path} does not say what it was trained on; it is not the file that a run of raydense wrote")

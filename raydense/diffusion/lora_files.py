@@ -1,11 +1,10 @@
-"""Reads a LoRA from the files that others write: diffusers', peft's, and the paper's authors'.
+"""Reads a LoRA from the files that others write: diffusers', peft's, Kohya's, and the paper's authors'.
 
 Nothing binds silently: what is read must be the policy's adapter, tensor by tensor, at its rank and alpha.
 """
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,74 +18,89 @@ from safetensors import SafetensorError, safe_open
 
 from raydense.config import ConfigError
 from raydense.core.messages import first_few
+from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
+from raydense.diffusion.lora import KEY
+from raydense.diffusion.lora_formats import from_kohya, is_kohya, refuse_foreign, unet_part
+from raydense.diffusion.lora_settings import Adapter, read_adapter
+from raydense.sections.base import TextEncoderLora
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KNOWN_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_model.bin")
-UNSUPPORTED = ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora")  # of peft: they change what tensors mean
 
 _PREFIX = re.compile(r"^(unet\.|base_model\.model\.(unet\.)?)")
 _HALF = {"down": "A", "up": "B", "A": "A", "B": "B"}
 _MODULE_FIRST = re.compile(r"^(?P<module>.+)\.lora(\.|_linear_layer\.|_)(?P<half>down|up|A|B)(\.default)?\.weight$")
 _PROCESSOR = re.compile(r"^(?P<attention>.+)\.processor\.to_(?P<to>q|k|v|out)_lora\.(?P<half>down|up)\.weight$")
+_KIND = re.compile(r"[^.]+(\.\d+)*$")  # of a layer: the end of its name, such as `to_q` and `to_out.0`
+_POLICY_NAME = re.compile(r"^(?P<module>.+)\.lora_(?P<half>A|B)\.default\.weight$")
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA as its file has it: float32 tensors under the policy's names."""
+    """A LoRA as its file has it: float32 tensors under the policy's names, at one rank and one alpha."""
 
     source: str  # setting and path, which begin every error about it
     tensors: Mapping[str, FloatArray]
-    stated_alpha: float | None
+    ranks: Mapping[str, int]  # of the layers, by their full names, before zeros filled the smaller ones
+    alpha: float  # as stated, else the rank, as diffusers reads it
 
     @property
     def rank(self) -> int:
-        """Raises: ConfigError if its layers have several."""
-        ranks = sorted({int(tensor.shape[0]) for name, tensor in self.tensors.items() if ".lora_A." in name})
-        if len(ranks) != 1:
-            raise ConfigError(f"{self.source} has ranks {', '.join(map(str, ranks))}; give a LoRA of one rank")
-        return ranks[0]
-
-    @property
-    def alpha(self) -> float:
-        """As stated, else the rank, as diffusers reads it."""
-        return self.stated_alpha if self.stated_alpha is not None else float(self.rank)
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Full names of the layers that it adapts."""
-        return tuple(sorted({name.partition(".lora_")[0] for name in self.tensors}))
+        """The largest of its layers'."""
+        return max(self.ranks.values())
 
 
-def read_lora(location: str, setting: str = "policy.init_lora") -> LoraFile:
+def read_lora(location: str, setting: str = "policy.init_lora", text_encoder: TextEncoderLora = "refuse") -> LoraFile:
     """Reads a LoRA.
 
     Args:
-        location: a diffusers file (`*.safetensors`), a peft adapter (its file beside `adapter_config.json`), the
-            authors' `*.bin`, or a directory with exactly one of them under its usual name.
+        location: a diffusers or Kohya file (`*.safetensors`), a peft adapter (its file beside `adapter_config.json`),
+            the authors' `*.bin`, or a directory with exactly one of them under its usual name.
         setting: that gave the location, for errors.
+        text_encoder: what becomes of tensors that adapt the text encoder.
     Raises: ConfigError naming the file.
     """
     path = _find(location, setting)
     source = f"{setting}={path}"
-    raw, stated_alpha = _read(path, source)
+    tensors, metadata = _read(path, source)
+    refuse_foreign(tensors, source)
+    raw, adapter = unet_part(tensors, source, text_encoder), Adapter()
+    if is_kohya(raw):
+        raw = from_kohya(raw, source)
+    elif any(name.startswith("base_model.model.") for name in raw):
+        adapter = _peft_adapter(path, source)
+    elif metadata is not None:
+        adapter = read_adapter(metadata, source, f"its metadata {KEY}", prefix="unet.")
     named = {_policy_name(name): tensor for name, tensor in raw.items()}
     if len(named) < len(raw):
         raise ConfigError(f"{source}: several of its tensors belong to one projection; give a file with one LoRA")
-    return LoraFile(source, {name: _float32(tensor) for name, tensor in named.items()}, stated_alpha)
+    return _of_one_rank(source, {name: _float32(tensor) for name, tensor in named.items()}, adapter)
 
 
-def load_lora(location: str, expected: Mapping[str, tuple[int, ...]], *, rank: int, alpha: float) -> PolicyWeights:
+def load_lora(
+    location: str,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    rank: int,
+    alpha: float,
+    seed: int = 0,
+    text_encoder: TextEncoderLora = "refuse",
+) -> PolicyWeights:
     """Reads a LoRA as version 0 of the policy's weights.
 
+    A layer of a smaller rank is filled up as a new LoRA begins, A normal with standard deviation 1/r and B zero: of two
+    factors that are both zero neither would ever have a gradient.
+
     Args:
-        location: as of `read_lora`.
+        location, text_encoder: as of `read_lora`.
         expected: shapes of the policy's LoRA tensors, by name.
         rank, alpha: the policy's.
+        seed: of the run.
     Raises: ConfigError naming the file and every kind of difference.
     """
-    file = read_lora(location)
-    check_names(file, expected)
+    file = read_lora(location, text_encoder=text_encoder)
+    check_names(file, expected, _advice(file, expected))
     if file.rank != rank:
         raise ConfigError(f"{file.source} has rank {file.rank}, but policy.lora_rank={rank}; make them agree")
     if file.alpha != alpha:
@@ -94,7 +108,31 @@ def load_lora(location: str, expected: Mapping[str, tuple[int, ...]], *, rank: i
             f"{file.source} has alpha {file.alpha:g}, but policy.lora_alpha gives {alpha:g}; set policy.lora_alpha"
         )
     check_shapes(file, expected)
-    return PolicyWeights.of(0, file.tensors)
+    tensors = {name: np.array(array) for name, array in file.tensors.items()}
+    for module, own in file.ranks.items():
+        added = tensors[f"{module}.lora_A.default.weight"][own:]
+        added[:] = torch.randn(added.shape, generator=generator(seed, f"init_lora/{module}")).numpy() / rank
+    return PolicyWeights.of(0, tensors)
+
+
+def _advice(file: LoraFile, expected: Mapping[str, Any]) -> str:
+    """What to set where the file adapts other kinds of layers than the policy."""
+    ours, theirs = (
+        sorted({_KIND.search(module)[0] for module in modules})  # type: ignore[index]  # there is a last part
+        for modules in ({name.partition(".lora_")[0] for name in expected}, file.ranks)
+    )
+    return "" if ours == theirs else f"; for what it adapts, set policy.lora_targets=[{', '.join(theirs)}]"
+
+
+def padded(name: str, array: FloatArray, rank: int) -> FloatArray:
+    """A LoRA tensor, a matrix or a convolution, at a rank that is not smaller, where what is new is zero."""
+    axis = _rank_axis(name)
+    widths = [(0, rank - size if i == axis else 0) for i, size in enumerate(array.shape)]
+    return np.pad(array, widths)
+
+
+def _rank_axis(name: str) -> int:
+    return 0 if ".lora_A." in name else 1
 
 
 def _find(location: str, setting: str) -> Path:
@@ -108,37 +146,61 @@ def _find(location: str, setting: str) -> Path:
     return found[0]
 
 
-def _read(path: Path, source: str) -> tuple[dict[str, torch.Tensor], float | None]:
-    """The file's tensors by its own names, and the alpha that it or its neighbour states."""
+def _read(path: Path, source: str) -> tuple[Mapping[str, torch.Tensor], str | None]:
+    """The file's tensors by its own names, and the JSON that diffusers leaves in its metadata."""
+    metadata = None
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+                metadata = (file.metadata() or {}).get(KEY)
         else:
-            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{source}: cannot be read as a file of tensors alone ({reason})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ConfigError(f"{source}: holds no tensors by name; give a file of LoRA tensors")
-    if any(name.startswith("base_model.model.") for name in tensors):
-        return tensors, _alpha(_peft_config(path, source), source)
-    return tensors, _alpha({key.removeprefix("unet."): value for key, value in metadata.items()}, source)
+    if not tensors:
+        raise ConfigError(f"{source}: holds no tensors at all; give a file of LoRA tensors")
+    return tensors, metadata
 
 
-def _peft_config(path: Path, source: str) -> Mapping[str, Any]:
+def _peft_adapter(path: Path, source: str) -> Adapter:
     try:
-        config: Mapping[str, Any] = json.loads((path.parent / PEFT_CONFIG).read_text("utf-8"))
+        text = (path.parent / PEFT_CONFIG).read_text("utf-8")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source}: {PEFT_CONFIG} beside it cannot be read ({error}); put it there") from None
-    return config
+    return read_adapter(text, source, f"{PEFT_CONFIG} beside it")
 
 
-def _alpha(config: Mapping[str, Any], source: str) -> float | None:
-    if used := [name for name in UNSUPPORTED if config.get(name)]:
-        raise ConfigError(f"{source}: its {', '.join(used)} cannot be taken over; give a plain LoRA")
-    return None if config.get("lora_alpha") is None else float(config["lora_alpha"])
+def _of_one_rank(source: str, tensors: Mapping[str, FloatArray], adapter: Adapter) -> LoraFile:
+    """Where layers differ in rank or alpha, each B takes its alpha / rank, so that alpha = rank holds for all.
+
+    Raises: ConfigError for tensors of no LoRA, and for a layer whose factors have two ranks.
+    """
+    ranks: dict[str, int] = {}
+    odd = []
+    for name, array in tensors.items():
+        if not (match := _POLICY_NAME.match(name)):
+            continue  # listed as surplus, by whoever knows what belongs
+        own = array.shape[_rank_axis(name)] if array.ndim > 1 else 0
+        if not own or ranks.setdefault(match["module"], own) != own:
+            odd.append(f"{name} {list(array.shape)}")
+    if odd:
+        raise ConfigError(f"{source}: {len(odd)} tensors do not have their layer's rank: {first_few(odd)}")
+    if not ranks:
+        raise ConfigError(f"{source} holds no LoRA; its tensors: {first_few(list(tensors))}")
+    alphas = {module: adapter.alpha(module, own) for module, own in ranks.items()}
+    rank = max(ranks.values())
+    if len({*ranks.values()}) == len({*alphas.values()}) == 1:
+        return LoraFile(source, tensors, ranks, next(iter(alphas.values())))
+    one_rank = dict(tensors)
+    for name, match in ((name, _POLICY_NAME.match(name)) for name in tensors):
+        if match is not None:
+            scale = alphas[match["module"]] / ranks[match["module"]] if match["half"] == "B" else 1.0
+            one_rank[name] = padded(name, tensors[name] * np.float32(scale), rank)
+    return LoraFile(source, one_rank, ranks, float(rank))
 
 
 def _policy_name(name: str) -> str:
@@ -152,13 +214,13 @@ def _policy_name(name: str) -> str:
     return name
 
 
-def check_names(file: LoraFile, expected: Mapping[str, Any]) -> None:
-    """Raises: ConfigError unless the file has exactly these tensors."""
+def check_names(file: LoraFile, expected: Mapping[str, Any], advice: str = "") -> None:
+    """Raises: ConfigError unless the file has exactly these tensors; advice ends it."""
     missing, surplus = sorted(expected.keys() - file.tensors.keys()), sorted(file.tensors.keys() - expected.keys())
     problems = [f"{len(names)} {what}: {first_few(names)}" for what, names in
                 (("missing", missing), ("surplus", surplus)) if names]  # fmt: skip
     if problems:
-        raise ConfigError(f"{file.source} is not this policy's LoRA; {'; '.join(problems)}")
+        raise ConfigError(f"{file.source} is not this policy's LoRA; {'; '.join(problems)}{advice}")
 
 
 def check_shapes(file: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> None:

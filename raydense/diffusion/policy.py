@@ -24,6 +24,7 @@ from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedu
 from raydense.diffusion.stable_diffusion import limit_tokens
 
 ADAPTER = "default"
+UNBOUND = -1  # the version of a LoRA that is partly one and partly another
 
 
 class Policy:
@@ -59,6 +60,7 @@ class Policy:
         compiled: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
+        self._dtype: torch.dtype = unet.dtype  # diffusers goes through all modules for it, at every call
         self.device = unet.device
         self.schedule = schedule.to(self.device)
         self.guidance_scale = guidance_scale
@@ -67,6 +69,8 @@ class Policy:
         for module in (unet, text_encoder, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
+        if channels_last:  # before the LoRA comes, whose tensors stay as files hold them
+            unet.to(memory_format=torch.channels_last)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             unet.add_adapter(lora, ADAPTER)
@@ -76,8 +80,6 @@ class Policy:
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        if channels_last:
-            unet.to(memory_format=torch.channels_last)
         self._compiled = compiled
         if compiled:
             check_compiler()
@@ -114,6 +116,7 @@ class Policy:
             raise ValueError(
                 f"LoRA weights do not fit: missing {sorted(missing)}, surplus {sorted(surplus)}, misshapen {misshapen}"
             )
+        self.version = UNBOUND  # until all of it is
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(weights.tensors[name])))
@@ -124,9 +127,9 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """π_I: inside this context the LoRA is off."""
-        for layer in self._layers:
-            layer.enable_adapters(False)
         try:
+            for layer in self._layers:
+                layer.enable_adapters(False)
             yield
         finally:
             for layer in self._layers:
@@ -152,9 +155,9 @@ class Policy:
     def predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The guided network output: float32 [N, C, H, W]."""
         x, timesteps, embeds = (
-            x_t.to(self.unet.dtype),
+            x_t.to(self._dtype),
             self.schedule.timesteps[t],
-            prompt_embeds.to(self.unet.dtype),
+            prompt_embeds.to(self._dtype),
         )
         if self._null_embeds is None:
             return self._run_unet(x, timesteps, embeds)
@@ -165,7 +168,7 @@ class Policy:
 
     def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
         """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
-        dtype = self.unet.dtype
+        dtype = self._dtype
         for tensor in (x, timesteps, embeds) if self._compiled else ():
             torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiled once for all batch sizes
         with torch.autocast(self.device.type, dtype) if dtype.itemsize < 4 else nullcontext():

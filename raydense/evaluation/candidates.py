@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from raydense.build import lora_config
-from raydense.config import Config, ConfigError, load_config
+from raydense.config import Config, ConfigError, load_run_config
 from raydense.core.types import FloatArray, PolicyWeights
-from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, read_lora
-from raydense.diffusion.pipeline_files import PipelineFiles
-from raydense.planning.footprint import lora_shapes
+from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, padded, read_lora
+from raydense.diffusion.pipeline_files import Part, PipelineFiles
+from raydense.planning.footprint import lora_layers, lora_shapes
+from raydense.planning.pinning import BASE_MODEL, Pinned, changed_inputs, continue_inputs
+from raydense.records.inputs import Pin, read_pins
+from raydense.records.run_dir import RunDirectory
 
 BASE = "base"
 
@@ -55,10 +58,10 @@ def _source(argument: str) -> Source:
     if (path / "config.yaml").is_file():
         if not (path / "lora").is_dir():
             raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")
-        return Source(path.name, str(path / "lora"), load_config(path / "config.yaml"), path)
+        return Source(path.name, str(path / "lora"), load_run_config(path / "config.yaml"), path)
     folder = path.parent if path.name in KNOWN_FILES else path
     if folder.name == "lora" and (run := folder.parent / "config.yaml").is_file():
-        return Source(folder.parent.name, argument, load_config(run), folder.parent)
+        return Source(folder.parent.name, argument, load_run_config(run), folder.parent)
     return Source(folder.stem if folder.is_file() else folder.name, argument, None)
 
 
@@ -83,8 +86,39 @@ def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Con
                 f"{config.steps.count}, steps.eta={config.steps.eta:g}, "
                 f"steps.spacing={config.steps.spacing or 'null'}, guidance {config.sampler.guidance_scale:g}"
             )
-    policy = config.policy.model_copy(update={"init_lora": None})  # where training started, perhaps gone by now
-    return config.model_copy(update={"policy": policy}), notes
+    of_its_start = {"init_lora": None, "text_encoder_lora": "refuse"}  # a file that is perhaps gone by now
+    return config.model_copy(update={"policy": config.policy.model_copy(update=of_its_start)}), notes
+
+
+def continue_sources(
+    config: Config, sources: Sequence[Source], *, accept_changes: bool, leave_out: tuple[str, ...] = ()
+) -> Pinned:
+    """What the sources' runs were made from, as far as `config` reads it, and as it lies there now.
+
+    Args: accept_changes: whether to go on with what has changed. leave_out: as of `continue_inputs`.
+    Raises: ConfigError if it has changed, or if their base models were others under one name.
+    """
+    runs = [(source, source.run) for source in sources if source.run]
+    if not runs or read_pins(runs[0][1]) is None:
+        return Pinned(config, {})
+    (first, root), *others = runs
+    pinned = continue_inputs(config, RunDirectory(root), accept_changes=accept_changes, leave_out=leave_out)
+    changes = [
+        f"{source.name} is of another {change} than {first.name}"
+        for source, run in others
+        if (change := _other_base(pinned, read_pins(run)))
+    ]
+    if changes and not accept_changes:
+        raise ConfigError(f"{'; '.join(changes)}; compare models of one base, or go on by --accept-changes")
+    return replace(pinned, accepted=(*pinned.accepted, *changes))
+
+
+def _other_base(pinned: Pinned, theirs: Mapping[str, Pin] | None) -> str:
+    """What they call by the same name and is another; empty where there is nothing to compare."""
+    ours, known = pinned.pins[BASE_MODEL], (theirs or {}).get(BASE_MODEL)
+    if known is None or known.written != ours.written:
+        return ""
+    return ", ".join(changed_inputs({BASE_MODEL: ours}, {BASE_MODEL: known}))
 
 
 def _chain(config: Config) -> tuple[object, ...]:
@@ -102,32 +136,40 @@ def fit_models(
     Args: setting: where the locations come from, for errors.
     Raises: ConfigError for a file that is no LoRA of this U-Net.
     """
-    files = [read_lora(source.location, setting) for source in sources]
-    rank = max([file.rank for file in files], default=config.policy.lora_rank)
-    modules = sorted({module for file in files for module in file.modules}) or config.policy.lora_targets
-    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules)}
-    joint = config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
+    files = [read_lora(source.location, setting, config.policy.text_encoder_lora) for source in sources]
     if (unet := pipeline.unet) is None:
         raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give its directory")
+    layers = lora_layers(unet)
     for file in files:
-        own = config.model_copy(
-            update={"policy": config.policy.model_copy(update={"lora_rank": file.rank, "lora_targets": file.modules})}
-        )
-        expected = lora_shapes(unet, lora_config(own))
-        check_names(file, expected)
-        check_shapes(file, expected)
-    shapes = lora_shapes(unet, lora_config(joint))
-    zeros: dict[str, FloatArray] = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        _check_fits(file, config, unet, layers)
+    rank = max([file.rank for file in files], default=config.policy.lora_rank)
+    modules = sorted({module for file in files for module in file.ranks}) or config.policy.lora_targets
+    joint = _adapted(config, rank, modules)
+    zeros: dict[str, FloatArray] = {
+        name: np.zeros(shape, np.float32) for name, shape in lora_shapes(unet, lora_config(joint)).items()
+    }
     models = [Model(BASE, PolicyWeights.of(0, zeros))]
     for version, (source, file) in enumerate(zip(sources, files, strict=True), 1):
-        models.append(Model(source.name, PolicyWeights.of(version, {**zeros, **_padded(file, rank)})))
+        models.append(Model(source.name, PolicyWeights.of(version, {**zeros, **_at_rank(file, rank)})))
     return joint, models
 
 
-def _padded(file: LoraFile, rank: int) -> dict[str, FloatArray]:
+def _check_fits(file: LoraFile, config: Config, unet: Part, layers: Mapping[str, bool]) -> None:
+    """Raises: ConfigError unless all that the file has belongs to layers of this U-Net."""
+    known = [module for module in file.ranks if layers.get(module)]
+    expected = lora_shapes(unet, lora_config(_adapted(config, file.rank, known))) if known else {}
+    check_names(file, expected)
+    check_shapes(file, expected)
+
+
+def _adapted(config: Config, rank: int, modules: Sequence[str]) -> Config:
+    policy = {"lora_rank": rank, "lora_alpha": float(rank), "lora_targets": tuple(modules)}
+    return config.model_copy(update={"policy": config.policy.model_copy(update=policy)})
+
+
+def _at_rank(file: LoraFile, rank: int) -> dict[str, FloatArray]:
     """Its tensors at a larger rank, with the alpha of that rank."""
-    more, scale = rank - file.rank, np.float32(file.alpha / file.rank)
+    scale = np.float32(file.alpha / file.rank)
     return {
-        name: np.pad(array, ((0, more), (0, 0))) if ".lora_A." in name else np.pad(array * scale, ((0, 0), (0, more)))
-        for name, array in file.tensors.items()
+        name: padded(name, array if ".lora_A." in name else array * scale, rank) for name, array in file.tensors.items()
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydense.config import Config, ConfigError, flat_settings, load_config
+from raydense.config import Config, ConfigError, flat_settings, load_run_config
 from raydense.core.metrics import read_rows
 from raydense.core.statistics import Interval, clustered_interval
 from raydense.records.run_dir import RunDirectory
@@ -42,7 +42,7 @@ def _read(run: Path, name: str) -> Compared:
     if not directory.config_file.is_file():
         raise ConfigError(f"{run} holds no config.yaml; give the directories of runs")
     last: dict[str, dict[str, Any]] = {row["kind"]: row for row in read_rows(directory.metrics)}
-    config = load_config(directory.config_file)
+    config = load_run_config(directory.config_file)
     return Compared(name, config, read_scores(run), last.get("stage", {}), last.get("step", {}))
 
 
@@ -123,7 +123,7 @@ def sheets(runs: Sequence[Compared]) -> list[Sheet]:
     if rows := score_rows(runs):
         result += [
             Sheet(
-                "mean score after training [95 %], and its difference from the first run's",
+                "mean score after training [95 %, clustered by prompt], and its difference from the first run's",
                 ("judge", "prompts", *names, *(f"{name} - {names[0]}" for name in names[1:])),
                 tuple(
                     (r.judge, r.prompts, *map(_cell, r.after), *(_cell(d, "+") for d in r.differences[1:]))
@@ -132,7 +132,7 @@ def sheets(runs: Sequence[Compared]) -> list[Sheet]:
                 names=2,
             ),
             Sheet(
-                "gain, same prompts and noise before and after [95 %]",
+                "gain, same prompts and noise before and after [95 %, clustered by prompt]",
                 ("judge", "prompts", *names),
                 tuple((r.judge, r.prompts, *(_cell(gain, "+") for gain in r.gain)) for r in rows),
                 names=2,

@@ -9,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet
 from raydense.core.types import Scales
+from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.evaluation.candidates import BASE, Model, Source, fit_models
+from raydense.planning.pinning import Pinned
 from raydense.planning.units import judged_prompts, read_prompt_sets
-from raydense.prompts.prompt_sets import evenly_spaced, load_by_label
+from raydense.prompts.prompt_sets import evenly_spaced, load_by_label, split_location
+from raydense.prompts.sources import SET_SCHEME
 from raydense.records.progress import ProgressDisplay
 from raydense.records.scores import Judgement
 from raydense.sections.rewards import RewardConfig, ScorerConfig
+from raydense.sections.values import read_value
 from raydense.training.judging import judge_prompts
 from raydense.training.normalising import StageScales, is_zscored
 
@@ -45,7 +48,7 @@ class Columns:
 class Evaluation:
     """What was judged: scores float32 [P, m] by model, and in each by column (style or prompt set) and scorer.
 
-    scales: that a mixture's components were divided by.
+    scales: that a mixture's components were divided by. accepted: what is not as the runs were made from it.
     """
 
     config: Config
@@ -53,6 +56,7 @@ class Evaluation:
     judgements: Mapping[str, Judgement]
     images_per_prompt: int
     scales: Scales = ()
+    accepted: tuple[str, ...] = ()
 
 
 def read_columns(config: Config, locations: Sequence[str], limit: int | None) -> Columns:
@@ -88,7 +92,8 @@ def read_columns(config: Config, locations: Sequence[str], limit: int | None) ->
 
 def _title(location: str) -> str:
     """`unseen` of `/path/unseen.txt`, `paper-unseen` of `set://paper-unseen#index=0`."""
-    return Path(location.removeprefix("set://").partition("?")[0].partition("#")[0]).stem
+    source, _ = split_location(location)
+    return source.removeprefix(SET_SCHEME).partition("?")[0] if source.startswith(SET_SCHEME) else Path(source).stem
 
 
 def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
@@ -102,9 +107,9 @@ def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
     built = []
     for text in scorers:
         try:
-            value = yaml.safe_load(text)
+            value = read_value(text)
             built.append(adapter.validate_python({"kind": value} if isinstance(value, str) else value))
-        except (yaml.YAMLError, ValidationError) as error:
+        except ValueError as error:  # pydantic's is one, too
             problems = [e["msg"] for e in error.errors()] if isinstance(error, ValidationError) else [str(error)]
             raise ConfigError(
                 f"--scorer {text!r}: {'; '.join(' '.join(p.split()) for p in problems)}; "
@@ -119,6 +124,7 @@ def with_scorers(config: Config, scorers: Sequence[str]) -> Config:
 
 def evaluate(
     config: Config,
+    pinned: Pinned,
     pipeline: PipelineFiles,
     sources: Sequence[Source],
     columns: Columns,
@@ -127,18 +133,22 @@ def evaluate(
     local: bool,
     display: ProgressDisplay,
 ) -> Evaluation:
-    """Draws and judges every model. Raises: ConfigError before anything starts if a LoRA or a scorer does not fit."""
-    joint, models = fit_models(config, pipeline, sources, "LoRA")
-    judgements = {}
-    with sampling_fleet(joint, local) as fleet:
+    """Draws and judges every model.
+
+    Args: config: with its locations as written; pinned: as they are.
+    Raises: ConfigError before anything starts if a LoRA or a scorer does not fit.
+    """
+    joint, models = fit_models(pinned.config, pipeline, sources, "LoRA")
+    judgements, scorer = {}, config.reward.scorer
+    with sampling_fleet(joint, pinned.base_model(), local) as fleet:
         for model in models:
             judgements[model.name] = _judge(model, columns, images_per_prompt, fleet, display)
-    if not is_zscored(joint.reward.scorer):
-        return Evaluation(joint, columns, judgements, images_per_prompt)
-    scales, whose = mixture_scales(joint.reward.scorer, sources, judgements[BASE])
-    display.say(f"{joint.reward.scorer.name} is of z-scores by {whose}")
+    if not is_zscored(scorer):
+        return Evaluation(config, columns, judgements, images_per_prompt, accepted=pinned.accepted)
+    scales, whose = mixture_scales(scorer, sources, judgements[BASE])
+    display.say(f"{scorer.name} is of z-scores by {whose}")
     restated = {name: scales.restate(judgement) for name, judgement in judgements.items()}
-    return Evaluation(joint, columns, restated, images_per_prompt, scales.of(0))
+    return Evaluation(config, columns, restated, images_per_prompt, scales.of(0), pinned.accepted)
 
 
 def mixture_scales(scorer: ScorerConfig, sources: Sequence[Source], base: Judgement) -> tuple[StageScales, str]:
@@ -175,11 +185,14 @@ def _judge(
 
     display.update(f"judging {model.name}", 0, total)
     fleet.broadcast(model.weights)
-    return judge_prompts(columns.prompts, images_per_prompt, fleet, model.weights.version, progress)
+    judgement = judge_prompts(columns.prompts, images_per_prompt, fleet, model.weights.version, progress)
+    for name, failure in judgement.failures.items():
+        display.say(f"the monitor {name} failed, and {model.name} has no score where it did: {failure}")
+    return judgement
 
 
 @contextmanager
-def sampling_fleet(config: Config, local: bool) -> Iterator[Fleet[Any]]:
+def sampling_fleet(config: Config, base: BaseModel, local: bool) -> Iterator[Fleet[Any]]:
     """Samplers without a learner, which leaves them all that the machine or the cluster has."""
     learner = config.learner.model_copy(update={"num_cpus": 0.0, "num_gpus": 0.0})
     alone = config.model_copy(update={"learner": learner})
@@ -191,5 +204,5 @@ def sampling_fleet(config: Config, local: bool) -> Iterator[Fleet[Any]]:
     else:
         from raydense.fleets.ray_runner import sampling_fleet_on_ray
 
-        with sampling_fleet_on_ray(alone) as fleet:
+        with sampling_fleet_on_ray(alone, base) as fleet:
             yield fleet

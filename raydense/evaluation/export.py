@@ -75,7 +75,7 @@ Run this in the directory of the file:
 def export(run: Path, to: Path) -> None:
     """Writes LoRA, README.md (the model card), example.py, config.yaml and the before-after picture into `to`.
 
-    Raises: ConfigError if `run` has no LoRA, or `to` holds something.
+    Raises: ConfigError if `run` has no LoRA of its own, or `to` holds something.
     """
     directory = RunDirectory(run)
     config = directory.read_config()
@@ -84,16 +84,15 @@ def export(run: Path, to: Path) -> None:
         raise ConfigError(f"{run} has no LoRA yet; a run writes one with its first checkpoint")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to={to} is not empty and is never overwritten; give a new directory")
-    scores = read_scores(run)
+    scores, learned_from = read_scores(run), read_origin(lora)["reward"]
     to.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(lora, to / FILE_NAME)
-    shutil.copyfile(directory.config_file, to / "config.yaml")
+    (to / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     picture = directory.images / PICTURE
     if picture.is_file():
         shutil.copyfile(picture, to / PICTURE)
     example = example_code(config, scores.prompts["train"][0] if scores else "a photograph")
     (to / "example.py").write_text(example, encoding="utf-8")
-    learned_from = read_origin(lora)["reward"]
     card = model_card(config, scores, example, has_picture=picture.is_file(), learned_from=learned_from)
     (to / "README.md").write_text(card, encoding="utf-8")
 
@@ -205,7 +204,7 @@ def results_sheet(config: Config, scores: Scores) -> Sheet:
             before, after, gain = paired.intervals()
             trained = " (trained on)" if judge == config.reward.scorer.name else ""
             rows.append((f"{judge}{trained}", prompts, shown(before), shown(after), shown(gain, "+")))
-    title = "Mean score, same prompts and seeds [95 % interval]"
+    title = "Mean score, same prompts and seeds [95 % interval, clustered by prompt]"
     return Sheet(title, ("judge", "prompts", "before", "after", "gain"), tuple(rows), names=2)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from raydense.config import Config, ConfigError, changed_settings, load_config
+from raydense.config import Config, ConfigError, changed_settings, load_config, load_run_config
+from raydense.planning.pinning import changed_inputs, pin_inputs
 from raydense.planning.preflight import check_inputs
+from raydense.records.inputs import Pin, read_pins
+from raydense.sections.values import split_values
 
 Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --grid
 HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
@@ -21,13 +21,19 @@ HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they cha
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep. settings: of the grid; overrides: all that its command line sets."""
+    """One run of a sweep. settings: of the grid; overrides: all that its command line sets; pins: of its inputs."""
 
     settings: Settings
     seed: int
     overrides: tuple[str, ...]
     config: Config
     directory: Path
+    pins: Mapping[str, Pin] = field(default_factory=dict)
+
+    def check_inputs(self) -> None:
+        """Raises: ConfigError if what the sweep began with has changed."""
+        if changed := changed_inputs(self.pins, pin_inputs(self.config).pins):
+            raise ConfigError(f"{', '.join(changed)}: changed since the sweep began; put them back, then continue it")
 
     @property
     def name(self) -> str:
@@ -44,23 +50,24 @@ def label(settings: Settings) -> str:
 
 
 def parse_grid(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """`key=v1,v2` of each --grid: values by key. A value with a comma is YAML's, such as `[0.9, 0.99]`.
+    """`key=v1,v2` of each --grid: values by key, as --set takes them; one with a comma has brackets or quotes.
 
-    Raises: ConfigError for what is not of this form, and for a key that is there twice.
+    Raises: ConfigError for what is not of this form, and for a key or a value that is there twice.
     """
     grid: dict[str, tuple[str, ...]] = {}
     for option in options:
         key, equals, text = option.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            values = split_values(text)
+        except ValueError:
             values = []
-        if not equals or not key or not values or key in grid or key == "seed":
+        again = len(set(values)) < len(values) or key in grid
+        if not equals or not key or not values or again or key == "seed":
             raise ConfigError(
-                f"--grid {option!r}: expected key=value,value, each key once, such as --grid steps.gamma=0.8,1 "
-                "(--seeds sets the seeds)"
+                f"--grid {option!r}: expected key=value,value, each key once and each value once, such as "
+                "--grid steps.gamma=0.8,1 (--seeds sets the seeds)"
             )
-        grid[key] = tuple(map(_written, values))
+        grid[key] = tuple(values)
     return grid
 
 
@@ -81,39 +88,47 @@ def plan_sweep(
     overrides: Sequence[str],
     grid: dict[str, tuple[str, ...]],
     seeds: tuple[int, ...] | None,
+    accept_changes: bool = False,
 ) -> list[Trial]:
     """Every run of the sweep: the settings in the order of the grid, and each with every seed.
 
-    Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings.
+    Args: accept_changes: whether runs that are there may be of other files.
+    Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings or made
+        from other files.
     """
     trials = []
     for values in itertools.product(*grid.values()):
         settings = tuple(zip(grid, values, strict=True))
         changes = (*overrides, *(f"{key}={value}" for key, value in settings))
-        chosen = seeds or (load_config(config_file, preset, list(changes)).seed,)
-        for seed in chosen:
+        own = load_config(config_file, preset, list(changes))
+        check_inputs(own)
+        pins = pin_inputs(own).pins
+        for seed in seeds or (own.seed,):
             whole = (*changes, f"seed={seed}")
             config = load_config(config_file, preset, list(whole))
-            trials.append(Trial(settings, seed, whole, config, out / _directory_name(settings, seed)))
-        check_inputs(trials[-1].config)
+            trials.append(Trial(settings, seed, whole, config, out / _directory_name(settings, seed), pins))
     for trial in trials:
         _check_same(trial)
+    if (changed := changes_since(trials)) and not accept_changes:
+        raise ConfigError(f"{'; '.join(changed)}; give another --out, or go on by --accept-changes")
     return trials
+
+
+def changes_since(trials: Sequence[Trial]) -> list[str]:
+    """A line for each run that is there and was made from other files than the sweep reads now."""
+    before = [(trial, read_pins(trial.directory) or {}) for trial in trials]
+    return [
+        f"{trial.directory} was made from another {', '.join(changed)}"
+        for trial, pins in before
+        if (changed := changed_inputs(pins, trial.pins))
+    ]
 
 
 def _check_same(trial: Trial) -> None:
     """A run that is there already must be the one that this sweep would make."""
     file = trial.directory / "config.yaml"
-    if file.is_file() and (different := changed_settings(load_config(file), trial.config, HARMLESS)):
+    if file.is_file() and (different := changed_settings(load_run_config(file), trial.config, HARMLESS)):
         raise ConfigError(f"{trial.directory} is of another sweep ({'; '.join(different)}); give another --out")
-
-
-def _written(value: Any) -> str:
-    """A YAML value as --set takes it."""
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...").strip()
 
 
 def _directory_name(settings: Settings, seed: int) -> str:

@@ -43,10 +43,14 @@ class SweepRunner:
 
     Args:
         arguments: of the command line that are the same for all: the configuration file or the preset.
+        accept_changes: whether runs that were cut may go on with other files than they were made from.
         say: hears a line when a run starts and ends.
     """
 
-    def __init__(self, arguments: Sequence[str], *, local: bool, jobs: int, say: Say) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, local: bool, jobs: int, say: Say, accept_changes: bool = False
+    ) -> None:
+        self._accept = ["--accept-changes"] if accept_changes else []
         self._arguments, self._local, self._jobs, self._say = list(arguments), local, jobs, say
         self._stop = StopFlag()
         self.failed: list[Trial] = []
@@ -93,8 +97,9 @@ class SweepRunner:
                 f"{trial.directory} is at work already, of a sweep that was killed; wait for it"
             ) from None
         if (trial.directory / "config.yaml").is_file():
-            arguments, verb = ["--resume", str(trial.directory)], "continues"
+            arguments, verb = ["--resume", str(trial.directory), *self._accept], "continues"
         else:
+            trial.check_inputs()
             _remove_empty(trial)
             sets = [part for override in trial.overrides for part in ("--set", override)]
             arguments, verb = [*self._arguments, *sets, "--out", str(trial.directory)], "starts"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from raydense.core.statistics import Interval, clustered_interval, mean_interval
-from raydense.evaluation.sweep import Settings, Trial, label
+from raydense.evaluation.sweep import Settings, Trial, changes_since, label
 from raydense.records.scores import Paired, Scores, read_scores
 from raydense.records.tables import Sheet, shown, write_csv, write_json
 
@@ -127,7 +127,8 @@ def write_results(out: Path, trials: Sequence[Trial]) -> Sheet:
     found = outcomes(trials)
     table = sheet(found)
     missing = [trial.name for trial in trials if not trial.finished]
-    write_json(out / "sweep.json", {"outcomes": [o.as_dict() for o in found], "missing": missing})
+    facts = {"missing": missing, "accepted_changes": changes_since(trials)}
+    write_json(out / "sweep.json", {"outcomes": [o.as_dict() for o in found], **facts})
     write_csv(out / "sweep.csv", [_flat(o) for o in found])
     (out / "sweep.md").write_text(table.markdown(), encoding="utf-8")
     plot(out / "sweep.png", found)
@@ -155,6 +156,13 @@ def plot(path: Path, found: Sequence[Outcome]) -> None:
 
     Bars are intervals over the seeds, or over the prompts where there is one seed; dashes are the seeds.
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a name with two $ is no formula
+        _plot(path, found)
+
+
+def _plot(path: Path, found: Sequence[Outcome]) -> None:
     from matplotlib.figure import Figure
 
     judges, sets = (list(dict.fromkeys(getattr(o, name) for o in found)) for name in ("judge", "prompts"))

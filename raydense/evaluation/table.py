@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from raydense.core.statistics import Interval, clustered_interval, win_rate
+from raydense.core.statistics import Interval, clustered_interval, known_rows, win_rate
 from raydense.core.types import FloatArray
 from raydense.evaluation.candidates import BASE
 from raydense.evaluation.evaluate import Evaluation
@@ -21,7 +21,10 @@ MEAN = "mean"  # of all prompts of the styles
 
 @dataclass(frozen=True)
 class Cell:
-    """One model, scorer and column. gain, wins: paired (same prompt, same noise) against the base; None for it."""
+    """One model, scorer and column.
+
+    prompts, pictures: that have a score. gain, wins: paired (same prompt, same noise) against the base; None for it.
+    """
 
     model: str
     scorer: str
@@ -61,7 +64,8 @@ def _cell(
     if paired:
         ours, theirs = paired
         gain, wins = clustered_interval(ours.astype(np.float64) - theirs), win_rate(ours, theirs)
-    return Cell(model, scorer, column, len(scores), scores.size, clustered_interval(scores), gain, wins)
+    known = known_rows(scores)
+    return Cell(model, scorer, column, len(known), known.size, clustered_interval(known), gain, wins)
 
 
 def sheets(evaluation: Evaluation) -> list[Sheet]:
@@ -75,10 +79,12 @@ def sheets(evaluation: Evaluation) -> list[Sheet]:
         means = {(c.model, c.column): shown(_scaled(c.mean, scale)) for c in own}
         wins = {(c.model, c.column): _per_cent(c.wins) for c in own if c.wins}
         rows = tuple((model, *(means[model, column] for column in columns)) for model in models)
-        result.append(Sheet(f"{title}: mean score [95 %]", ("model", *columns), rows))
+        result.append(Sheet(f"{title}: mean score [95 %, clustered by prompt]", ("model", *columns), rows))
         rows = tuple((m, *(wins[m, column] for column in columns)) for m in models if m != BASE)
         if rows:
-            result.append(Sheet(f"{title}: wins against the base, % [95 %]", ("model", *columns), rows))
+            result.append(
+                Sheet(f"{title}: wins against the base, % [95 %, clustered by prompt]", ("model", *columns), rows)
+            )
     return result
 
 
@@ -112,6 +118,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "images_per_prompt": evaluation.images_per_prompt,
             "scorers": config.reward.model_dump(mode="json"),
             "normalisation": {name: {"mean": mean, "std": std} for name, mean, std in evaluation.scales},
+            "accepted_changes": list(evaluation.accepted),
             "results": [_as_dict(cell) for cell in found],
             "prompts": {column: list(prompts) for column, prompts in evaluation.columns.prompts.items()},
             "scores": {model: judgement.as_lists() for model, judgement in evaluation.judgements.items()},

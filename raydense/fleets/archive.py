@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,32 +32,39 @@ class ArchivingCollection(Generic[Handle]):
         collect: Callable[[list[WorkUnit]], Collection[Handle]],
         write: Callable[[UnitReport, Sequence[Handle]], None],
     ) -> None:
-        self._restored, self._collect, self._write = restored[::-1], collect, write
-        self._coming, self._lost = collect(missing), list[WorkUnit]()
+        self._sound, self._collect, self._write = deque(restored), collect, write
+        self._coming, self._awaited, self._lost = collect(missing), len(missing), list[WorkUnit]()
 
     def __iter__(self) -> ArchivingCollection[Handle]:
         return self
 
     def __next__(self) -> tuple[UnitReport, Sequence[Handle]]:
-        if self._restored:
-            return self._restored.pop()
-        for report, handles in self._coming:
-            try:
-                self._write(report, handles)
-            except GroupsLost:
-                self._lost.append(report.unit)
-                continue
-            return report, handles
-        if not self._lost:
+        while not self._sound and self._awaited:
+            self._take()
+        if not self._sound:
             raise StopIteration
-        self._coming, self._lost = self._collect(self._lost), []
-        return next(self)
+        return self._sound.popleft()
 
     def ready(self) -> bool:
-        return bool(self._restored) or self._coming.ready()
+        while not self._sound and self._coming.ready():
+            self._take()
+        return bool(self._sound)
 
     def close(self) -> None:
         self._coming.close()
+
+    def _take(self) -> None:
+        """Waits for the next arrival, and writes it; when the last has come, those that were lost are issued again."""
+        report, handles = next(self._coming)
+        self._awaited -= 1
+        try:
+            self._write(report, handles)
+        except GroupsLost:
+            self._lost.append(report.unit)
+        else:
+            self._sound.append((report, handles))
+        if not self._awaited and self._lost:
+            self._coming, self._awaited, self._lost = self._collect(self._lost), len(self._lost), []
 
 
 class ArchivingFleet(Generic[Handle]):

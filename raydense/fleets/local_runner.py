@@ -14,6 +14,7 @@ from raydense.config import Config
 from raydense.core.interfaces import MAX_UNIT_FAILURES, Fleet, InertWeights, Learner, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, WorkUnit
 from raydense.core.versions import LiveVersions
+from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.collecting import SerialCollection
@@ -64,7 +65,7 @@ class LocalFleet:
 
 
 def build_local(
-    config: Config, pipeline: PipelineFiles, segments: Path
+    config: Config, pipeline: PipelineFiles, base: BaseModel, segments: Path
 ) -> tuple[Fleet[TrajectoryGroup], Callable[[], Learner[TrajectoryGroup]]]:
     """The fleet of a run in this process, and what makes its learner."""
     check_one_worker(config, "--local")
@@ -75,8 +76,10 @@ def build_local(
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups
 
+    sampler = build_sampler(config)
+    base.admit("the sampler", "this machine", base.look()())
     fleet = ArchivingFleet(
-        LocalFleet(build_sampler(config), config.seed),
+        LocalFleet(sampler, config.seed),
         segments,
         fetch=same,
         put=lambda group: group,

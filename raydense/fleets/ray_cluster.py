@@ -53,7 +53,7 @@ def _connect() -> None:
     options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address in ("", "local"):
-            with _loopback_only():
+            with _loopback_only(), starting_here():
                 ray.init(address="local", **options)
         else:
             _warn_if_open(address, ray.init(address=address, **options).dashboard_url)
@@ -70,6 +70,26 @@ def _connect() -> None:
         if "Version mismatch" not in str(error):
             raise
         raise ConfigError(f"{where}: {one_line(error)}; install the cluster's versions of Python and Ray") from None
+
+
+@contextmanager
+def starting_here() -> Iterator[None]:
+    """Around what starts a cluster on this machine: its sockets and logs lie in a temporary directory.
+
+    Raises: ConfigError if that cannot be used, as where a scheduler gave a long one.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise
+    except OSError as error:
+        name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), None)
+        place = f"{name}={os.environ[name]}" if name else "/tmp"
+        reason = "too long for the paths of its sockets" if "AF_UNIX" in str(error) else error.strerror or str(error)
+        raise ConfigError(
+            f"Ray cannot start in {place} ({reason}); set RAY_TMPDIR to a short directory that can be written, such as "
+            "/tmp"
+        ) from None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from learner.ray_learner import RayLearner, fetch_groups
 from raydense.build import build_learner, build_sampler_process
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
+from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.ray_cluster import GB, check_resources, ray_session
@@ -26,7 +27,7 @@ from raydense.planning.placement import Placement, check_shared_memory, place
 
 @contextmanager
 def build_on_ray(
-    config: Config, pipeline: PipelineFiles, segments: Path
+    config: Config, pipeline: PipelineFiles, base: BaseModel, segments: Path
 ) -> Iterator[tuple[Fleet[Any], Callable[[], RayLearner]]]:
     """Starts fleet and learner side by side, and stops them at the end; called again, the learner is a new one."""
     with ray_session():
@@ -44,8 +45,9 @@ def build_on_ray(
             patience_s=config.samplers.patience_s,
             labels=config.learner.labels,
             run=config.name,
+            base=base,
         )
-        fleet = _fleet(config, placement)
+        fleet = _fleet(config, base, placement)
         try:
             fleet.wait_ready()
             archive = ArchivingFleet(
@@ -64,12 +66,12 @@ def build_on_ray(
 
 
 @contextmanager
-def sampling_fleet_on_ray(config: Config) -> Iterator[Fleet[Any]]:
+def sampling_fleet_on_ray(config: Config, base: BaseModel) -> Iterator[Fleet[Any]]:
     """Samplers alone, to draw and judge; stops them at the end."""
     with ray_session():
         placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
         check_resources(config, placement)
-        fleet = _fleet(config, placement)
+        fleet = _fleet(config, base, placement)
         try:
             fleet.wait_ready()
             yield fleet
@@ -77,7 +79,7 @@ def sampling_fleet_on_ray(config: Config) -> Iterator[Fleet[Any]]:
             fleet.shutdown()
 
 
-def _fleet(config: Config, placement: Placement) -> RayFleet:
+def _fleet(config: Config, base: BaseModel, placement: Placement) -> RayFleet:
     settings = config.samplers
     return RayFleet(
         partial(build_sampler_process, config),
@@ -91,6 +93,7 @@ def _fleet(config: Config, placement: Placement) -> RayFleet:
         run_seed=config.seed,
         labels=settings.labels,
         run=config.name,
+        base=base,
     )
 
 

@@ -41,7 +41,9 @@ class Rates:
         {"device": …, "models": {MODEL: {"sampler": {"images_per_s": …}, "learner": {"transitions_per_s": …}}}} is read,
         and, where it is there, the sampler's "steps": it must be the plan's.
         """
-        name, _, wanted = location.partition("#")
+        name, mark, wanted = location.rpartition("#")
+        if not mark or Path(location).is_file():
+            name, wanted = location, ""
         content = _read(name)
         models = content.get("models", {})
         model = wanted or (next(iter(models)) if len(models) == 1 else BENCH_MODELS.get(config.policy.model, ""))

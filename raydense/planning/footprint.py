@@ -9,13 +9,15 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import wraps
+from types import MappingProxyType
+from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +32,23 @@ NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {  # of a pipeline,
     "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
 }
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _once(compute: Callable[P, R]) -> Callable[P, R]:
+    """Keeps results by what the arguments say: a run's checks and plans ask for the same networks, seconds each."""
+    known: dict[str, R] = {}
+
+    @wraps(compute)
+    def look_up(*args: P.args, **kwargs: P.kwargs) -> R:
+        key = repr((args, sorted(kwargs.items())))  # of plain values alone
+        if key not in known:
+            known[key] = compute(*args, **kwargs)
+        return known[key]
+
+    return look_up
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -41,6 +60,7 @@ class Footprint:
     peak_bytes: int
 
 
+@_once
 def unet_footprint(
     unet_config: Mapping[str, Any],
     lora: LoraConfig,
@@ -67,20 +87,24 @@ def unet_footprint(
     return Footprint(parameters, trained, meter.flops, meter.peak_bytes)
 
 
-def module_names(unet_config: Mapping[str, Any]) -> list[str]:
-    """Names of all modules of the U-Net."""
-    return [name for name, _ in on_meta("unet", unet_config).named_modules()]
+@_once
+def lora_layers(unet_config: Mapping[str, Any]) -> Mapping[str, bool]:
+    """Every module of the U-Net by its name: whether it is a layer that takes a LoRA."""
+    modules = on_meta("unet", unet_config).named_modules()
+    return MappingProxyType({name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in modules})
 
 
-def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+@_once
+def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the policy's LoRA tensors, by name."""
     unet = on_meta("unet", unet_config)
     unet.requires_grad_(False)
     with torch.device("meta"):
         unet.add_adapter(lora)
-    return {name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad}
+    return MappingProxyType({name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad})
 
 
+@_once
 def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, int], dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
     vae = on_meta("vae", vae_config, dtype)
@@ -89,6 +113,7 @@ def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, 
     return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
 
 
+@_once
 def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:
     """How many values the text encoder has."""
     return _count(on_meta("text_encoder", text_config))

@@ -39,6 +39,11 @@ def place(config: Config, gpus: int) -> Placement:
     learner_gpus = learner.num_gpus
     if learner_gpus is None:
         learner_gpus = 0.0 if gpus == 0 or _stays_off_gpus(learner.device) else 0.5 if gpus == 1 else 1.0
+    if learner.num_workers > 1 and 0 < learner_gpus < 1:
+        raise ConfigError(
+            f"learner.num_workers={learner.num_workers} with learner.num_gpus={learner_gpus:g} each would share a GPU, "
+            "on which they cannot exchange gradients; give each a whole one, or set learner.num_gpus=0"
+        )
     left = gpus - learner.num_workers * learner_gpus
     now = max(1, math.floor(left))
     count = fleet.max or fleet.count or now

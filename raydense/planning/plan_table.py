@@ -20,7 +20,7 @@ def show_plan(config: Config, plan: Plan, cost: Cost, console: Console) -> None:
     console.print(table)
     left_out = "loading, checkpoints and data transfer are left out, and the scorers' work unless rates are measured"
     for note in (*plan.notes, f"{left_out}; memory is an estimate"):
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}")
 
 
 def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:

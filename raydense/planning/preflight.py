@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raydense.config import Config, ConfigError
 from raydense.core.locations import resolve
-from raydense.core.messages import one_line
+from raydense.core.messages import first_few, one_line
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.pipeline_files import PipelineFiles, local_directory, read_pipeline
 from raydense.diffusion.stable_diffusion import (
@@ -109,14 +109,20 @@ def _check_chain(config: Config, pipeline: PipelineFiles) -> tuple[str, ...]:
 
 def _check_lora(config: Config, pipeline: PipelineFiles) -> None:
     from raydense.build import initial_lora, lora_config
-    from raydense.planning.footprint import lora_shapes, module_names
+    from raydense.planning.footprint import lora_layers, lora_shapes
 
     if pipeline.unet is None:
         return
-    names = module_names(pipeline.unet)
+    layers = lora_layers(pipeline.unet)
     for target in config.policy.lora_targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
+        meant = [name for name in layers if name == target or name.endswith(f".{target}")]
+        if not meant:
             raise ConfigError(f"policy.lora_targets: {target!r} matches nothing in the U-Net; remove or correct it")
+        if others := [name for name in meant if not layers[name]]:
+            raise ConfigError(
+                f"policy.lora_targets: {target!r} matches {first_few(others, 1)}, which takes no LoRA; name linear "
+                "layers and convolutions"
+            )
     if config.policy.init_lora is not None:
         initial_lora(config, lora_shapes(pipeline.unet, lora_config(config)))
 

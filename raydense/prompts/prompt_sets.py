@@ -6,12 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from raydense.core.locations import resolve
 from raydense.core.messages import first_few
 from raydense.core.seeding import generator
+from raydense.core.text import half_character
 from raydense.prompts.sources import Entry, read_entries
 
 SHOWN = 5  # positions or names in a note or an error
@@ -43,7 +46,7 @@ def load_prompts(location: str) -> PromptSet:
 
     Raises: ValueError in one line, naming the location, the place in it, and what to do.
     """
-    source, selection = _split(location)
+    source, selection = split_location(location)
     try:
         entries, notes = read_entries(source)
         index = selection.pop("index", None)
@@ -60,7 +63,7 @@ def load_by_label(location: str) -> dict[str, PromptSet]:
 
     Raises: as load_prompts.
     """
-    source, selection = _split(location)
+    source, selection = split_location(location)
     if "index" in selection:
         return {"": load_prompts(location)}
     by_label: dict[str, list[Entry]] = {}
@@ -78,6 +81,21 @@ def load_by_label(location: str) -> dict[str, PromptSet]:
 def read_prompts(location: str) -> tuple[str, ...]:
     """The prompts alone; see load_prompts."""
     return load_prompts(location).prompts
+
+
+def file_of(location: str) -> Path | None:
+    """The file that a location reads; None where that is a set or not there."""
+    try:
+        path = Path(resolve(split_location(location)[0]))
+    except FileNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+def absolute(location: str) -> str:
+    """The location of a file whatever the current directory is; a set, or a package's file, as it is."""
+    source = split_location(location)[0]
+    return location if "://" in source else f"{Path(source).absolute()}{location[len(source) :]}"
 
 
 def prompt_at(prompts: Sequence[str], group_number: int, run_seed: int) -> str:
@@ -124,7 +142,7 @@ def truncation_notes(prompts: Sequence[str], tokenizer: Any) -> list[str]:
     return notes + ([f"{len(report) - SHOWN} more prompts are cut off"] if len(report) > SHOWN else [])
 
 
-def _split(location: str) -> tuple[str, dict[str, str]]:
+def split_location(location: str) -> tuple[str, dict[str, str]]:
     """Location without and with its selections; a `#` that none follows belongs to the path."""
     source, _, fragment = location.rpartition("#")
     if not source or not re.match(r"[a-z]+=", fragment):
@@ -157,13 +175,18 @@ def _prompt_set(location: str, entries: Sequence[Entry], notes: Sequence[str]) -
 
 
 def _distinct(entries: Sequence[Entry]) -> tuple[list[str], list[str]]:
-    """The prompts, each once, and where the others were. Raises: ValueError for an empty one, or if there is none."""
+    """The prompts, each once, and where the others were.
+
+    Raises: ValueError for one that is empty or no text, or if there is none.
+    """
     prompts: dict[str, None] = {}
     duplicates = []
     for entry in entries:
         prompt = entry.prompt.strip()
         if not prompt:
             raise ValueError(f"{entry.where} is empty; remove it")
+        if half := half_character(prompt):
+            raise ValueError(f"{entry.where} holds {half}, half of a character; write the whole one")
         if prompt in prompts:
             duplicates.append(entry.where)
         prompts[prompt] = None

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,14 +157,19 @@ def _json_entries(path: Path) -> Iterator[Entry]:
 
 
 def _csv_entries(path: Path) -> Iterator[Entry]:
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    begins = 1  # of a row, which may end some lines later
     try:
-        _check_columns(list(reader.fieldnames or []))
+        columns = next(reader, [])
+        _check_columns(columns)
+        begins = reader.line_num + 1
         for row in reader:
-            where = f"line {reader.line_num}"
-            yield Entry(where, _prompt_of(where, row))
+            where, begins = f"line {begins}", reader.line_num + 1
+            if row:  # a blank line is none
+                _check_fields(where, row, columns)
+                yield Entry(where, row[columns.index(COLUMN)])
     except csv.Error as error:
-        raise ValueError(f"what follows line {reader.line_num} is not CSV ({error})") from None
+        raise ValueError(f"line {begins} is not CSV ({error})") from None
 
 
 def _parquet_entries(path: Path) -> Iterator[Entry]:
@@ -175,6 +181,8 @@ def _parquet_entries(path: Path) -> Iterator[Entry]:
         prompts = pyarrow.parquet.read_table(path, columns=[COLUMN])[COLUMN].to_pylist()
     except pyarrow.ArrowException as error:
         raise ValueError(f"is not a Parquet file that can be read ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"its {COLUMN} column holds what is not UTF-8; write the file anew from texts") from None
     for position, prompt in enumerate(prompts):
         where = f"row {position}"
         yield Entry(where, _prompt_of(where, {COLUMN: prompt}))
@@ -190,14 +198,38 @@ READERS: Mapping[str, Callable[[Path], Iterator[Entry]]] = {
 def _check_columns(columns: list[str]) -> None:
     if COLUMN not in columns:
         raise ValueError(f"has no column {COLUMN!r}; its columns: {', '.join(columns) or 'none'}")
+    if columns.count(COLUMN) > 1:
+        raise ValueError(f"has the column {COLUMN!r} twice; its columns: {', '.join(columns)}; rename or remove one")
+
+
+def _check_fields(where: str, row: list[str], columns: list[str]) -> None:
+    """A prompt with a comma and without quotes would end at the comma. Raises: ValueError."""
+    if len(row) != len(columns):
+        noun = "field" if len(row) == 1 else "fields"
+        raise ValueError(
+            f"{where} has {len(row)} {noun} and the header {len(columns)} ({', '.join(columns)}); put a text with a "
+            "comma between double quotes, or correct the row"
+        )
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         place = where or f"line {error.lineno} "
         raise ValueError(f"{place}is not JSON ({error.msg}, column {error.colno})") from None
+    except KeyError as error:
+        raise ValueError(f"{where}has the key {error} twice in one object; remove one") from None
+    except RecursionError:
+        raise ValueError(f"{where}is nested too deeply for a list of prompts") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's content; the last of equal keys would win in silence. Raises: KeyError with the key."""
+    for key, times in Counter(key for key, _ in pairs).items():
+        if times > 1:
+            raise KeyError(key)
+    return dict(pairs)
 
 
 def _prompt_of(where: str, item: Any) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +16,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
+from raydense.core.files import file_checksum, sync
 from raydense.core.types import PolicyWeights, Position
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
@@ -74,17 +73,17 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
         **{name: _describe(getattr(checkpoint, name)) for name in STAGE_WEIGHTS},
         "record": checkpoint.record,
         "optimizer": optimizer,
-        "sha256": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
+        "sha256": {path.name: file_checksum(path) for path in sorted(partial.iterdir())},
     }
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in partial.iterdir():
-        _sync(path)
+        sync(path)
     replaced = directory.with_name(directory.name + ".replaced.partial")
     if directory.exists():  # of the same position, written before a cut
         directory.rename(replaced)
     partial.rename(directory)
     shutil.rmtree(replaced, ignore_errors=True)
-    _sync(directory.parent)
+    sync(directory.parent)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
@@ -97,7 +96,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / MANIFEST}: cannot be read ({error})") from None
     for name, expected in manifest["sha256"].items():
-        if not (directory / name).is_file() or _sha256(directory / name) != expected:
+        if not (directory / name).is_file() or file_checksum(directory / name) != expected:
             raise CheckpointError(f"{directory / name}: is missing or damaged (its SHA-256 is not the manifest's)")
     moments = load_tensors(directory / "optimizer.safetensors")
     learner = {
@@ -144,16 +143,3 @@ def _join_optimizer(moments: Mapping[str, torch.Tensor], groups: list[Any]) -> d
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = tensor
     return {"state": state, "param_groups": groups}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from raydense.core.files import replacing
+
 CELL = 128  # smallest edge of a picture in a grid, pixels; smaller pictures are magnified
 GAP, LABEL = 4, 22
 TEXT = "raydense-grid"  # the PNG text chunk with prompts, titles and layout
@@ -77,9 +79,8 @@ def save_grid(
     about = PngInfo()
     facts = {"prompts": list(prompts), "titles": list(titles), "layout": layout.__dict__}
     about.add_itxt(TEXT, json.dumps(facts, ensure_ascii=False))
-    partial = path.with_name(f"{path.name}.partial")
-    sheet.save(partial, format="PNG", pnginfo=about)
-    partial.replace(path)  # so that whoever looks finds a whole picture
+    with replacing(path) as partial:
+        sheet.save(partial, format="PNG", pnginfo=about)
     return np.asarray(sheet)
 
 

@@ -6,7 +6,9 @@ Manifests are copied last and removed first, so that a checkpoint with a manifes
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
+from functools import cached_property
 from pathlib import Path
 
 from pyarrow import ArrowException
@@ -25,7 +27,6 @@ class Mirror:
 
     def __init__(self, uri: str) -> None:
         self.uri = without_secret(uri)  # as it is shown
-        self.local = Path(tempfile.mkdtemp(prefix="raydense-run-"))
         self._copied: dict[str, tuple[int, int]] = {}  # relative path → size and time of what was copied
         try:
             self._remote, self._root = FileSystem.from_uri(uri)
@@ -33,6 +34,14 @@ class Mirror:
         except (ArrowException, OSError, ValueError) as error:
             reason = one_line(error).replace(uri, self.uri)
             raise ConfigError(f"--out={self.uri} cannot be reached ({reason}); give another place") from None
+
+    @cached_property
+    def local(self) -> Path:
+        """The directory on this machine, from its first use on."""
+        return Path(tempfile.mkdtemp(prefix="raydense-run-"))
+
+    def remove_local(self) -> None:
+        shutil.rmtree(self.local, ignore_errors=True)
 
     @property
     def is_empty(self) -> bool:

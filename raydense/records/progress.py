@@ -27,6 +27,7 @@ class ProgressDisplay:
     """Phases with a count each; `say` prints a lasting line above them.
 
     Args:
+        console: of `open_console`, so that text is shown as it is.
         log_format: `auto` is a live display on a terminal and plain lines elsewhere; `json` is an object a line, with
             `time` (seconds since 1970), `event` (`message`, `progress` or `result`) and the facts by name.
     """
@@ -35,12 +36,12 @@ class ProgressDisplay:
         self._console, self._json = console, log_format == "json"
         self._is_live = console.is_terminal and log_format == "auto"
         self._live = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("left", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -63,7 +64,7 @@ class ProgressDisplay:
         if self._json:
             self._event("message", {"text": line})
         else:
-            self._live.console.print(line, highlight=False, soft_wrap=True, markup=False)
+            self._live.console.print(line, soft_wrap=True)
 
     def result(self, summary: Mapping[str, Any], shown: Any) -> None:
         """The end of a run: `shown` for people, `summary` for machines."""
@@ -94,7 +95,7 @@ class ProgressDisplay:
 
     def _event(self, event: str, content: Mapping[str, Any]) -> None:
         line = {"time": round(time.time(), 3), "event": event, **content}
-        self._console.print(json.dumps(line), highlight=False, soft_wrap=True, markup=False)
+        self._console.print(json.dumps(line), soft_wrap=True)
 
 
 def _text(facts: Facts) -> str:

@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raydense.config import Config, ConfigError, load_config
+from raydense.config import Config, ConfigError, load_run_config
+from raydense.core.files import write_text
+from raydense.records.inputs import Pin, write_pins
 
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
     from raydense.records.mirror import Mirror
@@ -41,6 +43,22 @@ def locate(location: str) -> tuple[Path, Mirror | None]:
     if not path.is_absolute():
         _refuse_under_a_job(f"--out={location} is relative")
     return path, None
+
+
+@contextlib.contextmanager
+def here_until_done(mirror: Mirror | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Removes this machine's copy of a run at a URI when the run is done, or was refused; else says where it is."""
+    all_is_there = True
+    try:
+        yield
+    except BaseException as error:
+        all_is_there = isinstance(error, ConfigError)
+        raise
+    finally:
+        if mirror and all_is_there:
+            mirror.remove_local()
+        elif mirror:
+            say(f"the copy of {mirror.uri} on this machine is kept in {mirror.local}")
 
 
 def _refuse_under_a_job(problem: str) -> None:
@@ -77,7 +95,7 @@ class RunDirectory:
             _close_to_others(root)
             for directory in (run_dir.images, run_dir.checkpoints, run_dir.lora):
                 directory.mkdir(parents=True, exist_ok=True)
-            run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
+            run_dir.write_config(config)
         except OSError as error:
             run_dir.discard()
             raise ConfigError(f"--out={root} cannot be written ({error.strerror}); give another directory") from None
@@ -88,7 +106,10 @@ class RunDirectory:
         if not self.config_file.is_file():
             shown = f"{setting}={self.shown}" if setting else self.shown
             raise ConfigError(f"{shown} holds no config.yaml; give the directory of a run")
-        return load_config(self.config_file)
+        return load_run_config(self.config_file)
+
+    def write_config(self, config: Config) -> None:
+        write_text(self.config_file, config.to_yaml())
 
     def discard(self) -> None:
         """Removes a directory that `create` made, if no checkpoint was written into it."""
@@ -132,6 +153,10 @@ class RunDirectory:
     def segments(self) -> Path:
         return self.root / "segments"
 
+    @property
+    def base_judgement(self) -> Path:
+        return self.root / "scores-base.json"
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         self._write_json("summary.json", summary)
 
@@ -145,13 +170,23 @@ class RunDirectory:
 
     def write_base_judgement(self, judgement: Judgement) -> None:
         """The base model's scores, which a run that continues compares with."""
-        self._write_json("scores-base.json", judgement.as_lists())
+        self._write_json(self.base_judgement.name, judgement.as_lists())
 
-    def read_base_judgement(self) -> Judgement:
+    def read_base_judgement(self) -> Judgement | None:
+        """None before the base model was judged, on the inputs that the run now has."""
         from raydense.records.scores import Judgement
 
-        return Judgement.of_lists(json.loads((self.root / "scores-base.json").read_text("utf-8")))
+        if not self.base_judgement.is_file():
+            return None
+        return Judgement.of_lists(json.loads(self.base_judgement.read_text("utf-8")))
+
+    def write_inputs(
+        self, pins: Mapping[str, Pin], prompts: Mapping[str, Sequence[str]], accepted: Sequence[str] = ()
+    ) -> None:
+        """As `write_pins`; where other inputs were accepted, what the base model scored on the former ones goes."""
+        if accepted:
+            self.base_judgement.unlink(missing_ok=True)  # first: a kill in between leaves what is to be accepted again
+        write_pins(self.root, pins, prompts, accepted)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (self.root / name).write_text(text + "\n", encoding="utf-8")
+        write_text(self.root / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +17,33 @@ from raydense.core.types import FloatArray
 
 @dataclass(frozen=True)
 class Judgement:
-    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first."""
+    """Scores float32 [P, m] by scorer name, by prompt set, and a small picture file of each prompt, its first.
+
+    A monitor's score is NaN, and null in a file, where it failed; failures: why, by its name.
+    """
 
     scores: Mapping[str, Mapping[str, FloatArray]]
     pictures: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
 
-    def as_lists(self) -> dict[str, dict[str, list[list[float]]]]:
-        return {name: {s: v.tolist() for s, v in by.items()} for name, by in self.scores.items()}
+    def as_lists(self) -> dict[str, dict[str, list[Any]]]:
+        return {name: {s: as_list(v) for s, v in by.items()} for name, by in self.scores.items()}
 
     @staticmethod
-    def of_lists(values: Mapping[str, Mapping[str, list[list[float]]]]) -> Judgement:
+    def of_lists(values: Mapping[str, Mapping[str, list[Any]]]) -> Judgement:
         return Judgement({n: {s: np.array(v, dtype=np.float32) for s, v in by.items()} for n, by in values.items()})
+
+
+def as_list(scores: FloatArray) -> list[Any]:
+    """For JSON, which has no NaN."""
+    values = scores.astype(object)
+    values[np.isnan(scores)] = None
+    return list(values.tolist())
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Of one judge on one prompt set: float64 [P, m] each, same prompts and noise."""
+    """Of one judge on one prompt set: float64 [P, m] each, same prompts and noise; NaN where it failed."""
 
     before: NDArray[np.float64]
     after: NDArray[np.float64]
@@ -61,7 +73,9 @@ def read_scores(run: Path) -> Scores | None:
     content = {name: by_prompt for name, by_prompt in json.loads(path.read_text("utf-8")).items() if by_prompt}
     judged = {
         name: {
-            judge: Paired(*(np.array([row[judge][when] for row in by_prompt.values()]) for when in ("before", "after")))
+            judge: Paired(
+                *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", "after"))
+            )
             for judge in next(iter(by_prompt.values()))
         }
         for name, by_prompt in content.items()

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydense.config import Config, ConfigError
+from raydense.core.files import write_text
 from raydense.core.messages import one_line
 from raydense.core.metrics import MetricSink
 from raydense.records.run_dir import RunDirectory
@@ -112,7 +113,7 @@ class WandbSink:
 
 def _stored_id(path: Path) -> str:
     if not path.is_file():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
+        write_text(path, secrets.token_hex(4))
     return path.read_text("utf-8")
 
 

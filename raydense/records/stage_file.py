@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from raydense.core.files import write_text
+
 Entry = dict[str, dict[str, float]]
 
 
@@ -27,8 +29,5 @@ class StageFile:
 
     def __setitem__(self, stage: int, entry: Entry) -> None:
         self._entries[str(stage)] = entry
-        if self.path is None:
-            return
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._entries, indent=1) + "\n", "utf-8")
-        partial.replace(self.path)
+        if self.path is not None:
+            write_text(self.path, json.dumps(self._entries, indent=1) + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from raydense.core.files import write_text
 from raydense.core.statistics import Interval
 
 
@@ -40,7 +41,9 @@ class Sheet:
 
 
 def shown(interval: Interval, sign: str = "", digits: int = 4) -> str:
-    """`0.8711 [0.8502, 0.8920]`; without bounds where there are none."""
+    """`0.8711 [0.8502, 0.8920]`; without bounds where there are none, and a dash where nothing was scored."""
+    if math.isnan(interval.mean):
+        return "–"
     number = f"{sign}.{digits}f"
     if math.isnan(interval.low):
         return f"{interval.mean:{number}}"
@@ -48,7 +51,7 @@ def shown(interval: Interval, sign: str = "", digits: int = 4) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

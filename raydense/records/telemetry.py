@@ -31,6 +31,7 @@ class RunLog:
         self, run_dir: RunDirectory, metrics_bytes: int, sinks: Sequence[MetricSink], warn: Callable[[str], None]
     ) -> None:
         self._excused: set[str] = set()
+        self._failed: set[str] = set()  # monitors
         self._metrics = JsonLines(run_dir.metrics, keep_bytes=metrics_bytes)
         self._telemetry = JsonLines(run_dir.telemetry)
         self._sinks, self._warn = list(sinks), warn
@@ -53,6 +54,14 @@ class RunLog:
             self._excuse("telemetry.jsonl", error)
         if values:
             self._tell(lambda sink: sink.scalars(step, values))
+
+    def monitors_failed(self, failures: Mapping[str, str], stage: int, step: int) -> None:
+        """Says why a monitor failed, and enters it into the telemetry, the first time in this process."""
+        for name, failure in failures.items():
+            if name not in self._failed:
+                self._failed.add(name)
+                self.telemetry("monitor", stage, step, {}, judge=name, failure=failure)
+                self._warn(f"the monitor {name} failed, and the run goes on without these scores: {failure}")
 
     def image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """A picture [h, w, 3] for the sinks; the caller keeps it in a file."""

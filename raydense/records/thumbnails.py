@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from raydense.core.files import replacing
+
 EDGE = 160  # longest edge, pixels
 
 
@@ -33,13 +35,11 @@ def is_png(picture: bytes) -> bool:
 
 def save_thumbnails(path: Path, pictures: Mapping[str, Sequence[bytes]]) -> None:
     """A zip of files `set/number`, by prompt set in the order of its prompts; the same pictures give the same bytes."""
-    partial = path.with_name(f"{path.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for name, files in pictures.items():
             for number, file in enumerate(files):
                 ending = "png" if is_png(file) else "jpg"
                 archive.writestr(zipfile.ZipInfo(f"{name}/{number:05d}.{ending}"), file)
-    partial.replace(path)
 
 
 def read_thumbnails(path: Path) -> dict[str, list[bytes]]:

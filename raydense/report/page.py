@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -11,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raydense.config import ConfigError
+from raydense.core.files import write_text
 from raydense.report.curves import learning_figures, reward_figures, step_figure, watch_figures
 from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
 from raydense.report.run_data import RunData, read_run
@@ -32,11 +34,9 @@ def write_report(root: Path, out: Path | None = None) -> Path:
     """
     page = render(read_run(root))
     target = out or root / "report.html"
-    partial = target.with_name(f"{target.name}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
+        write_text(target, page)
     except OSError as error:
         raise ConfigError(f"--out={target} cannot be written ({error.strerror}); give another file") from None
     return target
@@ -87,7 +87,9 @@ def _tiles(run: RunData, gains: list[SetGains]) -> Iterator[Mapping[str, str]]:
     scorer, progress = run.config.reward.scorer.name, run.status["progress"]
     for found in gains:
         for judge, mean in found.means.items():
-            sure = "" if mean.low != mean.low else f"95 %: {number(mean.low, '+')} to {number(mean.high, '+')}"
+            sure = (
+                "" if mean.low != mean.low else f"95 % by prompt: {number(mean.low, '+')} to {number(mean.high, '+')}"
+            )
             role = "trained on" if judge == scorer else "monitor"
             yield {"name": f"{judge}, {found.name} prompts", "value": number(mean.mean, "+"), "note": f"{role}; {sure}"}
     if not gains and run.status["rewards"]:
@@ -145,7 +147,7 @@ def _glance(run: RunData) -> dict[str, str]:
 
 def number(value: float | None, sign: str = "") -> str:
     """Four digits, for people: 0.7725, 12.31, 1,234."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "–"
     digits = 0 if abs(value) >= 1000 else 4 if abs(value) < 10 else 2
     if 0 < abs(value) < 1e-3:

@@ -134,7 +134,8 @@ def _set_gains(
                 Picture.of(after[name][number], f"“{prompt}”, tuned model", "tuned"),
             )
         for judge, scores in by_judge.items():
-            changes.setdefault(judge, []).append(np.subtract(scores["after"], scores["before"]))
+            first, then = (np.array(scores[when], float) for when in ("before", "after"))  # NaN for null
+            changes.setdefault(judge, []).append(then - first)
         own = by_judge[scorer]
         means = {judge: float(values[-1].mean()) for judge, values in changes.items()}
         gains.append(PromptGain(prompt, float(np.mean(own["before"])), float(np.mean(own["after"])), means, pictures))

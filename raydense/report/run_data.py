@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydense.config import Config, load_config
+from raydense.config import Config, load_run_config
 from raydense.core.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 from raydense.records.status import read_status
@@ -55,6 +55,11 @@ class RunData:
         return (self.config.reward.scorer.name, *(key.removeprefix(prefix) for key in monitors))
 
     @property
+    def failed_monitors(self) -> dict[str, str]:
+        """Why a monitor first failed, by its name."""
+        return {row["judge"]: row["failure"] for row in reversed(self.events("monitor"))}
+
+    @property
     def steps_taken(self) -> int:
         return int(self.status["progress"]["steps"])
 
@@ -92,7 +97,7 @@ def read_run(root: Path) -> RunData:
     failure = _json(root / "failure.json")
     return RunData(
         root,
-        load_config(run_dir.config_file),
+        load_run_config(run_dir.config_file),
         status,
         list(read_rows(run_dir.metrics)),
         list(read_rows(run_dir.telemetry)),

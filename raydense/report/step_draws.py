@@ -32,6 +32,7 @@ def draw_counts(config: Config, steps_taken: int) -> tuple[NDArray[np.int64], in
             tuple_size=train.tuple_size,
             tuples=train.tuples,
             tuple_choice=train.tuple_choice,
+            ties=train.ties,
             step_draws=steps.draws,
             draws=draws,
         )

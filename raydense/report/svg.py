@@ -45,6 +45,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelsize": 10,
     "ytick.labelsize": 10,
     "text.color": INK,
+    "text.parse_math": False,  # a name with two $ is no formula
     "xtick.color": RULE,
     "ytick.color": RULE,
     "xtick.labelcolor": MUTED,

@@ -15,21 +15,25 @@ from raydense.sections.base import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Revision,
     Section,
     Unsigned,
 )
 
+ScorerName = Annotated[Name, Field(description="What logs and tables call it.")]
+BatchSize = Annotated[PositiveInt, Field(description="Images scored at once.")]
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ClipScorerConfig(Section):
-    """Cosine similarity under any CLIP-type model (CLIP score, PickScore)."""
+    """Cosine similarity under any CLIP-type model of transformers (CLIP score, PickScore)."""
 
     kind: Literal["clip"]
-    name: Name
-    model: str  # hub id, directory or pkg://…
-    revision: str | None = None
-    batch_size: PositiveInt = 64
+    name: ScorerName
+    model: str
+    """Hub id, directory, or pkg://package/path."""
+    revision: Revision = None
+    batch_size: BatchSize = 64
     device: Device = "auto"
 
 
@@ -37,12 +41,16 @@ class HPSv2ScorerConfig(Section):
     """HPSv2, the paper's multi-prompt preference model."""
 
     kind: Literal["hpsv2"]
-    name: Name = "hpsv2"
+    name: ScorerName = "hpsv2"
     version: Literal["v2.0", "v2.1"] = "v2.0"
-    checkpoint: str | None = None  # a local file; None: from the hub
-    antialias: bool = False  # of the bicubic resize; off, as when the paper's figures were made
+    """v2.0 is the paper's; their scales differ."""
+    checkpoint: str | None = None
+    """A local file; null: from the hub."""
+    antialias: bool = False
+    """Antialiasing of the bicubic resize; off, as when the paper's figures were made."""
     dtype: NetworkDtype = "float32"
-    batch_size: PositiveInt = 16
+    """Precision of its networks."""
+    batch_size: BatchSize = 16
     device: Device = "auto"
 
 
@@ -50,11 +58,13 @@ class AestheticScorerConfig(Section):
     """The LAION aesthetic score; it ignores the prompt."""
 
     kind: Literal["aesthetic"]
-    name: Name = "aesthetic"
-    head: str  # a local file
+    name: ScorerName = "aesthetic"
+    head: str
+    """A local file: the head's .pth."""
     clip_model: str = "openai/clip-vit-large-patch14"
-    revision: str | None = None
-    batch_size: PositiveInt = 64
+    """Hub id, directory, or pkg://package/path of the CLIP model under the head."""
+    revision: Revision = None
+    batch_size: BatchSize = 64
     device: Device = "auto"
 
 
@@ -62,19 +72,22 @@ class ImageRewardScorerConfig(Section):
     """ImageReward, the paper's single-prompt preference model."""
 
     kind: Literal["imagereward"]
-    name: Name = "imagereward"
-    checkpoint: str | None = None  # a local ImageReward.pt; None: from the hub
-    tokenizer: str | None = None  # a local directory with the vocab.txt of bert-base-uncased; None: from the hub
-    batch_size: PositiveInt = 16
+    name: ScorerName = "imagereward"
+    checkpoint: str | None = None
+    """A local ImageReward.pt; null: from the hub."""
+    tokenizer: str | None = None
+    """A local directory with the vocab.txt of bert-base-uncased; null: from the hub."""
+    batch_size: BatchSize = 16
     device: Device = "auto"
 
 
 class CallableScorerConfig(Section):
-    """A user's own function of (images, prompts)."""
+    """A user's own function of images (uint8 [N, h, w, 3]) and N prompts, which gives N numbers."""
 
     kind: Literal["callable"]
-    name: Name
-    target: str  # module:function
+    name: ScorerName
+    target: str
+    """The function, as module:function."""
 
     @field_validator("target")
     @classmethod
@@ -88,13 +101,18 @@ class HttpScorerConfig(Section):
     """A scorer served elsewhere: `raydense.rewards.http` says what goes over the wire."""
 
     kind: Literal["http"]
-    name: Name
+    name: ScorerName
     url: str
-    token_env: str | None = None  # the environment variable with a bearer token; never the token itself
-    batch_size: PositiveInt = 16
+    """http://host/path or https://host/path."""
+    token_env: str | None = None
+    """The environment variable with a bearer token, never the token itself; null: none."""
+    batch_size: BatchSize = 16
     timeout_s: PositiveFloat = 60.0
+    """Seconds that an answer may take."""
     retries: Unsigned = 4
-    backoff_s: NonNegativeFloat = 0.5  # doubles with each retry
+    """Times that a failed request is sent again."""
+    backoff_s: NonNegativeFloat = 0.5
+    """Seconds before the second retry, doubled with each one; the first is immediate."""
 
     @model_validator(mode="after")
     def _nothing_secret_in_sight(self) -> HttpScorerConfig:
@@ -123,16 +141,20 @@ class ComponentConfig(Section):
     """One scorer of a mixture."""
 
     weight: float
+    """What its score is multiplied by; may be negative."""
     scorer: SingleScorerConfig
+    """Whose scores are added."""
 
 
 class MixtureScorerConfig(Section):
     """The weighted sum of other scorers, each of which is logged under its own name."""
 
     kind: Literal["mixture"]
-    name: Name = "mixture"
-    normalise: Literal["none", "zscore"] = "none"  # zscore: (score - mean) / std, of the stage before
+    name: ScorerName = "mixture"
+    normalise: Literal["none", "zscore"] = "none"
+    """zscore: (score - mean) / standard deviation, of the stage before."""
     components: Annotated[tuple[ComponentConfig, ...], Field(min_length=1)]
+    """What is added up."""
 
 
 ScorerConfig = Annotated[
@@ -150,16 +172,21 @@ ScorerConfig = Annotated[
 class WatchConfig(Section):
     """When a run suspects that its reward is being hacked (`raydense.training.watch` has the rule)."""
 
-    sigmas: PositiveFloat = 3.0  # standard errors, by which the reward rose and a monitor fell
-    collapse: PositiveFloat = 3.0  # standard deviations between the first stage's groups, by which pictures changed
-    stop: bool = False  # the run, where it is suspected; else it is only said and logged
+    sigmas: PositiveFloat = 3.0
+    """Standard errors by which the reward rose and a monitor fell."""
+    collapse: PositiveFloat = 3.0
+    """Standard deviations between the first stage's groups, by which pictures changed."""
+    stop: bool = False
+    """Ends the run where it is suspected; else it is only said and logged."""
 
 
 class RewardConfig(Section):
     """What is optimised, and what is only watched."""
 
     scorer: ScorerConfig
+    """The scorer that training optimises."""
     monitors: tuple[SingleScorerConfig, ...] = ()
+    """Scorers that are only logged, so that reward hacking shows."""
     watch: WatchConfig = WatchConfig()
 
     @property

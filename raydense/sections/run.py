@@ -1,6 +1,6 @@
 """The sections of a run's configuration: what may be set, to what, and its default.
 
-Letters in comments are the paper's (T steps, R rolled out, K kept, N_step draws, C, γ, δ).
+Letters in descriptions are the paper's (T steps, R rolled out, K kept, N_step draws, C, γ, δ).
 """
 
 from __future__ import annotations
@@ -16,42 +16,63 @@ from raydense.sections.base import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Revision,
     Section,
     Share,
     Size,
+    TextEncoderLora,
     Unsigned,
 )
+
+MARGINAL_TUPLE = 12  # trajectories, of which 2^12 sets are summed over: 0.2 s a gradient step on one core
 
 
 class PolicyConfig(Section):
     """The diffusion pipeline and its LoRA."""
 
-    model: str  # hub id, directory, or pkg://package/path
-    revision: str | None = None
+    model: str
+    """Hub id, directory, or pkg://package/path."""
+    revision: Revision = None
     lora_rank: PositiveInt = 4
-    lora_alpha: PositiveFloat | None = None  # None: equal to the rank
+    """Rank of the LoRA's matrices."""
+    lora_alpha: PositiveFloat | None = None
+    """The LoRA's output is scaled by alpha / rank; null: equal to the rank."""
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
-    init_lora: str | None = None  # file or directory of a LoRA to start from; its rank and alpha must be these
-    channels_last: bool = False  # the U-Net's memory layout: 5 to 9 % faster on CPUs, not measured on a GPU
-    compile: bool = False  # the U-Net by torch.compile: faster after minutes of compiling; needs a C++ compiler
+    """Layers of the U-Net that are adapted, by the ends of their names."""
+    init_lora: str | None = None
+    """File or directory of a LoRA to start from; its rank and alpha must be these."""
+    text_encoder_lora: TextEncoderLora = "refuse"
+    """What becomes of the part of init_lora that would adapt the text encoder."""
+    channels_last: bool = False
+    """The U-Net's memory layout: 5 to 9 % faster on CPUs, not measured on a GPU."""
+    compile: bool = False
+    """The U-Net by torch.compile: faster after minutes of compiling; needs a C++ compiler."""
 
 
 class PromptsConfig(Section):
-    """Text files, one prompt a line: a path or pkg://package/path."""
+    """Where prompts come from: files (.txt, .json, .jsonl, .csv, .parquet), pkg://package/path, or set://NAME."""
 
     train: str
+    """Prompts to learn from."""
     unseen: str | None = None
+    """Prompts to judge with, never learned from; null: none."""
 
 
 class StepsConfig(Section):
     """The denoising chain, and how the loss draws steps from it (METHOD §3-4)."""
 
-    count: PositiveInt = 50  # T
+    count: PositiveInt = 50
+    """T: denoising steps."""
     eta: Annotated[float, Field(gt=0, le=1)] = 1.0
-    spacing: Literal["leading", "trailing"] | None = None  # of timesteps, with noise to the end; None: the pipeline's
+    """η: DDIM's share of DDPM's noise."""
+    spacing: Literal["leading", "trailing"] | None = None
+    """Of the chain's timesteps, with noise to the end; null: the pipeline's own."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
-    draws: PositiveInt = 1  # N_step
+    """γ: discount a step; the loss draws step t with a weight of γ^t."""
+    draws: PositiveInt = 1
+    """N_step: steps drawn for a tuple, whose trajectories share them."""
     exclude_last: Unsigned = 0
+    """Steps at the end of the chain that are never drawn."""
 
     @model_validator(mode="after")
     def _some_step_left(self) -> StepsConfig:
@@ -65,17 +86,27 @@ class StepsConfig(Section):
 class SamplerConfig(Section):
     """What one sampler does with a work unit."""
 
-    trajectories: PositiveInt = 5  # R
-    keep: Annotated[int, Field(ge=2)] = 5  # K
+    trajectories: PositiveInt = 5
+    """R: trajectories rolled out for a prompt."""
+    keep: Annotated[int, Field(ge=2)] = 5
+    """K: trajectories kept of them, evenly spaced by reward rank."""
     unit_prompts: PositiveInt = 1
-    guidance_scale: PositiveFloat = 7.5  # w
-    shared_noise: bool = False  # one x_0 for all trajectories of a group
-    latent_size: Size = None  # of the latents, or [height, width]; None: the pipeline's own
+    """Prompts of a work unit, which are denoised at once."""
+    guidance_scale: PositiveFloat = 7.5
+    """w: scale of classifier-free guidance; 1: none."""
+    shared_noise: bool = False
+    """One x_0 for all trajectories of a group."""
+    latent_size: Size = None
+    """Height and width of the latents, or [height, width]; null: the pipeline's own."""
     storage_dtype: Literal["float16", "float32"] = "float16"
-    dtype: NetworkDtype = "float32"  # of U-Net and decoder
-    decode_batch: PositiveInt | None = None  # images a decoder call; None: all of a work unit
+    """Precision of stored states; the chain goes on from the rounded ones."""
+    dtype: NetworkDtype = "float32"
+    """Precision of U-Net and decoder."""
+    decode_batch: PositiveInt | None = None
+    """Images a decoder call; null: all of a work unit."""
     device: Device = "auto"
     threads: PositiveInt = 1
+    """Threads on the CPU; another number may change the last bits of a result."""
 
     @model_validator(mode="after")
     def _keep_fits(self) -> SamplerConfig:
@@ -87,18 +118,30 @@ class SamplerConfig(Section):
 class SamplersConfig(Section):
     """The fleet: how many sampler actors, what each reserves of the cluster, and how long it is waited for."""
 
-    count: PositiveInt | None = None  # None: one a GPU beside the learner's; one where there are fewer than two
-    min: Unsigned | None = None  # ready before work begins; None: all, or 1 beside max; 0: begin without
-    max: PositiveInt | None = None  # asked for; those without a place join when it appears; None: `count`
+    count: PositiveInt | None = None
+    """Sampler actors; null: one a GPU beside the learner's, and one where there are fewer than two."""
+    min: Unsigned | None = None
+    """Sampler actors that must be ready before work begins; null: all, or 1 beside max; 0: begin without."""
+    max: PositiveInt | None = None
+    """Sampler actors asked for; those without a place join when it appears; null: count."""
     num_cpus: NonNegativeFloat = 1.0
-    num_gpus: NonNegativeFloat | None = None  # None: what the learner leaves, shared evenly; 0 without a GPU
-    memory_gb: NonNegativeFloat = 0.0  # of main memory that each reserves, so that a node is not overfilled
-    patience_s: PositiveFloat = 1800.0  # without a live sampler, or for the learner's place, before the run stops
-    hang_s: PositiveFloat = 3600.0  # a unit may take, until one was measured
-    hang_factor: Annotated[float, Field(gt=1)] = 10.0  # times the slowest unit so far: a sampler hangs and is replaced
-    hang_floor_s: PositiveFloat = 60.0  # never sooner
-    labels: Labels = Field(default_factory=dict)  # that a sampler's node must have
-    autoscale: bool = False  # actors that fit no node yet wait: they are what the cluster grows by
+    """CPUs that each reserves."""
+    num_gpus: NonNegativeFloat | None = None
+    """GPUs that each reserves; null: what the learner leaves, shared evenly; 0 without a GPU."""
+    memory_gb: NonNegativeFloat = 0.0
+    """GB of main memory that each reserves, so that a node is not overfilled."""
+    patience_s: PositiveFloat = 1800.0
+    """Seconds without a live sampler, or waiting for the learner's place, before the run stops."""
+    hang_s: PositiveFloat = 3600.0
+    """Seconds that a unit may take, until one was measured."""
+    hang_factor: Annotated[float, Field(gt=1)] = 10.0
+    """A sampler hangs, and is replaced, after this many times the slowest unit so far."""
+    hang_floor_s: PositiveFloat = 60.0
+    """Seconds before which a sampler never counts as hanging."""
+    labels: Labels = Field(default={})
+    """Labels that a sampler's node must have."""
+    autoscale: bool = False
+    """Actors that fit no node yet wait: they are what the cluster grows by."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> SamplersConfig:
@@ -114,9 +157,13 @@ class StageConfig(Section):
     """Algorithm 1's outer loop."""
 
     count: PositiveInt
-    groups: PositiveInt  # trajectory groups collected a stage
-    steps: PositiveInt  # gradient steps a stage (M)
-    schedule: Literal["synchronous", "overlapped"] = "synchronous"  # overlapped: collect the next stage while training
+    """Stages: collect, then train."""
+    groups: PositiveInt
+    """Trajectory groups collected a stage."""
+    steps: PositiveInt
+    """M: gradient steps a stage."""
+    schedule: Literal["synchronous", "overlapped"] = "synchronous"
+    """overlapped: the next stage is collected while this one trains."""
 
     @property
     def held(self) -> int:
@@ -128,23 +175,48 @@ class TrainConfig(Section):
     """The loss and the optimizer (METHOD §4)."""
 
     batch_groups: PositiveInt
+    """Groups drawn for a gradient step."""
     tuple_size: Annotated[int, Field(ge=2)] = 2
-    tuples: PositiveInt = 1  # tuples drawn from each group of a batch
+    """Trajectories that are ranked against each other; 2: pairs."""
+    tuples: PositiveInt = 1
+    """Tuples drawn from each group of a batch."""
     tuple_choice: Literal["random", "best_worst"] = "random"
+    """best_worst: evenly spaced by rank, the best and the worst included."""
+    ties: Literal["marginal", "random"] = "marginal"
+    """Equal rewards: marginal: no preference between them; random: put in an order at random, as in the paper."""
     c: PositiveFloat = 10.0
-    clip: PositiveFloat = 1e-4  # δ
+    """C: the loss's scale of a log-ratio."""
+    clip: PositiveFloat = 1e-4
+    """δ: where log-ratios are clipped; choose it by the clipped share, 2 to 10 % (METHOD §9)."""
     reg_to_pi_init: bool = True
+    """Log-ratios to the model with its LoRA off."""
     reg_to_pi_old: bool = False
+    """Log-ratios to the policy that rolled out; with reg_to_pi_init, the sum of both."""
     no_reg_warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the run's steps, at its beginning, without a reference policy."""
     lr: PositiveFloat
+    """Learning rate of AdamW; constant."""
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of AdamW."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """β₁ and β₂ of AdamW."""
     eps: PositiveFloat = 1e-8
+    """ε of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
 
     @property
     def batch_tuples(self) -> int:
         return self.batch_groups * self.tuples
+
+    @model_validator(mode="after")
+    def _orders_can_be_summed(self) -> TrainConfig:
+        if self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
+            raise ValueError(
+                f"tuple_size={self.tuple_size} has too many orders to sum over for ties=marginal; lower it to "
+                f"{MARGINAL_TUPLE} or set ties=random"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_reference(self) -> TrainConfig:
@@ -156,44 +228,61 @@ class TrainConfig(Section):
 class LearnerConfig(Section):
     """Where and how the learner computes."""
 
-    micro_batch: PositiveInt | Literal["auto"] | None = (
-        None  # tuples a U-Net call; None: the whole batch; auto: what fits
-    )
-    cache_references: bool = True  # False: log π_I anew for each draw, in the composition of its own micro-batch
-    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; LoRA and Adam's moments stay float32
-    gradient_checkpointing: bool = False  # less memory, about a third more work
+    micro_batch: PositiveInt | Literal["auto"] | None = None
+    """Tuples a U-Net call; null: the whole batch; auto: what fits."""
+    cache_references: bool = True
+    """false: log π_I anew for each draw, in the composition of its own micro-batch."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast; LoRA and Adam's moments stay float32."""
+    gradient_checkpointing: bool = False
+    """Less memory, about a third more work."""
     device: Device = "auto"
     threads: PositiveInt = 1
-    num_workers: PositiveInt = 1  # actors that share every batch, each of which reserves what follows
-    timeout_s: PositiveFloat = 600.0  # that one worker waits for the others before the learner is rebuilt
+    """Threads on the CPU; another number may change the last bits of a result."""
+    num_workers: PositiveInt = 1
+    """Actors that share every batch, each of which reserves what follows."""
+    timeout_s: PositiveFloat = 600.0
+    """Seconds that one worker waits for the others before the learner is rebuilt."""
     num_cpus: NonNegativeFloat = 1.0
-    num_gpus: NonNegativeFloat | None = None  # None: one of several, half of a single one, 0 without
-    memory_gb: NonNegativeFloat = 0.0  # of main memory that it reserves
-    labels: Labels = Field(default_factory=lambda: {"ray.io/market-type": "!spot"})  # an unlabelled node will do
+    """CPUs that a worker reserves."""
+    num_gpus: NonNegativeFloat | None = None
+    """GPUs that a worker reserves; null: one of several, half of a single one, 0 without."""
+    memory_gb: NonNegativeFloat = 0.0
+    """GB of main memory that a worker reserves."""
+    labels: Labels = Field(default={"ray.io/market-type": "!spot"})
+    """Labels that a worker's node must have; !spot takes unlabelled ones, too."""
 
 
 class ReplayConfig(Section):
     """The replay buffer: one stage's groups, in memory and on disk."""
 
-    max_bytes: PositiveInt | None = None  # of a stage's groups; None: what the object store and its disk take
-
-    segments: bool | None = None  # None: where a group has at least 1 MiB
-    keep_segments: bool = False  # of finished stages
+    max_bytes: PositiveInt | None = None
+    """Bytes of a stage's groups; null: what the object store and its disk take."""
+    segments: bool | None = None
+    """Whether finished units are kept on disk; null: where a group has at least 1 MiB."""
+    keep_segments: bool = False
+    """Also those of finished stages, for --replay-from."""
 
 
 class CheckpointConfig(Section):
     """Checkpoints are written at every stage boundary, and between them if asked."""
 
-    every_steps: PositiveInt | None = None  # gradient steps of the whole run
+    every_steps: PositiveInt | None = None
+    """Gradient steps of the whole run between two checkpoints; null: at stage boundaries only."""
     keep_last: PositiveInt = 3
+    """Latest checkpoints that are kept; the best stage boundary, and where the run was continued from, stay too."""
 
 
 class EvaluateConfig(Section):
     """Fixed-seed judging: of the base and the tuned model, and of the held-out prompts during training."""
 
-    every_steps: PositiveInt | None = None  # gradient steps of the whole run; None: at its ends only
-
-    prompts: PositiveInt = 32  # of each prompt set, evenly spaced through it
+    every_steps: PositiveInt | None = None
+    """Gradient steps of the whole run between two judgements; null: at its ends only."""
+    prompts: PositiveInt = 32
+    """Prompts of each set, evenly spaced through it."""
     images_per_prompt: PositiveInt = 4
-    grid_prompts: PositiveInt = 6  # a row of the image grids each
-    grid_images: PositiveInt = 4  # a column of the image grids each
+    """Pictures of each prompt."""
+    grid_prompts: PositiveInt = 6
+    """Rows of the image grids, a prompt each."""
+    grid_images: PositiveInt = 4
+    """Columns of the image grids."""

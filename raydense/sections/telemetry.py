@@ -8,9 +8,13 @@ from raydense.sections.base import Section
 
 
 class TelemetryConfig(Section):
-    """Nothing here changes a byte of the LoRA or of metrics.jsonl."""
+    """Where a run's numbers go beside its JSON lines; nothing here changes a byte of the LoRA or of metrics.jsonl."""
 
-    tensorboard: bool = True  # event files in the run directory
-    wandb: Literal["online", "offline"] | None = None  # Weights & Biases; needs the extra `raydense[wandb]`
+    tensorboard: bool = True
+    """Event files for TensorBoard in the run directory."""
+    wandb: Literal["online", "offline"] | None = None
+    """Weights & Biases, which needs the extra `raydense[wandb]`; null: not used."""
     wandb_project: str = "raydense"
-    wandb_entity: str | None = None  # None: the key's own
+    """The project there."""
+    wandb_entity: str | None = None
+    """The team or user there; null: the key's own."""

@@ -13,7 +13,7 @@ from raydense.core.interfaces import Fleet
 from raydense.core.statistics import estimate
 from raydense.core.types import FloatArray, RenderUnit
 from raydense.planning.units import RENDER_BATCH, PromptSets, grid_prompts, judged_prompts, render_units
-from raydense.records.scores import Judgement
+from raydense.records.scores import Judgement, as_list
 from raydense.records.thumbnails import encode
 
 PICTURES_AT_ONCE = 1024  # that judging holds in memory: 0.8 GB at 512 x 512
@@ -36,19 +36,21 @@ def judge_prompts(
     Args: progress: hears how many pictures were drawn since it last did. No more than `PICTURES_AT_ONCE` are held.
     """
     scores: dict[str, dict[str, FloatArray]] = {}
+    failures: dict[str, str] = {}
     pictures: dict[str, list[bytes]] = {}
     for name, prompts in sets.items():
         parts: dict[str, list[FloatArray]] = {}
         drawn, pictures[name] = 0, []
         for units in _batches(render_units(prompts, per_prompt, weights_version)):
             for rendered in fleet.render(units):
+                failures |= {name: why for name, why in rendered.failures.items() if name not in failures}
                 for scorer, values in rendered.scores.items():
                     parts.setdefault(scorer, []).append(values)
                 pictures[name] += [encode(image) for image in rendered.images[-drawn % per_prompt :: per_prompt]]
                 drawn += len(rendered.images)
                 progress(len(rendered.images))
         scores[name] = {scorer: np.concatenate(values).reshape(-1, per_prompt) for scorer, values in parts.items()}
-    return Judgement(scores, pictures)
+    return Judgement(scores, pictures, failures)
 
 
 def _batches(units: Sequence[RenderUnit]) -> Iterator[Sequence[RenderUnit]]:
@@ -72,7 +74,7 @@ def score_table(
     return {
         name: {
             prompt: {
-                scorer: {"before": base[row].tolist(), "after": after.scores[name][scorer][row].tolist()}
+                scorer: {"before": as_list(base[row]), "after": as_list(after.scores[name][scorer][row])}
                 for scorer, base in before.scores[name].items()
             }
             for row, prompt in enumerate(prompts)
@@ -82,11 +84,14 @@ def score_table(
 
 
 def paired_gains(before: Judgement, after: Judgement) -> dict[str, dict[str, dict[str, Any]]]:
-    """By scorer and prompt set: before, after, and the paired gain (same prompts, same seeds)."""
+    """By scorer and prompt set: before, after, and the paired gain (same prompts, same seeds), where both are known."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for name, by_scorer in before.scores.items():
         for scorer, base in by_scorer.items():
             tuned = after.scores[name][scorer]
-            values: dict[str, NDArray[Any]] = {"before": base, "after": tuned, "gain": tuned.astype(np.float64) - base}
-            result.setdefault(scorer, {})[name] = {k: estimate(v).as_dict() for k, v in values.items()}
+            known = ~np.isnan([base, tuned]).any(axis=(0, 2))
+            if known.any():
+                first, then = base[known], tuned[known]
+                values: dict[str, NDArray[Any]] = {"before": first, "after": then, "gain": then.astype(float) - first}
+                result.setdefault(scorer, {})[name] = {k: estimate(v).as_dict() for k, v in values.items()}
     return result

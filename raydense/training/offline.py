@@ -28,6 +28,7 @@ from raydense.core.types import (
 )
 from raydense.fleets.collecting import SerialCollection
 from raydense.planning.micro_batch import local_gpu, settled
+from raydense.planning.pinning import continue_inputs, pin_preferences
 from raydense.planning.placement import check_one_worker
 from raydense.planning.preflight import check_inputs
 from raydense.planning.units import stage_units
@@ -93,28 +94,37 @@ def train_offline(
     *,
     display: ProgressDisplay,
     preferences: Path | None = None,
+    accept_changes: bool = False,
 ) -> Mapping[str, Any]:
     """Learns in the new directory `out` from the segments of the run in `source`; returns the summary.
 
-    Args: preferences: a file of orders to learn in the place of the scores.
-
-    Raises: ConfigError if `source` lacks a segment, or an override changes what was sampled.
+    Args:
+        preferences: a file of orders to learn in the place of the scores.
+        accept_changes: whether to go on where inputs are not what `source` was made from.
+    Raises: ConfigError if `source` lacks a segment, an override changes what was sampled, or inputs have changed.
     """
     started = time.perf_counter()
     config = offline_config(source, overrides)
     check_one_worker(config, "--replay-from")
-    inputs = check_inputs(config)
+    pinned = continue_inputs(
+        config,
+        RunDirectory(source),
+        accept_changes=accept_changes,
+        leave_out=("prompts.",),  # it has the groups' own
+    )
+    inputs = check_inputs(pinned.config)
     config, sets = settled(config, inputs.pipeline, local_gpu), inputs.prompts
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
     given = read_preferences(preferences, config) if preferences else None
     run_dir = RunDirectory.create(out, config, mirror)
+    run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
     fleet = OfflineFleet(segments)
-    learner = _learner(config, given)
-    store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
+    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
+    store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
-        for note in inputs.notes:
+        for note in (*pinned.notes, *inputs.notes):
             display.say(note)
         if given:
             display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")

@@ -6,9 +6,9 @@ The file is Parquet, of one of two kinds, told apart by its columns; further col
     pairwise   stage, group, winner, loser[, tie]  a row a judgement; as many of one pair as there were judges
 
 `group` is its index within the stage, and trajectories count from 0 in the order in which a group is stored. Groups
-without a row are not learned from. A tie is no order: tied ranks are put in an order drawn anew for each step from the
-run's generator (METHOD §4), which pulls their logits together and never apart, and a pair that is tied is left out. A
-pair is a group of two; judges who disagree are both learned from, so that the loss is Bradley and Terry's of the votes.
+without a row are not learned from. A tie is no order: tied ranks are what equal rewards are (`train.ties`, METHOD §4),
+and a pair that is tied is left out. A pair is a group of two; judges who disagree are both learned from, so that the
+loss is Bradley and Terry's of the votes.
 """
 
 from __future__ import annotations
@@ -61,16 +61,18 @@ def read_preferences(path: Path, config: Config) -> Preferences:
     except (OSError, pa.ArrowException) as error:
         raise ConfigError(f"--preferences={path} cannot be read as Parquet ({one_line(error)})") from None
     names = set(table.column_names)
-    if not (names.issuperset(RANKED) or names.issuperset(PAIRWISE)):
-        raise ConfigError(f"--preferences={path} needs the columns {', '.join(RANKED)} or {', '.join(PAIRWISE)}")
     ranked = names.issuperset(RANKED)
+    if ranked == names.issuperset(PAIRWISE):
+        verb = "is of both kinds; keep" if ranked else "needs"
+        raise ConfigError(f"--preferences={path} {verb} the columns {', '.join(RANKED)} or {', '.join(PAIRWISE)}")
     wanted = [*(RANKED if ranked else PAIRWISE), *(["tie"] if not ranked and "tie" in names else [])]
     rows = table.select(wanted).to_pylist()
     for number, row in enumerate(rows):
         _check_row(f"--preferences={path}: row {number}", row, config)
     found = _read_ranked(rows, path, config) if ranked else _read_pairs(rows, path, config)
     for stage in range(config.stage.count):
-        if not any(key[0] == stage for key in found.orders):
+        given = (order for key, orders in found.orders.items() if key[0] == stage for order in orders)
+        if all(len(set(order.goodness)) == 1 for order in given):
             raise ConfigError(f"--preferences={path} orders no group of stage {stage}; add some or lower stage.count")
     return replace(found, origin={"kind": KIND, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
 
@@ -80,6 +82,8 @@ def _check_row(where: str, row: Mapping[str, Any], config: Config) -> None:
     limits |= dict.fromkeys(("trajectory", "winner", "loser"), config.sampler.keep)
     for name, value in row.items():
         if name == "tie":
+            if value not in (None, False, True):
+                raise ConfigError(f"{where}: tie={value!r}; expected true, false or nothing")
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value >= limits.get(name, 2**31):
             raise ConfigError(

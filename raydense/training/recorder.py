@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from raydense.records.thumbnails import save_thumbnails
 from raydense.training.judging import draw_grid, judge_prompts
 from raydense.training.normalising import StageScales
 from raydense.training.stage_loop import StageState
-from raydense.training.stage_metrics import judgement_values, stage_values
+from raydense.training.stage_metrics import judgement_values, nothing_but_ties, stage_values
 from raydense.training.stopping import StopFlag, StopRequested
 from raydense.training.summary import versions
 from raydense.training.watch import HackingWatch
@@ -56,7 +57,7 @@ class Recorder:
     ) -> None:
         """reward: what the run learns from, if not from its scorer."""
         self._config, self._sets, self._dir = config, sets, run_dir
-        self._origin = lora_origin(config, reward)
+        self._origin, self._learns_orders = lora_origin(config, reward), reward is not None
         self._fleet, self._learner, self._display = fleet, learner, display
         self._checkpoints, self._stop = checkpoints, stop
         self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
@@ -125,6 +126,7 @@ class Recorder:
             self._arrivals.setdefault(stage, Arrivals()).add(len(rewards))
             self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
         self._tell_fleet(stage)
+        self._log.monitors_failed(report.failures, stage, self._first_step(stage))
         self._rewards += rewards
         facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
         if self._sampling:  # else this stage's steps are on display, and units come from beside them
@@ -148,11 +150,12 @@ class Recorder:
         groups = [group for report in reports for group in report.groups]
         values, ends = stage_values(stage, groups, self._config.stage.steps)
         sighting = self._watch.look(stage, reports)
+        values |= sighting.values
         checksum = groups[0].weights_checksum
-        self._log.metrics(
-            "stage", stage, step, {**values, **sighting.values}, intervals=ends, weights_checksum=checksum
-        )
-        self._checkpoints.note_reward(Position(stage).name, values["reward/mean"])
+        self._log.metrics("stage", stage, step, values, intervals=ends, weights_checksum=checksum)
+        self._checkpoints.note_reward(stage, values["reward/mean"])
+        if values["reward/tied_groups"] == 1 and not self._learns_orders:
+            self._display.say(f"{self._title(stage)}: {nothing_but_ties(self._config.train.ties)}")
         self._watch.react(sighting, self._title(stage), self._display.say, self._dir.shown)
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
@@ -215,7 +218,8 @@ class Recorder:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""
         with self.phase("rendering"):
             known = self._base_grid is None and self.position > Position()  # a run that continues drew it before
-            images, prompts = draw_grid(self._config, self._sets, self._fleet, weights.version), self._rows()
+            images = draw_grid(self._config, self._sets, self._fleet, weights.version)
+            prompts = grid_prompts(self._config, self._sets)
             sheet = save_grid(self._dir.images / f"{name}.png", images, prompts, [title])
             if self._base_grid is None:
                 self._base_grid = images
@@ -229,7 +233,7 @@ class Recorder:
         """Of the base and the tuned model; what was judged during training has its row already."""
         judged_before = held_out_prompts(self._config, self._sets) if self._is_due(weights_version) else ()
         scores = {name: by for name, by in judgement.scores.items() if name not in judged_before}
-        self._write_judgement(Judgement(scores), weights_version)
+        self._write_judgement(replace(judgement, scores=scores), weights_version)
         if judgement.pictures:
             save_thumbnails(self._dir.images / f"judged-{weights_version:06d}.zip", judgement.pictures)
 
@@ -248,6 +252,7 @@ class Recorder:
         self._write_judgement(self._scales.restate(judgement), weights.version)
 
     def _write_judgement(self, judgement: Judgement, step: int) -> None:
+        self._log.monitors_failed(judgement.failures, self.position.stages, step)
         values, ends = judgement_values(judgement.scores)
         if values:
             self._log.metrics("evaluation", self.position.stages, step, values, intervals=ends)
@@ -264,9 +269,6 @@ class Recorder:
             },
             "segments": segments,
         }
-
-    def _rows(self) -> tuple[str, ...]:
-        return grid_prompts(self._config, self._sets)
 
     def _title(self, stage: int) -> str:
         return f"stage {stage + 1}/{self._config.stage.count}"

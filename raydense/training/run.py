@@ -11,8 +11,10 @@ from typing import Any
 from raydense.config import Config, ConfigError, resumed_config
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
 from raydense.core.metrics import MetricSink
+from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
+from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
 from raydense.planning.preflight import Inputs, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
@@ -42,38 +44,60 @@ def train(
     """
     inputs = check_inputs(config)
     with _settled(config, inputs.pipeline, local) as config:
+        pinned = pin_inputs(config)
         run_dir = RunDirectory.create(out, config, mirror)
         try:
-            return _Run(config, inputs, run_dir, local, display).execute()
+            return _Run(config, pinned, inputs, run_dir, local, display).execute()
         except ConfigError:  # nothing was started, so nothing is lost
             run_dir.discard()
             raise
 
 
 def resume(
-    root: Path, overrides: list[str], mirror: Mirror | None = None, *, local: bool, display: ProgressDisplay
+    root: Path,
+    overrides: list[str],
+    mirror: Mirror | None = None,
+    *,
+    local: bool,
+    display: ProgressDisplay,
+    accept_changes: bool = False,
 ) -> Mapping[str, Any]:
     """Continues the run in `root` from its latest sound checkpoint; on the CPU the result has the same bytes.
 
-    Raises: ConfigError if `root` holds no run, or if an override changes what a run may not change.
+    Args: accept_changes: whether to go on where its inputs are not what it was made from.
+    Raises: ConfigError if `root` holds no run, if an override changes what a run may not change, or if inputs have
+        changed; the run directory is then as it was.
     """
     run_dir = RunDirectory(root, mirror)
     if mirror:
         mirror.pull()
-    config = resumed_config(run_dir.read_config("--resume"), overrides)
-    run_dir.config_file.write_text(config.to_yaml(), encoding="utf-8")
-    return _Run(config, check_inputs(config), run_dir, local, display).execute()
+    before = run_dir.read_config("--resume")
+    config = resumed_config(before, overrides)
+    pinned = continue_inputs(config, run_dir, accept_changes=accept_changes)
+    inputs = check_inputs(pinned.config)
+    try:
+        return _Run(config, pinned, inputs, run_dir, local, display).execute()
+    except ConfigError:  # such as of a buffer that the first unit showed to be too small
+        run_dir.write_config(before)
+        raise
 
 
 class _Run:
     """One process's part of a run: from the latest checkpoint, if there is one, to the summary."""
 
     def __init__(
-        self, config: Config, inputs: Inputs, run_dir: RunDirectory, local: bool, display: ProgressDisplay
+        self,
+        config: Config,
+        pinned: Pinned,
+        inputs: Inputs,
+        run_dir: RunDirectory,
+        local: bool,
+        display: ProgressDisplay,
     ) -> None:
-        self._config, self._dir, self._local = config, run_dir, local
-        self._sets, self._pipeline, self._notes = inputs.prompts, inputs.pipeline, inputs.notes
-        self._store = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last)
+        self._config, self._pinned, self._dir, self._local = config, pinned, run_dir, local
+        self._sets, self._pipeline = inputs.prompts, inputs.pipeline
+        self._notes = (*pinned.notes, *inputs.notes)
+        self._store = CheckpointStore.of_run(run_dir, config)
         self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()
         self._started = time.perf_counter()
@@ -83,15 +107,25 @@ class _Run:
             display.say(f"run directory: {self._dir.shown}")
             for note in self._notes:
                 display.say(note)
-            with _components(self._config, self._pipeline, self._dir, self._local) as (fleet, make_learner):
+            base, located = self._pinned.base_model(), self._pinned.config
+            with _components(located, self._pipeline, base, self._dir, self._local) as (fleet, make_learner):
                 for deaths in range(MAX_LEARNER_DEATHS + 1):
                     try:
-                        return self._attempt(fleet, make_learner())
+                        learner = make_learner()
+                        self._record_inputs(base)
+                        return self._attempt(fleet, learner)
                     except LearnerDied as error:
                         display.say(f"the learner died ({error}); continuing from the last checkpoint")
                         if deaths == MAX_LEARNER_DEATHS:
                             raise
         raise AssertionError("unreachable")
+
+    def _record_inputs(self, base: BaseModel) -> None:
+        """What this process goes on with, as soon as nothing can refuse it any more."""
+        recorded = self._pinned.recorded(base)
+        self._dir.write_config(self._config)
+        self._dir.write_inputs(recorded.pins, self._sets.named(), self._pinned.accepted)
+        self._pinned = recorded
 
     def _attempt(self, fleet: Fleet[Any], learner: Learner[Any]) -> Mapping[str, Any]:
         checkpoint = self._store.latest(self._display.say)
@@ -142,13 +176,14 @@ class _Run:
         fleet.broadcast(base)
         self._display.update("judging the base model", 0, 1)
         recorder.save_images("base", "base model", base)
-        if checkpoint is None:
+        before = self._dir.read_base_judgement() if checkpoint else None
+        if before is None:
             before = self._judge(fleet, recorder, base.version)
             self._dir.write_base_judgement(before)
+        if checkpoint is None:
             recorder.checkpoint(recorder.position)
         else:
             self._display.say(f"continuing from {checkpoint.position.name}")
-            before = self._dir.read_base_judgement()
             learner.load_state_dict(checkpoint.learner)
         with self._stop.listening(self._display.say):
             known = StageState(checkpoint.behaviour, checkpoint.began) if checkpoint else StageState()
@@ -187,14 +222,14 @@ def _settled(config: Config, pipeline: PipelineFiles, local: bool) -> Iterator[C
 
 @contextmanager
 def _components(
-    config: Config, pipeline: PipelineFiles, run_dir: RunDirectory, local: bool
+    config: Config, pipeline: PipelineFiles, base: BaseModel, run_dir: RunDirectory, local: bool
 ) -> Iterator[tuple[Fleet[Any], LearnerFactory]]:
     if local:
         from raydense.fleets.local_runner import build_local
 
-        yield build_local(config, pipeline, run_dir.segments)
+        yield build_local(config, pipeline, base, run_dir.segments)
     else:
         from raydense.fleets.ray_runner import build_on_ray
 
-        with build_on_ray(config, pipeline, run_dir.segments) as components:
+        with build_on_ray(config, pipeline, base, run_dir.segments) as components:
             yield components

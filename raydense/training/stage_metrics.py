@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ Ends = dict[str, list[float | None]]  # by metric: low and high; None where ther
 def stage_values(stage: int, groups: Sequence[GroupMeta], steps_a_stage: int) -> tuple[dict[str, float], Ends]:
     """Metrics of the groups that the replay buffer gets, over all R trajectories of each, and intervals over groups.
 
+    `reward/tied_groups` is the share of those that state no preference, because all their rewards are equal.
     `policy/staleness` is counted in stages: 0 where they were sampled with the weights that the stage begins with.
     """
     rewards, version = np.array([g.rewards for g in groups]), groups[0].weights_version
@@ -28,8 +30,15 @@ def stage_values(stage: int, groups: Sequence[GroupMeta], steps_a_stage: int) ->
         "policy/version": version,
         "policy/staleness": stage - version // steps_a_stage,
         "reward/std_within": float(rewards.std(axis=1).mean()),
+        "reward/tied_groups": float((rewards == rewards[:, :1]).all(axis=1).mean()),
     }
     return {**means, **values}, ends
+
+
+def nothing_but_ties(ties: str) -> str:
+    """What a stage without any preference leads to, by `train.ties`."""
+    what = "the gradient steps change nothing" if ties == "marginal" else "train.ties=random makes orders of them"
+    return f"all trajectories of every group have the same reward; {what}"
 
 
 def judgement_values(scores: Mapping[str, Mapping[str, FloatArray]]) -> tuple[dict[str, float], Ends]:
@@ -44,6 +53,8 @@ def judgement_values(scores: Mapping[str, Mapping[str, FloatArray]]) -> tuple[di
 
 
 def means_and_ends(intervals: Mapping[str, Interval]) -> tuple[dict[str, float], Ends]:
+    """What is of no score at all is left out."""
+    intervals = {name: interval for name, interval in intervals.items() if not math.isnan(interval.mean)}
     plain = {name: interval.as_dict() for name, interval in intervals.items()}
     means = {name: interval.mean for name, interval in intervals.items()}
     return means, {name: [ends["low"], ends["high"]] for name, ends in plain.items()}

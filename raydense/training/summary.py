@@ -11,6 +11,7 @@ from typing import Any
 
 from raydense.config import Config
 from raydense.records.scores import Judgement
+from raydense.records.tables import Sheet
 from raydense.training.judging import paired_gains
 
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
@@ -44,6 +45,26 @@ def summarise(
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},
         "versions": versions(),
     }
+
+
+def gain_sheet(summary: Mapping[str, Any]) -> Sheet:
+    """Scores before and after with the paired gain and its standard error, for the end of a run.
+
+    The prompts are the sample; of one prompt, its pictures are.
+    """
+    rows, sample = [], "clustered by prompt"
+    judges = {f"{summary['scorer']} (trained on)": summary["reward"], **summary["monitors"]}
+    for judge, by_set in judges.items():
+        for prompts, row in by_set.items():
+            error = row["gain"]["se_by_prompt"]
+            if error is None and (error := row["gain"]["se"]) is not None:
+                sample = "clustered by prompt; of one prompt alone, over its pictures"
+            gain = f"{row['gain']['mean']:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+            rows.append((judge, prompts, f"{row['before']['mean']:.4f}", f"{row['after']['mean']:.4f}", gain))
+    title = f"{summary['name']}, seed {summary['seed']}: mean score, before and after"
+    return Sheet(
+        f"{title} (± standard error, {sample})", ("judge", "prompts", "before", "after", "gain"), tuple(rows), 2
+    )
 
 
 def versions() -> dict[str, str]:

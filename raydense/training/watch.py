@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from raydense.core.statistics import known_rows
 from raydense.core.types import FloatArray, GroupMeta, UnitReport
 from raydense.records.stage_file import Entry, StageFile
 from raydense.rewards.mixture import weighted_sum
@@ -86,7 +88,8 @@ class HackingWatch:
             series[MONITOR + monitor.name] = [float(np.mean(group.monitors[monitor.name])) for group in groups]
         for name in groups[0].images:
             series[IMAGES + name] = [group.images[name] for group in groups]
-        return {name: _moments(values) for name, values in series.items()}
+        known = {name: known_rows(values) for name, values in series.items()}  # NaN: of a monitor that failed
+        return {name: _moments(values) for name, values in known.items() if len(values)}
 
     def _mean_reward(self, group: GroupMeta) -> float:
         scorer = self._reward.scorer
@@ -149,7 +152,6 @@ def _standard_errors(before: Mapping[str, float], after: Mapping[str, float]) ->
     return change / error
 
 
-def _moments(values: Sequence[float]) -> dict[str, float]:
-    table = np.asarray(values, dtype=np.float64)
+def _moments(table: NDArray[np.float64]) -> dict[str, float]:
     std = float(table.std(ddof=1)) if len(table) > 1 else 0.0
     return {"mean": float(table.mean()), "std": std, "groups": float(len(table))}

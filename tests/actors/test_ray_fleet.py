@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from actors.dispatch import Deadlines, FleetError
-from actors.ray_fleet import RayFleet
+from actors.ray_fleet import MAX_BUILD_FAILURES, RayFleet
+from raydense.config import ConfigError
 from raydense.core.interfaces import UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
+from raydense.diffusion.base_model import BaseModel
 
 pytestmark = pytest.mark.ray
 Factory = Callable[[str], Any]
@@ -27,6 +29,7 @@ def sampler_factory(
     fail_at: int | None = None,
     fail_on: tuple[str, ...] | None = None,
     stop_at: int | None = None,
+    fault_at: int | None = None,
     marker: Path | None = None,
     restart_s: float = 0.0,
 ) -> Factory:
@@ -35,6 +38,7 @@ def sampler_factory(
     Args:
         kill_at: the unit index at which it kills its own process, once where `marker` is given, else always.
         stop_at: the unit index at which it freezes its own process, once.
+        fault_at: the unit index at which its GPU fails, once.
         fail_at: the unit index at which it raises; on the samplers of `fail_on` alone where that is given.
         restart_s: how long a construction after the marker was set takes, as loading a model does.
     """
@@ -72,9 +76,11 @@ def sampler_factory(
         def _misbehave(self, index: int) -> None:
             if index == fail_at and (fail_on is None or self._name in fail_on):
                 raise ValueError(f"unit {index} is no good")
-            if index in (kill_at, stop_at) and not (marker is not None and marker.exists()):
+            if index in (kill_at, stop_at, fault_at) and not (marker is not None and marker.exists()):
                 if marker is not None:
                     marker.touch()
+                if index == fault_at:
+                    raise RuntimeError("CUDA error: an illegal memory access was encountered")
                 os.kill(os.getpid(), signal.SIGKILL if index == kill_at else signal.SIGSTOP)
 
     return FakeSampler
@@ -155,6 +161,19 @@ def test_a_killed_samplers_units_are_delivered_by_others_or_by_itself_restarted(
     assert sorted(report.unit.index for report, _ in arrivals) == list(range(12))
     for report, (handle,) in arrivals:
         assert ray.get(handle).latents.max() == report.unit.index
+
+
+@pytest.mark.parametrize("work", ["sample", "render"])
+def test_a_sampler_whose_gpu_failed_ends_and_is_replaced(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path, work: str
+) -> None:
+    fleet = make_fleet(sampler_factory(fault_at=2, marker=tmp_path / "failed"), 1)
+    if work == "sample":
+        assert sorted(report.unit.index for report, _ in fleet.collect(units(4))) == [0, 1, 2, 3]
+    else:
+        rendered = fleet.render([RenderUnit(("a cat",), (seed,), 0) for seed in range(4)])
+        assert [int(r.images[0, 0, 0, 0]) for r in rendered] == [0, 1, 2, 3]
+    assert fleet.faults["deaths"] == 1
 
 
 def test_a_frozen_sampler_is_killed_at_its_deadline_and_its_units_go_elsewhere(
@@ -260,6 +279,49 @@ def test_a_sampler_that_cannot_be_built_says_why(make_fleet: Callable[..., RayFl
 
     with pytest.raises(Exception, match=r"policy\.model=nowhere: cannot load its unet"):
         make_fleet(broken)
+
+
+class BaseModels(BaseModel):
+    """As if the first process that looks had other files than all later ones."""
+
+    def __init__(self, marker: Path) -> None:
+        super().__init__("/models/sd")
+        self._marker = marker
+
+    def look(self, folders: Sequence[str] = ()) -> Callable[[], dict[str, str]]:
+        marker = self._marker
+
+        def report() -> dict[str, str]:
+            try:
+                marker.touch(exist_ok=False)
+            except FileExistsError:
+                return {"unet": "of the others", "vae": "of all"}
+            return {"unet": "of the first", "vae": "of all"}
+
+        return report
+
+
+def test_a_node_with_another_base_model_is_named_before_work_begins(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path
+) -> None:
+    said = (
+        r"^policy.model=/models/sd: on node \S+ \(\w{8}\), sampler-\d loaded another unet than sampler-\d on node \S+ "
+        r"\(\w{8}\); put the same files there on every node$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        make_fleet(sampler_factory(), base=BaseModels(tmp_path / "marker"))
+
+
+def test_a_node_with_another_base_model_that_joins_later_gets_no_work(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path
+) -> None:
+    fleet = make_fleet(sampler_factory(), 2, minimum=1, base=BaseModels(tmp_path / "marker"))
+    deadline = time.monotonic() + 60
+    while fleet.faults.get("unbuilt", 0) < MAX_BUILD_FAILURES:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len({report.sampler for report, _ in fleet.collect(units(6))}) == 1
+    assert fleet.live == 1
 
 
 def test_groups_outlive_the_samplers_that_made_them(make_fleet: Callable[..., RayFleet]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from actors.sampler import DiffusionSampler
-from raydense.core.interfaces import ScoreError
+from raydense.core.interfaces import InertWeights, ScoreError, SharedStateChanged
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
@@ -163,6 +163,35 @@ def test_the_weights_that_come_with_a_unit_are_bound(
     assert_same(before[0], again[0])
 
 
+def test_weights_that_could_not_be_bound_are_not_taken_for_those_before(
+    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights, perturbed: Callable[..., Any]
+) -> None:
+    policy.bind(initial)
+    sampler = make_sampler()
+    _, before = sampler.sample(UNIT, initial)
+    half = replace(perturbed(policy, version=2), checksum="another")  # found out when all of it is live
+    with pytest.raises(RuntimeError, match="LoRA version 2: live checksum"):
+        sampler.sample(replace(UNIT, weights_version=2), half)
+    assert policy.version not in (0, 2)
+    _, again = sampler.sample(UNIT, initial)
+    assert_same(before[0], again[0])
+    assert policy.version == 0
+
+
+def test_weights_without_effect_are_not_taken_for_those_before(
+    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights
+) -> None:
+    inert = PolicyWeights.of(2, {name: 2 * array for name, array in initial.tensors.items()})  # B stays 0
+    sampler = make_sampler()
+    _, before = sampler.sample(UNIT, initial)
+    for _ in range(2):  # and are not let through at the second try
+        with pytest.raises(InertWeights):
+            sampler.sample(replace(UNIT, weights_version=2), inert)
+    _, again = sampler.sample(UNIT, initial)
+    assert_same(before[0], again[0])
+    assert policy.weights().checksum == initial.checksum
+
+
 def test_another_weights_version_than_the_units_is_an_error(
     make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
 ) -> None:
@@ -172,14 +201,90 @@ def test_another_weights_version_than_the_units_is_an_error(
         make_sampler().render(RenderUnit(("a cat",), (0,), 6), initial)
 
 
-@pytest.mark.parametrize("role", ["scorer", "monitor"])
 def test_a_score_that_is_not_finite_is_an_error_and_no_zero(
-    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights, role: str
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
 ) -> None:
     broken = Brightness("broken", broken_prompt="a dog")
-    sampler = make_sampler(scorer=broken) if role == "scorer" else make_sampler(monitors=(broken,))
     with pytest.raises(ScoreError, match="scorer broken gave nan for the prompt 'a dog'"):
-        sampler.sample(UNIT, initial)
+        make_sampler(scorer=broken).sample(UNIT, initial)
+
+
+def test_a_monitor_that_fails_costs_its_own_scores_alone(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    _, expected = make_sampler().sample(UNIT, initial)
+    monitors = (Brightness("broken", broken_prompt="a dog"), Brightness("watched"))
+    report, groups = make_sampler(monitors=monitors).sample(UNIT, initial)
+    assert report.failures == {"broken": "scorer broken gave nan for the prompt 'a dog'"}
+    for meta, group, same in zip(report.groups, groups, expected, strict=True):
+        assert_same(group, same)
+        assert np.isnan(meta.monitors["broken"]).all()
+        assert meta.monitors["watched"] == meta.rewards
+    rendered = make_sampler(monitors=monitors).render(RenderUnit(("a dog",), (0,), 0), initial)
+    assert rendered.failures == report.failures
+    assert np.isnan(rendered.scores["broken"]).all()
+
+
+def test_pictures_that_were_made_while_a_judge_changed_the_process_are_thrown_away(
+    make_sampler: Callable[..., DiffusionSampler],
+    policy: Policy,
+    initial: PolicyWeights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judging, denoised = threading.Event(), threading.Event()
+
+    class Changing(Brightness):
+        def score(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+            if not judging.is_set():
+                judging.set()
+                assert denoised.wait(60)  # the other unit's pictures, in the meantime
+                raise SharedStateChanged("scorer changing changed the working directory")
+            return super().score(images, prompts)
+
+    decode = policy.decode
+
+    def told(latents: torch.Tensor) -> np.ndarray:
+        images = decode(latents)
+        if judging.is_set():
+            denoised.set()
+        return images
+
+    monkeypatch.setattr(policy, "decode", told)
+    sampler = make_sampler(scorer=Brightness(), monitors=(Changing("changing"),))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(sampler.sample, UNIT, initial)
+        assert judging.wait(60)
+        second = pool.submit(sampler.render, RenderUnit(("a cat",), (0,), 0), initial)
+        with pytest.raises(SharedStateChanged, match=r"scorer changing changed the working directory$"):
+            first.result()
+        with pytest.raises(SharedStateChanged, match="the working directory; these pictures were made meanwhile"):
+            second.result()
+    _, expected = make_sampler().sample(UNIT, initial)
+    _, groups = sampler.sample(UNIT, initial)  # what is made after it is as good as ever
+    for group, same in zip(groups, expected, strict=True):
+        assert_same(group, same)
+
+
+def test_no_bit_of_a_trajectory_depends_on_torchs_default_dtype(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    """Which a judge in the other thread may set, and put back before anybody sees it."""
+    _, expected = make_sampler().sample(UNIT, initial)
+    torch.set_default_dtype(torch.float64)
+    try:
+        _, groups = make_sampler().sample(UNIT, initial)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for group, same in zip(groups, expected, strict=True):
+        assert_same(group, same)
+
+
+def test_a_lora_that_learned_nothing_yet_is_taken_for_what_it_is(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    untrained = PolicyWeights.of(3, initial.tensors)  # as after a stage of ties alone
+    report, _ = make_sampler().sample(replace(UNIT, weights_version=3), untrained)
+    assert report.groups[0].weights_version == 3
 
 
 def test_the_same_seed_draws_the_same_picture_and_its_score(

@@ -25,6 +25,7 @@ import numpy as np
 from raydense.config import Config, load_config
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.types import PolicyWeights, Position, StepMetrics
+from raydense.diffusion.base_model import BaseModel
 from raydense.fleets import local_runner, ray_runner
 from raydense.planning.preflight import check_inputs
 from raydense.planning.units import PromptSets
@@ -103,11 +104,11 @@ def measure(config: Config, stages: int) -> dict[str, Any]:
     local_runner.build_learner = ray_runner.build_learner = TimedLearner  # type: ignore
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        fleet, make_learner = local_runner.build_local(config, pipeline, Path(folder) / LOCAL)
+        fleet, make_learner = local_runner.build_local(config, pipeline, BaseModel(), Path(folder) / LOCAL)
         runners = {LOCAL: Runner(config, prompts, fleet, make_learner())}
         start_up[LOCAL] = time.perf_counter() - started
         started = time.perf_counter()
-        with ray_runner.build_on_ray(config, pipeline, Path(folder) / RAY) as (fleet, make_learner):
+        with ray_runner.build_on_ray(config, pipeline, BaseModel(), Path(folder) / RAY) as (fleet, make_learner):
             runners[RAY] = Runner(config, prompts, fleet, make_learner())
             start_up[RAY] = time.perf_counter() - started
             found: dict[str, list[Mapping[str, float]]] = {LOCAL: [], RAY: []}

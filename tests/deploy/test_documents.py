@@ -31,7 +31,7 @@ def commands() -> list[str]:
 
 def test_every_training_command_is_one_that_raydense_takes() -> None:
     trainings = [c.partition("raydense train")[2] for c in commands() if "raydense train" in c and "--resume" not in c]
-    assert len(trainings) == 2
+    assert len(trainings) == 3
     for command in trainings:
         arguments = shlex.split(re.sub(r"--(rates|price-per-gpu-hour|out) \S+|--dry-run", "", command))
         result = CliRunner().invoke(app, ["train", *arguments, "--dry-run"])

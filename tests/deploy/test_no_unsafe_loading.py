@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+LOADERS = ("UniqueKeys", "_Values", "yaml.SafeLoader")
 SOURCES = sorted(path for package in ("raydense", "actors", "learner") for path in (ROOT / package).rglob("*.py"))
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
@@ -26,7 +27,11 @@ def findings(source: str) -> Iterator[str]:
             yield f"{node.lineno}: torch.load without weights_only=True"
         if name.split(".")[0] in UNPICKLERS and name.split(".")[-1] in ("load", "loads", "Unpickler", "open"):
             yield f"{node.lineno}: {name}"
-        if name in ("yaml.load", "yaml.load_all") and keywords.get("Loader") not in ("_UniqueKeys", "yaml.SafeLoader"):
+        if name in ("yaml.load", "yaml.load_all") and keywords.get("Loader") not in (
+            "UniqueKeys",
+            "_Values",
+            "yaml.SafeLoader",
+        ):
             yield f"{node.lineno}: {name} without a safe loader"
         if (name.startswith("yaml.") and "unsafe" in name.lower()) or name == "yaml.full_load":
             yield f"{node.lineno}: {name}"
@@ -62,9 +67,10 @@ def test_the_audit_sees_what_it_looks_for(bad: str) -> None:
     assert len(list(findings(bad))) == 1
 
 
-def test_our_yaml_loader_is_a_safe_one() -> None:
+def test_our_yaml_loaders_are_safe_ones() -> None:
     import yaml
 
-    from raydense.config import _UniqueKeys
+    from raydense.sections.values import UniqueKeys, _Values
 
-    assert issubclass(_UniqueKeys, yaml.SafeLoader)
+    assert issubclass(UniqueKeys, yaml.SafeLoader)
+    assert issubclass(_Values, UniqueKeys)

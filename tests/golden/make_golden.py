@@ -151,7 +151,7 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for case, options in CASES.items():
         policy.unet.zero_grad(set_to_none=True)
         references = [log_probs[name] for name in options["references"]]
-        loss, metrics = preference_loss(policy, batch, references, c=10.0, clip=options["clip"])
+        loss, metrics = preference_loss(policy, batch, references, c=10.0, clip=options["clip"], ties="random")
         loss.mean().backward()
         result[f"{case}/loss"] = loss.detach().numpy()
         for name in ("log_ratio/clip_fraction", "log_ratio/abs_mean", "logit_std"):

@@ -34,6 +34,7 @@ def make_batch() -> Callable[..., TransitionBatch]:
             tuple_size=tuple_size,
             tuples=1,
             tuple_choice="random",
+            ties="random",
             step_draws=step_draws,
             draws=torch.Generator().manual_seed(seed),
         )
@@ -71,15 +72,18 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "autocast": None,
             "threads": 1,
         }
-        fetch = changes.pop("fetch", lambda groups: groups)
+        fetch, ties = changes.pop("fetch", lambda groups: groups), changes.pop("ties", "random")
         batches: BatchSource[TrajectoryGroup] = BatchSource(
             ReplayBuffer(capacity),
             fetch,
             step_weights=step_weights(policy.schedule.num_steps, 0.9),
             share=(0, 1),
             device=policy.device,
+            ties=ties,
             **{name: changes.pop(name, value) for name, value in draws.items()},
         )
-        return SGDLearner(policy, batches, ReferenceCache(policy, capacity, keep=4), **{**options, **changes})
+        return SGDLearner(
+            policy, batches, ReferenceCache(policy, capacity, keep=4), ties=ties, **{**options, **changes}
+        )
 
     return make

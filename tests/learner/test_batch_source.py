@@ -54,6 +54,7 @@ def make_source(store: Store, **options: Any) -> BatchSource[int]:
         tuple_size=2,
         tuples=1,
         tuple_choice="random",
+        ties="random",
         step_draws=2,
         **{"micro_batch": None, "share": (0, 1), "device": torch.device("cpu"), **options},
     )

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from learner.batching import BatchDraws, draw_batch, step_generator
+from learner.batching import BatchDraws, draw_batch, first_unequal, step_generator
 from learner.losses import step_weights
 
 
@@ -21,6 +23,7 @@ def plan(rewards: torch.Tensor, *, seed: int = 0, **changes: Any) -> BatchDraws:
         "tuple_size": 2,
         "tuples": 1,
         "tuple_choice": "random",
+        "ties": "random",
         "step_draws": 3,
         "draws": torch.Generator().manual_seed(seed),
     }
@@ -82,6 +85,52 @@ def test_best_worst_among_equal_rewards_takes_distinct_members_at_random() -> No
     assert pairs == set(combinations(range(3), 2))
 
 
+# -- ties -------------------------------------------------------------------------------------------------
+
+
+def assert_same(first: BatchDraws, second: BatchDraws) -> None:
+    for name in ("groups", "trajectories", "steps", "tie_noise"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize("choice", ["random", "best_worst"])
+@pytest.mark.parametrize("tuple_size", [2, 4])
+def test_without_equal_rewards_every_draw_is_the_same_whatever_ties_are(choice: str, tuple_size: int) -> None:
+    options: dict[str, Any] = {"tuple_choice": choice, "tuple_size": tuple_size, "tuples": 3}
+    assert_same(*(plan(random_rewards(40, 5), ties=ties, **options) for ties in ("marginal", "random")))
+
+
+@pytest.mark.parametrize("choice", ["random", "best_worst"])
+@pytest.mark.parametrize("tuple_size", [2, 3])
+def test_equals_alone_are_drawn_only_where_a_group_has_nothing_else(choice: str, tuple_size: int) -> None:
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0, 0.0], [0.5, 0.5, 0.5, 0.5, 0.5]])
+    batch = plan(rewards, ties="marginal", tuple_choice=choice, tuple_size=tuple_size, tuples=100)
+    drawn = rewards.repeat_interleave(100, dim=0).gather(1, batch.trajectories)
+    all_equal = (drawn == drawn[:, :1]).all(1).view(3, 100)
+    assert all_equal.any(1).tolist() == [False, False, True]
+    assert all(len(set(row)) == tuple_size for row in batch.trajectories.tolist())
+
+
+def test_a_random_trajectory_meets_a_random_one_of_another_reward() -> None:
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    pairs = plan(rewards, ties="marginal", tuples=6000).trajectories
+    first, other = np.bincount(pairs[:, 0], minlength=4), pairs[pairs[:, 0] == 3][:, 1]
+    assert chisquare(first).pvalue > 1e-3
+    assert chisquare(np.bincount(other, minlength=3)).pvalue > 1e-3
+    assert set(pairs[pairs[:, 0] != 3][:, 1].tolist()) == {3}
+
+
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=7), st.integers(2, 7), st.randoms(use_true_random=False))
+def test_the_first_that_are_not_all_equal(rewards: list[int], size: int, random: Any) -> None:
+    order, size = list(range(len(rewards))), min(size, len(rewards))
+    random.shuffle(order)
+    expected = order[:size]
+    others = [k for k in order[size:] if rewards[k] != rewards[expected[0]]]
+    if len({rewards[k] for k in expected}) == 1 and others:
+        expected[-1] = others[0]
+    assert first_unequal(torch.tensor([order]), torch.tensor([rewards]), size)[0].tolist() == expected
+
+
 @pytest.mark.parametrize(("gamma", "exclude_last"), [(0.9, 0), (0.59, 0), (1.0, 0), (1.0, 2)])
 def test_step_frequencies_follow_the_discount(gamma: float, exclude_last: int) -> None:
     weights = step_weights(10, gamma, exclude_last)
@@ -94,8 +143,7 @@ def test_step_frequencies_follow_the_discount(gamma: float, exclude_last: int) -
 @pytest.mark.parametrize("choice", ["random", "best_worst"])
 def test_the_generator_alone_decides(choice: str) -> None:
     first, again, other = (plan(random_rewards(6, 5), tuple_choice=choice, seed=s) for s in (7, 7, 8))
-    for name in ("groups", "trajectories", "steps", "tie_noise"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert_same(first, again)
     assert not torch.equal(first.steps, other.steps)
     assert not torch.equal(first.tie_noise, other.tie_noise)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise, permutations
 from random import Random
 
 import numpy as np
@@ -12,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from learner.losses import clipped_log_ratio, pair_accuracy, plackett_luce_loss, step_weights, trajectory_logits
+from learner.losses import (
+    clipped_log_ratio,
+    have_ties,
+    marginal_plackett_luce_loss,
+    pair_accuracy,
+    plackett_luce_loss,
+    step_weights,
+    trajectory_logits,
+)
 
 
 def slow_list_mle(logits: np.ndarray, rewards: np.ndarray, tie_noise: np.ndarray) -> float:
@@ -115,6 +125,103 @@ def test_shapes_that_are_no_tuples_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         plackett_luce_loss(torch.zeros(logits), torch.zeros(rewards), torch.zeros(noise))
+    if rewards != logits or "n >= 2" in said:
+        with pytest.raises(ValueError, match=said):
+            marginal_plackett_luce_loss(torch.zeros(logits), torch.zeros(rewards))
+
+
+# -- ties -------------------------------------------------------------------------------------------------
+
+
+def slow_marginal(logits: np.ndarray, rewards: np.ndarray) -> float:
+    """−log of the summed probabilities of all permutations that put no worse trajectory before a better one."""
+    total = 0.0
+    for order in permutations(range(len(logits))):
+        if all(rewards[a] >= rewards[b] for a, b in pairwise(order)):
+            weights = [math.exp(float(logits[k])) for k in order]
+            total += math.prod(weight / sum(weights[i:]) for i, weight in enumerate(weights))
+    return -math.log(total)
+
+
+def marginal_of(logits: np.ndarray, rewards: np.ndarray) -> float:
+    rows = (torch.tensor(np.asarray(a, dtype=np.float64))[None] for a in (logits, rewards))
+    return float(marginal_plackett_luce_loss(*rows)[0])
+
+
+def gradient_of(loss: Callable[[torch.Tensor], torch.Tensor], logits: np.ndarray) -> np.ndarray:
+    leaf = torch.tensor(np.asarray(logits, dtype=np.float64))[None].requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf).sum(), leaf)
+    return gradient[0].numpy()
+
+
+@given(tuples())
+def test_ties_are_summed_over_their_orders(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, rewards, _ = case
+    assert marginal_of(logits, rewards) == pytest.approx(slow_marginal(logits, rewards), rel=1e-9, abs=1e-9)
+
+
+@given(tuples(), st.randoms(use_true_random=False))
+def test_nothing_but_the_partial_order_enters(case: tuple[np.ndarray, np.ndarray, np.ndarray], random: Random) -> None:
+    logits, rewards, _ = case
+    shuffled = list(range(len(logits)))
+    random.shuffle(shuffled)
+    expected = pytest.approx(marginal_of(logits, rewards), rel=1e-12, abs=1e-12)
+    assert marginal_of(logits[shuffled], rewards[shuffled]) == expected
+    assert marginal_of(logits + 3.0, np.exp(rewards)) == pytest.approx(marginal_of(logits, rewards), abs=1e-5)
+
+
+@given(tuples())
+def test_without_ties_it_is_the_loss_of_the_order(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, _, noise = case
+    assert marginal_of(logits, noise) == pytest.approx(loss_of(logits, noise, noise), rel=1e-9, abs=1e-9)
+
+
+@settings(max_examples=25)
+@given(tuples())
+def test_its_gradient_matches_finite_differences(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    logits, rewards, _ = case
+    gradient = gradient_of(lambda z: marginal_plackett_luce_loss(z, torch.tensor(rewards)[None]), logits)
+    for k in range(len(logits)):
+        bump = np.zeros(len(logits))
+        bump[k] = 1e-5
+        slope = (slow_marginal(logits + bump, rewards) - slow_marginal(logits - bump, rewards)) / 2e-5
+        assert gradient[k] == pytest.approx(slope, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@given(data=st.data())
+def test_all_equal_rewards_cost_nothing_and_pull_at_nothing_to_the_last_bit(n: int, data: st.DataObject) -> None:
+    logits = torch.tensor(data.draw(arrays(np.float32, n, elements=finite(-50, 50))))[None].requires_grad_()
+    loss = marginal_plackett_luce_loss(logits, torch.full((1, n), 0.25))
+    loss.sum().backward()
+    assert loss.tolist() == [0.0]
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_an_average_over_the_orders_would_pull_at_a_tied_pair() -> None:
+    logits, tie = np.array([0.5, -0.5]), torch.zeros(1, 2, dtype=torch.float64)
+
+    def average(z: torch.Tensor) -> torch.Tensor:
+        noises = torch.tensor([[[0.0, 1.0]], [[1.0, 0.0]]])
+        return (plackett_luce_loss(z, tie, noises[0]) + plackett_luce_loss(z, tie, noises[1])) / 2
+
+    np.testing.assert_allclose(gradient_of(average, logits), [0.2311, -0.2311], atol=1e-4)
+    assert gradient_of(lambda z: marginal_plackett_luce_loss(z, tie), logits).tolist() == [0.0, 0.0]
+
+
+def test_logits_of_any_size_stay_finite() -> None:
+    logits = torch.tensor([[1e4, -1e4, 0.0, 1e4]], requires_grad=True)
+    loss = marginal_plackett_luce_loss(logits, torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(3e4 + math.log(2))  # two orders of 3e4 + 2 ln 2 each
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_which_tuples_have_ties() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 3.0], [0.0, 0.0, 0.0], [-0.0, 0.0, 1.0]])
+    assert have_ties(rewards).tolist() == [False, True, True, True]
 
 
 # -- step weights -----------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ C, CLIP = 10.0, 0.02
 CASES = {"initial policy": ("init",), "behaviour policy": ("old",), "both": ("init", "old"), "warm-up": ()}
 
 
-def batched_loss(policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP) -> tuple[torch.Tensor, Any]:
+def batched_loss(
+    policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP, ties: Any = "random"
+) -> tuple[torch.Tensor, Any]:
     """With the references of a case."""
     log_probs = {"init": ReferenceCache(policy, groups=5, keep=4).look_up(batch), "old": batch.old_log_probs}
-    return preference_loss(policy, batch, [log_probs[name] for name in CASES[case]], c=C, clip=clip)
+    return preference_loss(policy, batch, [log_probs[name] for name in CASES[case]], c=C, clip=clip, ties=ties)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,40 @@ def test_the_loss_matches_the_slow_reference(
     expected = slow_preference_loss(policy, batch, case)
     np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-5, atol=2e-5)
     assert float(metrics["loss"]) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("tuple_size", [2, 3])
+def test_without_ties_the_loss_and_its_gradient_are_the_same_to_the_last_bit(
+    tuple_size: int, policy: Policy, groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
+) -> None:
+    found = []
+    for ties in ("random", "marginal"):
+        policy.unet.zero_grad(set_to_none=True)
+        loss, metrics = batched_loss(policy, make_batch(groups, tuple_size=tuple_size), "both", ties=ties)
+        loss.mean().backward()
+        found.append((loss, [p.grad.clone() for p in policy.parameters() if p.grad is not None]))
+        assert float(metrics["reward/ties"]) == 0
+    (first, gradients), (second, others) = found
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, others, strict=True))
+    assert any(g.any() for g in gradients)
+
+
+def test_tied_tuples_are_counted_and_pull_only_as_far_as_they_are_ordered(
+    policy: Policy, groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
+) -> None:
+    equal, partly, ordered = (
+        replace(group, rewards=np.array(rewards, np.float32))
+        for group, rewards in zip(groups, ([1, 1, 1, 1], [1, 0, 1, 0], [3, 1, 2, 0]), strict=True)
+    )
+    batch = make_batch([equal, partly, ordered], tuple_size=3)
+    random, _ = batched_loss(policy, batch, "initial policy")
+    marginal, metrics = batched_loss(policy, batch, "initial policy", ties="marginal")
+    assert float(metrics["reward/ties"]) == pytest.approx(2 / 3)
+    assert float(metrics["loss"]) == pytest.approx(float(marginal.mean()))
+    assert float(marginal[0]) == 0.0
+    assert 0 < float(marginal[1]) < float(random[1])  # the order that was drawn is one of two
+    assert float(marginal[2]) == float(random[2])
 
 
 def test_the_cases_test_both_sides_of_the_clip(

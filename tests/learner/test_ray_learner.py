@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from raydense.config import ConfigError
 from raydense.core.interfaces import LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics
+from raydense.diffusion.base_model import LEARNED_WITH, BaseModel, model_checksums
 
 pytestmark = pytest.mark.ray
 
@@ -31,6 +34,8 @@ def fake_learner_factory() -> Callable[..., Any]:
             self._groups = groups
 
         def train(self, num_steps: int) -> list[StepMetrics]:
+            if self._groups is None:
+                raise RuntimeError("CUDA error: device-side assert triggered")
             arrays = self._fetch(self._groups)
             self._step += num_steps
             values = {
@@ -46,6 +51,8 @@ def fake_learner_factory() -> Callable[..., Any]:
         def load_state_dict(self, state: Mapping[str, Any]) -> None:
             if state["step"] == 666:
                 os._exit(1)
+            if state["step"] == 667:
+                self._groups = None  # from now on its GPU has failed
             if state["step"] < 0:
                 raise ValueError("a step below 0")
             self._step = state["step"]
@@ -80,6 +87,21 @@ def test_weights_and_state_pass_through(learner: Any) -> None:
     assert weights.checksum == PolicyWeights.of(7, weights.tensors).checksum
 
 
+def test_another_base_model_than_the_runs_is_refused(ray_cluster: None, pipeline_dir: Path) -> None:
+    from learner.ray_learner import RayLearner
+
+    base = BaseModel(str(pipeline_dir), None, {"unet": "another"})
+    learner = RayLearner(fake_learner_factory(), num_cpus=0.5, num_gpus=0, base=base)
+    with pytest.raises(ConfigError, match=r"on node \S+ \(\w{8}\), learner loaded another unet than the run began"):
+        learner.started()
+    learner.shutdown()
+    base = BaseModel(str(pipeline_dir))
+    learner = RayLearner(fake_learner_factory(), num_cpus=0.5, num_gpus=0, base=base)
+    learner.started()
+    learner.shutdown()
+    assert base.known == model_checksums(str(pipeline_dir), None, LEARNED_WITH)
+
+
 def test_its_errors_are_the_drivers(learner: Any) -> None:
     with pytest.raises(ValueError, match="a step below 0"):
         learner.load_state_dict({"step": -1})
@@ -92,3 +114,10 @@ def test_its_death_is_told_apart_and_it_can_be_started_anew(learner: Any) -> Non
     with pytest.raises(LearnerDied):
         learner.weights()
     assert learner.started().weights().version == 0  # in its first state: the caller restores a checkpoint
+
+
+def test_a_gpu_that_failed_is_the_death_of_its_process(learner: Any) -> None:
+    learner.load_state_dict({"step": 667})
+    with pytest.raises(LearnerDied):
+        learner.train(1)
+    assert learner.started().weights().version == 0

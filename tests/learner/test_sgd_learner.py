@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
+from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner, on_cpu
 from raydense.core.types import Position, TrajectoryGroup
 from raydense.diffusion.policy import Policy
 from raydense.records.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
@@ -154,6 +155,25 @@ def test_training_raises_the_odds_of_the_better_trajectory(begin: Callable[..., 
     assert np.mean([row.values["loss"] for row in rows[-3:]]) < rows[0].values["loss"] - 0.02
 
 
+@pytest.mark.parametrize("tuple_size", [2, 3])
+def test_equal_rewards_move_nothing_unless_ties_are_broken_at_random(
+    make_policy: Callable[..., Policy], make_learner: Callable[..., Learner], groups: Groups, tuple_size: int
+) -> None:
+    equal = [replace(group, rewards=np.zeros_like(group.rewards)) for group in groups]
+    norms, moved = {}, {}
+    for ties in ("marginal", "random"):
+        learner = make_learner(make_policy(), ties=ties, tuple_size=tuple_size)
+        learner.begin_stage(0, equal)
+        before = learner.weights().checksum
+        rows = learner.train(3)
+        assert [row.values["reward/ties"] for row in rows] == [1.0] * 3
+        norms[ties] = [row.values["grad_norm"] for row in rows]
+        moved[ties] = learner.weights().checksum != before
+    assert norms["marginal"] == [0.0] * 3
+    assert min(norms["random"]) > 0.01
+    assert moved == {"marginal": False, "random": True}
+
+
 def test_each_group_of_a_batch_is_fetched_once(
     make_policy: Callable[..., Policy], make_learner: Callable[..., Learner], groups: Groups
 ) -> None:
@@ -228,3 +248,12 @@ def test_the_run_seed_decides_the_batches(
 ) -> None:
     rows = [begin(run_seed=seed)[1].train(1)[0].values["reward/gap"] for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]
+
+
+def test_the_state_of_a_gpu_travels_as_cpu_tensors() -> None:
+    """A GPU's tensors are stood in for by tensors that know their device and hold nothing."""
+    with FakeTensorMode():
+        moments = {"step": torch.zeros((), device="cuda"), "exp_avg": torch.zeros(3, device="cuda")}
+        state = on_cpu({"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]})
+    assert {tensor.device.type for tensor in state["state"][0].values()} == {"cpu"}
+    assert state["param_groups"] == [{"lr": 1e-3, "params": [0]}]

@@ -50,6 +50,12 @@ def test_training_from_python_gives_the_bytes_of_the_command_line(
 def test_a_preset_is_named_by_its_name_and_bad_input_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(raydense.ConfigError, match=r"train\.lr=0: input should be greater than 0"):
         raydense.train("tiny", tmp_path / "run", overrides=["train.lr=0"], local=True)
+    with pytest.raises(raydense.ConfigError, match="the configuration: preset=tinny is unknown"):
+        raydense.train({"preset": "tinny", "seed": 7}, tmp_path / "run", local=True)
+    with pytest.raises(
+        raydense.ConfigError, match=r"the configuration lacks .*; add them, or put `preset: tiny` at its"
+    ):
+        raydense.train({"seed": 7}, tmp_path / "run", local=True)
     with pytest.raises(raydense.ConfigError, match="is a URI"):
         raydense.train("tiny", f"file://{tmp_path}/run", local=True)
     assert not (tmp_path / "run").exists()

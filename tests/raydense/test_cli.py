@@ -94,6 +94,8 @@ def test_base_and_tuned_model_are_judged_with_the_same_seeds(config: Path, tmp_p
     for row in summary["reward"].values():
         assert abs(row["gain"]["mean"]) < 0.01 * row["before"]["se"]
         assert row["gain"]["se"] < 0.01 * row["before"]["se"]
+        assert f"{row['gain']['mean']:+.4f} ± {row['gain']['se_by_prompt']:.4f}" in result.stdout
+    assert "mean score, before and after (± standard error, clustered by prompt)" in result.stdout
 
 
 def test_a_run_whose_training_has_no_effect_is_stopped(config: Path, tmp_path: Path) -> None:

@@ -78,6 +78,9 @@ SETTINGS = {  # --set …: what the line says
     "steps.eta=0": "steps.eta=0: input should be greater than 0",
     "steps.exclude_last=4": "exclude_last=4 leaves no step of count=4; lower exclude_last",
     "policy.lora_targets=[to_q, to_qq]": "policy.lora_targets: 'to_qq' matches nothing in the U-Net",
+    "policy.lora_targets=[conv1, norm1]": "policy.lora_targets: 'norm1' matches down_blocks.0.attentions.0.transformer",
+    "policy.lora_targets=[attn1]": "which takes no LoRA; name linear layers and convolutions",
+    "policy.text_encoder_lora=drop": "policy.text_encoder_lora='drop': input should be 'refuse' or 'leave_out'",
     # --set itself
     "seed": "--set 'seed': expected key=value, such as --set seed=1",
     "=3": "--set '=3': expected key=value",
@@ -152,7 +155,10 @@ def test_a_configuration_that_is_a_directory_or_absent(tmp_path: Path) -> None:
 
 
 def test_contradicting_arguments(config: Path) -> None:
-    check_refused(run(config, "--preset", "tiny"), "give a configuration file or --preset, not both")
+    check_refused(
+        run(config, "--preset", "tiny"),
+        f"{config} and --preset=tiny: give one, not both; a file names its base by `preset: tiny` at its top",
+    )
     check_refused(run("--preset", "tinny"), "--preset=tinny is unknown; allowed: multi-prompt, single-prompt, tiny")
     check_refused(run("--resume", "x", "--preset", "tiny"), "has its own configuration and directory")
     check_refused(run("--resume", "absent"), "--resume=absent holds no config.yaml; give the directory of a run")

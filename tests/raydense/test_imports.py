@@ -34,6 +34,15 @@ def test_the_command_line_waits_with_what_is_heavy() -> None:
     assert not loaded & {"torch", "ray", "diffusers", "transformers", "peft", "numpy"}
 
 
+def test_a_configuration_is_printed_without_what_is_heavy() -> None:
+    loaded = loaded_by(
+        "from typer.testing import CliRunner; from raydense.cli import app\n"
+        "for arguments in (['config', '--preset', 'multi-prompt'], ['config', '--markdown']):\n"
+        "    assert CliRunner().invoke(app, arguments).exit_code == 0"
+    )
+    assert not loaded & {"torch", "ray", "diffusers", "transformers", "peft", "numpy"}
+
+
 def test_help_answers_at_once_and_names_the_commands() -> None:
     command = [Path(sys.executable).with_name("raydense"), "--help"]
     seconds = []

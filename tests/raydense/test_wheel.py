@@ -57,6 +57,7 @@ def test_it_holds_the_packages_and_the_weights_and_not_the_tests(wheel: Path) ->
     tracked = subprocess.check_output(["git", "ls-files", "raydense", "actors", "learner"], cwd=ROOT, text=True)
     missing = {name for name in tracked.splitlines() if (ROOT / name).exists()} - set(names)
     assert {name for name in missing if not name.endswith((".md", ".png"))} == set()
+    assert [name for name in names if name.endswith(".md")] == []  # guides link what lies in the repository alone
     assert wheel.stat().st_size < 13e6
 
 
@@ -75,8 +76,9 @@ def test_it_refuses_where_another_package_took_a_name(installed: dict[str, str],
     assert "raydense: package 'learner' is " in done.stderr
 
 
-def test_help_needs_less_than_a_second_of_work() -> None:
-    command = [Path(sys.executable).with_name("raydense"), "--help"]
+@pytest.mark.parametrize("argument", ["--help", "config"])
+def test_what_needs_no_model_needs_less_than_a_second_of_work(argument: str) -> None:
+    command = [Path(sys.executable).with_name("raydense"), argument]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

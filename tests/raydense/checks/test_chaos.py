@@ -1,4 +1,4 @@
-"""Runs that are disturbed on purpose, every way there is, in both schedules: the bytes of the undisturbed one."""
+"""Runs that are disturbed on purpose, every way there is: the bytes of the undisturbed one."""
 
 from __future__ import annotations
 
@@ -18,22 +18,37 @@ pytestmark = pytest.mark.ray
 SHORT = {"stage": {"count": 3, "groups": 12, "steps": 6}}
 
 
+def chaos(small_values: dict[str, Any], tmp_path: Path, *options: str) -> list[dict[str, Any]]:
+    """The outcomes of the runs, all of which ended with the undisturbed bytes and a balanced ledger."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**small_values, **SHORT}))
+    command = [sys.executable, "-m", "raydense.cli", "chaos", config, "--pause", "1", "--seed", "3", *options]
+    command += ["--out", tmp_path / "chaos", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=540, env={**os.environ})
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    outcomes: list[dict[str, Any]] = json.loads(ended.stdout)
+    assert all(outcome["same_bytes"] and outcome["balanced"] for outcome in outcomes)
+    return outcomes
+
+
+def total(outcomes: list[dict[str, Any]], what: str) -> Counter[str]:
+    return sum((Counter(outcome[what]) for outcome in outcomes), Counter())
+
+
 def test_no_fault_changes_a_byte_and_every_kind_of_fault_took_effect(
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({**small_values, **SHORT}))
-    command = [sys.executable, "-m", "raydense.cli", "chaos", config, "--faults", "6", "--a-run", "3", "--pause", "1"]
-    command += ["--seed", "3", "--out", tmp_path / "chaos", "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=540, env={**os.environ})
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    outcomes = json.loads(ended.stdout)
-
-    assert {outcome["schedule"] for outcome in outcomes} == {"synchronous", "overlapped"}
-    assert all(outcome["same_bytes"] and outcome["balanced"] for outcome in outcomes)
-    injected = sum((Counter(outcome["faults"]) for outcome in outcomes), Counter())
-    assert injected.total() == 6
-    assert len(injected) == 5  # every kind
-    seen = sum((Counter(outcome["ledger"]) for outcome in outcomes), Counter())
+    outcomes = chaos(small_values, tmp_path, "--faults", "5", "--a-run", "5")
+    assert set(total(outcomes, "faults").values()) == {1}  # one of each kind
+    assert len(total(outcomes, "faults")) == 5
+    seen = total(outcomes, "ledger")
     for effect in ("deaths", "hangs", "lost", "retried", "resampled", "restarted"):
         assert seen[effect] > 0, (effect, seen)
+
+
+@pytest.mark.slow
+def test_nor_in_the_overlapped_schedule_nor_twice_as_many(small_values: dict[str, Any], tmp_path: Path) -> None:
+    """What the test above and `test_resume.py` (overlapped, killed) show, at another size."""
+    outcomes = chaos(small_values, tmp_path, "--faults", "10", "--a-run", "5")
+    assert [outcome["schedule"] for outcome in outcomes][:2] == ["synchronous", "overlapped"]
+    assert set(total(outcomes, "faults").values()) == {2}

@@ -51,6 +51,18 @@ def test_noise_near_the_clip_is_told(small_config: Callable[..., Config], tmp_pa
     assert "sampler and learner disagree" in check.detail
 
 
+def no_judge(images: Any, prompts: Any) -> Any:
+    raise TimeoutError("the service is out")
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_monitor_that_fails_is_told(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    monitor = {"kind": "callable", "name": "service", "target": f"{__name__}:no_judge"}
+    found = findings(small_config(reward={"monitors": [monitor]}), tmp_path)
+    assert [name for name, check in found.items() if not check.ok] == ["monitor service"]
+    assert found["monitor service"].detail.endswith("TimeoutError: the service is out")
+
+
 def test_bad_inputs_end_the_examination(small_config: Callable[..., Config], tmp_path: Path) -> None:
     *_, last = examine(small_config(prompts={"train": "absent.txt"}), tmp_path, tflops=1.0)
     assert (last.name, last.ok) == ("model, scorer, prompts", False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
-from raydense.core.statistics import clustered_interval, estimate, mean_interval, win_rate
+from raydense.core.statistics import clustered_interval, estimate, known_rows, mean_interval, win_rate
 
 
 def test_a_hand_computed_case() -> None:
@@ -84,3 +85,33 @@ def test_winning_everywhere_is_not_certainty() -> None:
     assert (found.mean, found.high) == (1.0, 1.0)
     assert 0.3 < found.low < 0.7
     assert win_rate([[1.0]], [[0.0]]).as_dict() == {"mean": 1.0, "low": None, "high": None}
+
+
+# -- scores that are missing ------------------------------------------------------------------------------
+
+NAN = math.nan
+WHOLE, HOLED = [[1.0, 3.0], [5.0, 7.0], [6.0, 8.0]], [[1.0, 3.0], [NAN, 9.0], [5.0, 7.0], [NAN, NAN], [6.0, 8.0]]
+
+
+@pytest.mark.parametrize("of", [estimate, clustered_interval])
+def test_a_prompt_without_all_of_its_scores_is_left_out(of: Any) -> None:
+    assert of(HOLED) == of(WHOLE)
+
+
+def test_a_mean_is_of_the_values_that_are_there() -> None:
+    assert mean_interval([1.0, NAN, 3.0]) == mean_interval([1.0, 3.0])
+    assert known_rows([1.0, NAN, 3.0]).tolist() == [1.0, 3.0]
+
+
+def test_a_win_needs_both_scores() -> None:
+    ours = [[2.0, 1.0], [NAN, 9.0], [0.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
+    theirs = [[1.0, 1.0], [0.0, 0.0], [0.0, 5.0], [NAN, NAN], [5.0, 8.0]]
+    both = [0, 2, 4]
+    assert win_rate(ours, theirs) == win_rate([ours[i] for i in both], [theirs[i] for i in both])
+
+
+@pytest.mark.parametrize("nothing", [[[NAN, NAN], [NAN, 1.0]], np.empty((0, 2))], ids=["NaN", "empty"])
+def test_of_no_score_there_is_no_figure(nothing: Any) -> None:
+    assert estimate(nothing).as_dict() == {"mean": None, "se": None, "n": 0, "se_by_prompt": None}
+    for interval in (clustered_interval(nothing), win_rate(nothing, nothing), mean_interval(np.ravel(nothing)[:0])):
+        assert interval.as_dict() == {"mean": None, "low": None, "high": None}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 from safetensors import safe_open
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.lora import save_diffusers_lora
@@ -21,38 +20,39 @@ from raydense.diffusion.policy import Policy
 ORIGIN = {"base_model": "owner/name@1", "rank": 2, "alpha": 2.0, "reward": {"kind": "clip"}, "config_sha256": "0f"}
 
 
-def lora(rank: int, alpha: float) -> LoraConfig:
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+LINEAR = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv_in", "conv1", "conv", "conv_shortcut", "proj_in")
 
 
-def plain_pipeline(directory: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        unet=UNet2DConditionModel.from_pretrained(directory, subfolder="unet"),
-        vae=AutoencoderKL.from_pretrained(directory, subfolder="vae"),
-        text_encoder=CLIPTextModel.from_pretrained(directory, subfolder="text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(directory, subfolder="tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(directory, subfolder="scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def lora(rank: int, alpha: float, targets: Sequence[str] = LINEAR) -> LoraConfig:
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(2, 2.0), (2, 8.0), (4, 1.0)])
+@pytest.mark.parametrize(
+    ("rank", "alpha", "targets"),
+    [
+        (2, 2.0, LINEAR),
+        (2, 8.0, LINEAR),
+        (4, 1.0, LINEAR),
+        (2, 8.0, CONVOLUTIONS),
+        (3, 6.0, (*LINEAR, *CONVOLUTIONS, "ff.net.2", "time_emb_proj")),
+    ],
+)
 @torch.no_grad()
 def test_a_plain_pipeline_with_the_file_predicts_what_the_policy_predicts(
     rank: int,
     alpha: float,
-    pipeline_dir: Path,
+    targets: Sequence[str],
+    plain_pipeline: Callable[[], StableDiffusionPipeline],
     make_policy: Callable[..., Policy],
     perturbed: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    policy = make_policy(rank=rank, alpha=alpha, guidance_scale=1.0)
+    policy = make_policy(rank=rank, alpha=alpha, targets=targets, guidance_scale=1.0)
     policy.bind(perturbed(policy))
-    file = save_diffusers_lora(tmp_path, policy.weights(), lora(rank, alpha), ORIGIN)
+    file = save_diffusers_lora(tmp_path, policy.weights(), lora(rank, alpha, targets), ORIGIN)
 
-    pipeline = plain_pipeline(pipeline_dir)
+    pipeline = plain_pipeline()
     x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     embeds = torch.stack([policy.encode("a cat"), policy.encode("a dog")])
     t = torch.tensor([0, 2])
@@ -103,3 +103,9 @@ def test_saving_again_replaces_the_file(
     save_diffusers_lora(tmp_path / "a", first, lora(2, 2.0))
     replaced = save_diffusers_lora(tmp_path / "a", second, lora(2, 2.0))
     assert replaced.read_bytes() == save_diffusers_lora(tmp_path / "b", second, lora(2, 2.0)).read_bytes()
+
+
+def test_tensors_of_a_channels_last_policy_are_as_files_hold_them(make_policy: Callable[..., Policy]) -> None:
+    policy = make_policy(channels_last=True, targets=CONVOLUTIONS)
+    assert all(parameter.is_contiguous() for parameter in policy.parameters())
+    assert not policy.unet.conv_in.base_layer.weight.is_contiguous()

@@ -149,17 +149,15 @@ def test_tensors_that_do_not_fit_are_listed(weights: PolicyWeights, tmp_path: Pa
     refuse(tmp_path, weights, f"1 {damage}: {listed}")
 
 
-def test_a_text_encoders_lora_is_surplus_and_not_dropped(weights: PolicyWeights, tmp_path: Path) -> None:
-    both = tensors(weights, lambda n: f"unet.{n.replace('.default', '')}")
-    both["text_encoder.text_model.q_proj.lora_A.weight"] = torch.zeros(2, 16)
-    save_file(both, tmp_path / FILE_NAME)
-    refuse(tmp_path, weights, "1 surplus: text_encoder.text_model.q_proj.lora_A")
-
-
-def test_names_of_no_known_form_are_all_surplus(weights: PolicyWeights, tmp_path: Path) -> None:
-    save_file(tensors(weights, lambda n: f"lora_unet_{n.replace('.', '_')}"), tmp_path / FILE_NAME)
-    refuse(tmp_path, weights, "64 missing")
-    refuse(tmp_path, weights, "64 surplus: lora_unet_down_blocks_0")
+def test_layers_of_other_kinds_come_with_the_setting_that_takes_them(
+    make_policy: Callable[..., Policy], weights: PolicyWeights, tmp_path: Path
+) -> None:
+    wider = make_policy(rank=2, targets=["to_q", "ff.net.2", "conv1", "to_out.0"]).weights()
+    write_diffusers(tmp_path, wider)
+    refuse(tmp_path, weights, "; for what it adapts, set policy.lora_targets=[conv1, net.2, to_out.0, to_q]")
+    write_diffusers(tmp_path, PolicyWeights.of(0, dict(list(weights.tensors.items())[1:])))
+    with pytest.raises(ConfigError, match=r"1 missing: [^;]*$"):
+        load_lora(str(tmp_path), shapes(weights), rank=2, alpha=2)
 
 
 def test_a_long_list_is_cut_with_its_number(weights: PolicyWeights, tmp_path: Path) -> None:
@@ -193,7 +191,7 @@ def test_a_file_without_an_alpha_means_its_rank(weights: PolicyWeights, tmp_path
     refuse(tmp_path, weights, "has alpha 2, but policy.lora_alpha gives 1", alpha=1)
 
 
-@pytest.mark.parametrize("option", [{"use_rslora": True}, {"rank_pattern": {"to_q": 4}}, {"alpha_pattern": {"a": 1}}])
+@pytest.mark.parametrize("option", [{"use_rslora": True}, {"lora_bias": True}, {"use_qalora": True}])
 def test_peft_options_that_change_the_meaning_are_refused(
     weights: PolicyWeights, tmp_path: Path, option: dict[str, Any]
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.ddim import make_schedule
@@ -226,6 +227,25 @@ def test_a_prompts_embedding_is_the_encoders_last_hidden_state(make_policy: Call
     assert torch.equal(policy.encode("a cat"), policy.text_encoder(tokens).last_hidden_state[0])
     assert policy.encode("a cat").shape == (12, 16)
     assert policy.encode("a " + "b" * 50).shape == (12, 16)  # truncated, not refused
+
+
+def test_the_reference_is_left_whole_even_where_it_could_not_be_entered(
+    make_policy: Callable[..., Policy], perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy()
+    policy.bind(perturbed(policy))
+    x, t, embeds = inputs(policy, 1)
+    tuned = policy.predict(x, t, embeds)
+    last = [module for module in policy.unet.modules() if isinstance(module, BaseTunerLayer)][-1]
+
+    def fail_once(enabled: bool) -> None:
+        monkeypatch.undo()
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(last, "enable_adapters", fail_once)
+    with pytest.raises(MemoryError, match="no room"), policy.reference():
+        pass
+    assert torch.equal(policy.predict(x, t, embeds), tuned)
 
 
 # -- pictures and loading -----------------------------------------------------------------------------------

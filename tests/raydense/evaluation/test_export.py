@@ -14,10 +14,12 @@ import torch
 import yaml
 from click.testing import Result
 from PIL import Image
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config, load_config
+from raydense.diffusion.lora import KEY
 from raydense.diffusion.schedulers import settle_chain
 from raydense.evaluation.export import example_code, model_card
 
@@ -194,3 +196,16 @@ def test_a_pipeline_that_is_not_here_is_converted_where_the_example_runs(overrid
     line = example_code(config, "a cat").splitlines()[3]
     assert line.startswith("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=")
     assert line.endswith(expected)
+
+
+@pytest.mark.parametrize("metadata", [None, {KEY: "[]"}, {KEY: "no JSON"}, {KEY: '{"unet.r": 2}'}])
+def test_a_lora_that_no_run_wrote_is_said(small_runs: Runs, tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    run = tmp_path / "run"
+    (run / "lora").mkdir(parents=True)
+    shutil.copyfile(small_runs[0] / "config.yaml", run / "config.yaml")
+    save_file({"a": np.zeros(2, np.float32)}, run / "lora" / LORA, metadata=metadata)
+    result = export(run, tmp_path / "to")
+    assert result.exit_code == 2
+    assert f"{LORA} does not say what it was trained on; it is not the file that a run of" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "to").exists()

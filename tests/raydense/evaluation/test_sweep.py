@@ -25,7 +25,8 @@ from raydense.cli import app, main
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.statistics import mean_interval
 from raydense.evaluation.sweep import Trial, parse_grid, parse_seeds, plan_sweep
-from raydense.evaluation.sweep_table import outcomes
+from raydense.evaluation.sweep_runs import SweepRunner
+from raydense.evaluation.sweep_table import outcomes, write_results
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 GRID = ("--grid", "steps.gamma=0.8,1", "--seeds", "3,4", "--jobs", "2")
@@ -54,16 +55,17 @@ def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 def test_a_grid_is_read_as_set_would_read_it() -> None:
     assert parse_grid(
-        ["steps.gamma=0.8,1", "train.lr=1e-4", "train.betas=[0.9, 0.99],[0.8, 0.9]", "a.b=true,null"]
+        ["steps.gamma=0.8,1", "train.lr=1e-4", "train.betas=[0.9, 0.99],[0.8, 0.9]", "a.b=true,null", "name=#1,no: 010"]
     ) == {
         "steps.gamma": ("0.8", "1"),
         "train.lr": ("1e-4",),
         "train.betas": ("[0.9, 0.99]", "[0.8, 0.9]"),
         "a.b": ("true", "null"),
+        "name": ("#1", "no: 010"),
     }
 
 
-@pytest.mark.parametrize("option", ["steps.gamma", "=1", "steps.gamma=", "steps.gamma=[1", "seed=1,2"])
+@pytest.mark.parametrize("option", ["steps.gamma", "=1", "steps.gamma=", "steps.gamma=[1", "seed=1,2", "train.c=1,2,1"])
 def test_a_grid_that_is_none_is_refused(option: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value,value"):
         parse_grid([option])
@@ -159,6 +161,40 @@ def test_a_directory_of_another_sweep_is_refused(swept: tuple[Path, Result], con
     assert result.exit_code == 2
     assert "train.c: 10.0 -> 3.0" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_runs_of_other_files_are_not_compared(
+    small_values: dict[str, Any], swept: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """As if the prompts had been overwritten since two of the four runs were made, and again before the last begins."""
+    out = Path(shutil.copytree(swept[0], tmp_path / "out"))
+    shutil.rmtree(out / "steps.gamma=1,seed=4")
+    prompts, config = tmp_path / "train.txt", tmp_path / "small.yaml"
+    prompts.write_text("a cat\na dog\na red fox\n")
+    stage = {"count": 1, "groups": 5, "steps": 3}
+    values = {**small_values, "stage": stage, "prompts": {**small_values["prompts"], "train": str(prompts)}}
+    config.write_text(yaml.safe_dump(values))
+    for run in out.glob("*/config.yaml"):
+        text = yaml.safe_load(run.read_text())
+        run.write_text(yaml.safe_dump({**text, "prompts": {**text["prompts"], "train": str(prompts)}}))
+
+    def plan(**options: Any) -> list[Trial]:
+        return plan_sweep(out, config, None, [], parse_grid(["steps.gamma=0.8,1"]), (3, 4), **options)
+
+    assert len(plan()) == 4
+    prompts.write_text("a cat\na dog\na pig\n")
+    said = r"^.*gamma=0.8,seed=3 was made from another prompts.train=.*; .*; .*; give another --out, or go on by"
+    with pytest.raises(ConfigError, match=said):
+        plan()
+    trials = plan(accept_changes=True)
+    write_results(out, trials)
+    assert len(json.loads((out / "sweep.json").read_text())["accepted_changes"]) == 3
+
+    prompts.write_text("a cat\na dog\na cow\n")
+    runner = SweepRunner([str(config)], local=True, jobs=1, say=lambda line: None, accept_changes=True)
+    with pytest.raises(ConfigError, match=r"prompts.train=.*: changed since the sweep began; put them back"):
+        runner.run(trials)
+    assert not (out / "steps.gamma=1,seed=4").exists()
 
 
 @pytest.mark.slow

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
+from raydense.checks.ray_chaos import chaos_cluster
 from raydense.config import Config, ConfigError
 from raydense.fleets.ray_cluster import _matches, check_resources, ray_session
 from raydense.planning.placement import Placement, place
@@ -71,6 +76,39 @@ def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RuntimeError, match="raylet died"), ray_session():
         pass
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize(
+    ("directory", "said"),
+    [
+        ("{tmp}/" + "x" * 80, "too long for the paths of its sockets"),
+        ("/proc/none", "No such file or directory"),
+        ("/dev/null", "Not a directory"),
+    ],
+)
+def test_a_temporary_directory_that_ray_cannot_use(
+    variable: str, directory: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, directory := directory.format(tmp=tmp_path))
+    with pytest.raises(ConfigError) as caught, chaos_cluster():
+        pass
+    assert str(caught.value) == (
+        f"Ray cannot start in {variable}={directory} ({said}); set RAY_TMPDIR to a short directory that can be "
+        "written, such as /tmp"
+    )
+
+
+def test_a_run_does_not_start_in_such_a_directory(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "raydense.cli", "train", "--out", str(tmp_path / "run")]
+    environment["RAY_TMPDIR"] = str(tmp_path / ("x" * 80))
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("raydense: Ray cannot start in RAY_TMPDIR=")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

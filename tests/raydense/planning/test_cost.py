@@ -78,6 +78,13 @@ def test_one_gpu_for_both_roles_is_one_device(tmp_path: Path) -> None:
     assert cost["devices"] == 1
 
 
+@pytest.mark.parametrize(("name", "model"), [("bench #1.json", ""), ("run #7#x/bench.json", "#any")])
+def test_a_mark_that_no_model_follows_belongs_to_the_path(tmp_path: Path, name: str, model: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rates = write_rates(tmp_path / name, any=H100)
+    assert Rates.measured(f"{rates}{model}", load_config()).source == "measured: any on NVIDIA H100"
+
+
 @pytest.mark.parametrize(
     ("models", "location", "said"),
     [

@@ -43,6 +43,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "train.tuple_size": 2,
         "train.tuples": 1,
         "train.tuple_choice": "random",
+        "train.ties": "random",
         "train.c": 10.0,
         "train.clip": 1e-4,
         "train.lr": 3e-5,
@@ -126,14 +127,28 @@ def test_more_samplers_take_less_time() -> None:
     assert eight.training_hours == one.training_hours
 
 
-@pytest.mark.parametrize(("latent_size", "length"), [(None, 12), (9, 10), ((8, 12), None)])
+@pytest.mark.parametrize(
+    ("length", "latent_size", "targets"),
+    [
+        (12, None, ["to_q", "to_out.0"]),
+        (9, None, ["to_q", "conv1", "proj_in"]),
+        (None, 9, ["to_q", "to_out.0"]),
+        (12, (8, 12), ["to_q", "conv1", "proj_in"]),
+    ],
+)
 def test_the_plan_is_what_a_group_and_a_policy_really_are(
-    small_config: Callable[..., Config], pipeline_dir: Path, tmp_path: Path, latent_size: Any, length: int | None
+    small_config: Callable[..., Config],
+    pipeline_dir: Path,
+    tmp_path: Path,
+    length: int | None,
+    latent_size: Any,
+    targets: list[str],
 ) -> None:
     shutil.copytree(pipeline_dir, tmp_path / "model")
     file = tmp_path / "model" / "tokenizer" / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": length}))
-    config = small_config(policy={"model": str(tmp_path / "model")}, sampler={"latent_size": latent_size})
+    model = {"model": str(tmp_path / "model"), "lora_targets": targets}
+    config = small_config(policy=model, sampler={"latent_size": latent_size})
     plan = check_and_plan(config, 100.0)
     sampler: DiffusionSampler = build_sampler(config)
     policy = build_policy(config, dtype="float32", device=torch.device("cpu"), with_decoder=False)

@@ -101,6 +101,10 @@ class TestJson:
             ('["a", " "]', "item 1 is empty; remove it"),
             ('{"prompts": ["a"]}', "item 0 ('prompts') has no category; expected {prompt: {\"category\": …}}"),
             ("[]", "holds no prompt; give at least one"),
+            ('[{"prompt": "a", "prompt": "b"}]', "has the key 'prompt' twice in one object; remove one"),
+            ('{"a": {"category": "x"}, "a": {"category": "y"}}', "has the key 'a' twice in one object; remove one"),
+            ('["a", "\\ud83d"]', "item 1 holds \\ud83d, half of a character; write the whole one"),
+            ("[" * 10**5, "is nested too deeply for a list of prompts"),
         ],
     )
     def test_other_content_is_refused(self, tmp_path: Path, content: str, message: str) -> None:
@@ -120,6 +124,10 @@ class TestJsonLines:
             ('"b"', "line 2 has no \"prompt\" but the str 'b'; give it one"),
             ("", "line 2 is empty; remove it"),
             ('{"prompt": ["b"]}', "line 2: its prompt is the list \"['b']\"; give a text"),
+            ('{"text": "b"}', 'line 2 has no "prompt" but keys text; give it one'),
+            ('{"prompt": "b", "prompt": "c"}', "line 2 has the key 'prompt' twice in one object; remove one"),
+            ('{"prompt": "b"}{"prompt": "c"}', "line 2 is not JSON (Extra data, column 16)"),
+            ('{"prompt": "\\udc80"}', "line 2 holds \\udc80, half of a character; write the whole one"),
         ],
     )
     def test_other_lines_are_refused(self, tmp_path: Path, line: str, message: str) -> None:
@@ -132,14 +140,34 @@ class TestTables:
         content = 'id,prompt\n1,"a cat, and ""a"" dog"\n2,a hen\n'
         assert read_prompts(write(tmp_path / "p.csv", content)) == ('a cat, and "a" dog', "a hen")
 
-    def test_other_csv_is_refused(self, tmp_path: Path) -> None:
-        assert refusal(write(tmp_path / "a.csv", "id,text\n1,a\n")) == "has no column 'prompt'; its columns: id, text"
-        assert refusal(write(tmp_path / "b.csv", "")) == "has no column 'prompt'; its columns: none"
-        assert refusal(write(tmp_path / "c.csv", "id,prompt\n1\n")) == "line 2: its prompt is nothing; give a text"
-        assert refusal(write(tmp_path / "d.csv", 'prompt\n"a\n')) == (
-            "what follows line 1 is not CSV (unexpected end of data)"
-        )
-        assert refusal(write(tmp_path / "e.csv", "prompt,id\na,1\n,2\n")) == "line 3 is empty; remove it"
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("id,text\n1,a\n", "has no column 'prompt'; its columns: id, text"),
+            ("prompt;id\na;1\n", "has no column 'prompt'; its columns: prompt;id"),
+            ("", "has no column 'prompt'; its columns: none"),
+            ("prompt,id,prompt\na,1,b\n", "has the column 'prompt' twice; its columns: prompt, id, prompt; rename or"),
+            ('prompt\n"a\n', "line 2 is not CSV (unexpected end of data)"),
+            ("prompt,id\na,1\n,2\n", "line 3 is empty; remove it"),
+            # more or fewer fields than columns: what was behind a comma would be lost
+            (
+                "prompt\na red circle, photo, detailed\n",
+                "line 2 has 3 fields and the header 1 (prompt); put a text with",
+            ),
+            ("id,prompt\n1,a\n2,b, photo\n", "line 3 has 3 fields and the header 2 (id, prompt); put a text with"),
+            ("prompt,id\na, photo,1\n", "line 2 has 3 fields and the header 2"),
+            ('id,prompt\n1, "a, b"\n', "line 2 has 3 fields and the header 2"),  # a blank before the quote
+            ('prompt\n"a\nb"\n\n"c\nd",e\n', "line 5 has 2 fields and the header 1"),  # where the row begins
+            ("prompt,\na\n", "line 2 has 1 field and the header 2 (prompt, )"),
+            ("id,prompt\n1\n", "line 2 has 1 field and the header 2"),
+            ("id,prompt,style\n1,a\n", "line 2 has 2 fields and the header 3"),
+        ],
+    )
+    def test_other_csv_is_refused(self, tmp_path: Path, content: str, message: str) -> None:
+        assert refusal(write(tmp_path / "p.csv", content)).startswith(message)
+
+    def test_blank_lines_of_a_csv_are_no_rows(self, tmp_path: Path) -> None:
+        assert read_prompts(write(tmp_path / "p.csv", "prompt,id\n\na,1\r\n\r\nb,2\n\n")) == ("a", "b")
 
     def test_parquet_column_prompt(self, tmp_path: Path) -> None:
         table = pyarrow.table({"id": [1, 2], "prompt": ["a cat", "a dog"]})
@@ -152,6 +180,15 @@ class TestTables:
         pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b.parquet")
         assert refusal(str(tmp_path / "b.parquet")) == "has no column 'prompt'; its columns: text"
         assert refusal(write(tmp_path / "c.parquet", "no")).startswith("is not a Parquet file that can be read (")
+        twice = pyarrow.table([["a"], ["b"]], names=["prompt", "prompt"])
+        pyarrow.parquet.write_table(twice, tmp_path / "e.parquet")
+        assert refusal(str(tmp_path / "e.parquet")).startswith("has the column 'prompt' twice; its columns: prompt, p")
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": [["a", "b"]]}), tmp_path / "f.parquet")
+        assert refusal(str(tmp_path / "f.parquet")).startswith("row 0: its prompt is the list")
+        bytes_ = [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+        no_text = pyarrow.table({"prompt": pyarrow.Array.from_buffers(pyarrow.string(), 1, bytes_)})
+        pyarrow.parquet.write_table(no_text, tmp_path / "g.parquet")
+        assert refusal(str(tmp_path / "g.parquet")).startswith("its prompt column holds what is not UTF-8")
         assert refusal(str(tmp_path / "d.parquet")).startswith("cannot be read (")
 
 

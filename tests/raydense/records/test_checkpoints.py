@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from raydense.config import Config
 from raydense.core.types import PolicyWeights, Position
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
+from raydense.records.run_dir import RunDirectory
 
 
 def checkpoint(stages: int, steps: int = 0) -> Checkpoint:
@@ -46,8 +51,35 @@ def test_the_best_boundary_and_the_one_continued_from_are_kept_too(tmp_path: Pat
     assert store.latest(refuse) is not None
     for stages, reward in ((1, 0.2), (2, 0.9), (3, 0.1), (4, 0.3)):
         store.save(checkpoint(stages))
-        store.note_reward(Position(stages).name, reward)
+        store.note_reward(stages, reward)
     assert names(tmp_path) == ["stage-0000", "stage-0002", "stage-0004"]
+
+
+def test_a_run_that_continues_knows_its_best_boundary_from_its_metrics(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small_config(stage={"count": 5}, checkpoint={"keep_last": 1})
+    run_dir = RunDirectory.create(tmp_path / "run", config)
+    rows = [{"kind": "stage", "stage": stage, "reward/mean": reward} for stage, reward in enumerate((0.2, 0.9, 0.1))]
+    run_dir.metrics.write_text("".join(json.dumps(row) + "\n" for row in ({"kind": "step", "loss": 1.0}, *rows)))
+    for stages in range(4):
+        CheckpointStore(run_dir.checkpoints, keep_last=9).save(checkpoint(stages))
+    store = CheckpointStore.of_run(run_dir, config)
+    assert store.latest(refuse) is not None
+    store.note_reward(3, 0.3)
+    store.save(checkpoint(4))
+    store.save(checkpoint(5))
+    assert names(run_dir.checkpoints) == ["stage-0001", "stage-0003", "stage-0005"]  # best, continued from, last
+
+
+@pytest.mark.parametrize(("held", "best"), [(1, "stage-0002"), (2, "stage-0001")])
+def test_an_overlapped_stage_is_worth_what_the_boundary_before_it_is(held: int, best: str, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1, held=held)
+    for stages, reward in ((0, 0.1), (1, 0.2), (2, 0.9), (3, 0.3)):
+        store.save(checkpoint(stages))
+        store.note_reward(stages, reward)
+    store.save(checkpoint(4))
+    assert best in names(tmp_path)
 
 
 def test_a_run_continues_from_the_newest_sound_one(tmp_path: Path) -> None:

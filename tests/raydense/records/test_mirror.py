@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from raydense.cli import app
 from raydense.config import ConfigError
 from raydense.records.checkpoint_files import load_checkpoint
 from raydense.records.mirror import Mirror
+from raydense.records.run_dir import here_until_done
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -49,11 +51,35 @@ def test_an_unknown_scheme_is_one_line(tmp_path: Path) -> None:
         Mirror("nowhere://x/y")
 
 
+@pytest.mark.parametrize(
+    ("ends_with", "kept"),
+    [(None, False), (ConfigError("refused"), False), (RuntimeError("broke"), True), (KeyboardInterrupt(), True)],
+)
+def test_the_copy_here_goes_when_all_of_it_is_there(
+    ends_with: BaseException | None, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mirror, said = Mirror(f"file://{tmp_path / 'there'}"), list[str]()
+    assert list(tmp_path.iterdir()) == []  # nothing before it is used
+    (mirror.local / "file").write_text("content")
+    with contextlib.suppress(RuntimeError, ConfigError, KeyboardInterrupt), here_until_done(mirror, said.append):
+        if ends_with is not None:
+            raise ends_with
+    assert list(tmp_path.glob("raydense-run-*")) == ([mirror.local] if kept else [])
+    assert said == ([f"the copy of file://{tmp_path}/there on this machine is kept in {mirror.local}"] if kept else [])
+
+
+def test_without_a_mirror_nothing_is_removed_or_said(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broke"), here_until_done(None, pytest.fail):
+        raise RuntimeError("broke")
+
+
 def test_a_run_at_a_uri_is_the_run_in_a_directory_and_never_overwritten(
-    small_values: dict[str, Any], tmp_path: Path
+    small_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(small_values))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     uri = f"file://{tmp_path / 'there'}"
 
     def train(out: str) -> Any:
@@ -75,3 +101,9 @@ def test_a_run_at_a_uri_is_the_run_in_a_directory_and_never_overwritten(
     assert again.exit_code == 2
     assert f"--out={uri} is not empty and is never overwritten" in again.output
     assert files(tmp_path / "there") == there
+
+    refused = CliRunner().invoke(app, ["train", "--local", "--resume", uri, "--set", "train.lr=1"])
+    assert refused.exit_code == 2
+    assert "train.lr: 0.01 -> 1.0" in refused.output
+    assert files(tmp_path / "there") == there
+    assert list(tmp_path.glob("raydense-run-*")) == []

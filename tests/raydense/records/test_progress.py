@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 
-from rich.console import Console
-
+from raydense.core.terminal import open_console
 from raydense.records.progress import ProgressDisplay
 
 
 def test_a_log_gets_plain_lines_for_the_first_and_the_last_of_a_phase() -> None:
     log = io.StringIO()
-    with ProgressDisplay(Console(file=log, width=40)) as display:
+    with ProgressDisplay(open_console(file=log, width=40)) as display:
         display.say("run directory: " + "x" * 60)
         for done in range(1, 101):
             display.update("stage 1/2 training", done, 100, {"loss": done})
@@ -25,12 +24,12 @@ def test_a_log_gets_plain_lines_for_the_first_and_the_last_of_a_phase() -> None:
 
 def test_a_machine_gets_an_object_a_line_with_the_same_facts() -> None:
     log = io.StringIO()
-    with ProgressDisplay(Console(file=log, width=40), "json") as display:
-        display.say("run directory: [bold]here")
+    with ProgressDisplay(open_console(file=log, width=40), "json") as display:
+        display.say("run directory: [bold]here :cat: [cat:dog:0.5]")
         display.update("stage 1/2 training", 4, 4, {"loss": 0.5})
         display.result({"reward": 1.25}, "a table for people")
     message, progress, result = map(json.loads, log.getvalue().splitlines())
-    assert (message["event"], message["text"]) == ("message", "run directory: [bold]here")
+    assert (message["event"], message["text"]) == ("message", "run directory: [bold]here :cat: [cat:dog:0.5]")
     assert {k: progress[k] for k in ("event", "phase", "done", "total", "left_s", "loss")} == {
         "event": "progress",
         "phase": "stage 1/2 training",
@@ -45,14 +44,14 @@ def test_a_machine_gets_an_object_a_line_with_the_same_facts() -> None:
 
 def test_a_terminal_gets_one_live_line_with_count_facts_and_times() -> None:
     terminal = io.StringIO()
-    with ProgressDisplay(Console(file=terminal, force_terminal=True, width=120)) as display:
+    with ProgressDisplay(open_console(file=terminal, force_terminal=True, width=120)) as display:
         display.say("run directory: here")
         display.update("stage 1/2 sampling", 3, 8, {"reward/mean": 0.25})
-        display.update("stage 1/2 training", 1, 4, {"loss": 0.5})
+        display.update("stage [red]1/2 :cat: training", 1, 4, {"score[red]v2 :cat:": 0.5})
     shown = terminal.getvalue()
     assert "run directory: here\n" in shown
-    last = [line for line in shown.splitlines() if "stage 1/2 training" in line][-1]
+    last = [line for line in shown.splitlines() if "stage [red]1/2 :cat: training" in line][-1]
     assert "1/4" in last
-    assert "loss 0.5" in last
+    assert "score[red]v2 :cat: 0.5" in last
     assert "left" in last
     assert shown.count("\n") <= 4  # it is redrawn in place

@@ -48,10 +48,12 @@ def test_the_default_directory_has_the_name_and_the_time(small_config: Callable[
 def test_the_base_models_scores_come_back_exactly(small_config: Callable[..., Config], tmp_path: Path) -> None:
     run_dir = RunDirectory.create(tmp_path, small_config())
     scores = np.random.default_rng(0).standard_normal((3, 2)).astype(np.float32)
+    scores[1, 0] = np.nan  # which JSON has not
     run_dir.write_base_judgement(Judgement({"train": {"clip": scores}}))
+    assert "NaN" not in (run_dir.root / "scores-base.json").read_text("utf-8")
     back = run_dir.read_base_judgement().scores["train"]["clip"]
     assert back.dtype == np.float32
-    assert np.array_equal(back, scores)
+    assert np.array_equal(back, scores, equal_nan=True)
 
 
 def test_the_summary_is_readable_json(small_config: Callable[..., Config], tmp_path: Path) -> None:

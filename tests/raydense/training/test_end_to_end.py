@@ -1,4 +1,7 @@
-"""Whole runs through the command line: one process and two sizes of cluster, to the same bytes."""
+"""Whole runs through the command line: one process and two sizes of fleet, to the same bytes.
+
+Two samplers, as by default, have these bytes too: `test_faults.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,21 +20,33 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from raydense.cli import app
 from raydense.config import load_config
 from raydense.core.types import tensor_checksum
 
 RUNS = {
     "local": ["--local"],
     "ray, 1 sampler": ["--set", "samplers.count=1"],
-    "ray, 2 samplers": ["--set", "samplers.count=2"],
     "ray, 3 samplers": ["--set", "samplers={count: 3, num_cpus: 0.3}"],
 }
 LORA = "lora/pytorch_lora_weights.safetensors"
+USERS_MODULE = """
+def bright(images, prompts):
+    images //= 2
+    return images.mean(axis=(1, 2, 3))
+
+def leaver(images, prompts):
+    raise SystemExit(3)
+"""
+MONITORS = [{"kind": "callable", "name": name, "target": f"my_scores:{name}"} for name in ("bright", "leaver")]
 pytestmark = pytest.mark.ray
 
 
 def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`raydense train` as it is installed, with the user's module in the current directory."""
+    (out.parent / "my_scores.py").write_text(USERS_MODULE)
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}  # a cluster of its own
     command = [Path(sys.executable).with_name("raydense"), "train", config, "--out", out, *arguments]
     return subprocess.Popen(
@@ -50,27 +64,24 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
 def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "small.yaml"
     evaluate = {**small_values["evaluate"], "every_steps": 2}
-    file.write_text(yaml.safe_dump({**small_values, "evaluate": evaluate}))
+    reward = {**small_values["reward"], "monitors": MONITORS}
+    file.write_text(yaml.safe_dump({**small_values, "evaluate": evaluate, "reward": reward}))
     return file
 
 
 @pytest.fixture(scope="module")
-def runs(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """The finished run directories by name; the runs go side by side, because they mostly wait for imports."""
+def runs(config: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The finished run directories by name; those on Ray use the session's cluster."""
     root = tmp_path_factory.mktemp("runs")
     outs = {name: root / name.replace(",", "").replace(" ", "-") for name in RUNS}
-    processes = {name: start(config, outs[name], *arguments) for name, arguments in RUNS.items()}
-    try:
-        for name, process in processes.items():
-            stdout, stderr = process.communicate(timeout=500)
-            assert process.returncode == 0, f"{name}:\n{stdout}\n{stderr}"
-            assert "small, seed 3: mean score, before and after" in stdout
-            assert LORA in stdout
-        yield outs
-    finally:
-        for process in processes.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    for name, arguments in RUNS.items():
+        result = CliRunner().invoke(app, ["train", str(config), "--out", str(outs[name]), *arguments])
+        said = result.stdout
+        assert result.exit_code == 0, f"{name}:\n{result.output}"
+        assert "small, seed 3: mean score, before and after" in said
+        assert LORA in said
+        assert said.count("the monitor leaver failed, and the run goes on without these scores: scorer leav") == 1
+    return outs
 
 
 def read_rows(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -113,6 +124,9 @@ def test_the_metrics_account_for_every_stage_and_step(runs: dict[str, Path]) -> 
     assert steps[0]["loss"] == pytest.approx(np.log(2), rel=1e-6)
     assert steps[0]["log_ratio/abs_max"] == 0.0
     assert all(row["grad_norm"] >= 0 for row in steps)
+    assert all(row["reward/ties"] == 0 for row in steps)
+    assert all(0 < row["reward/monitor/bright"] < 128 for row in stages)
+    assert not any("reward/monitor/leaver" in row for row in stages)
 
 
 @pytest.mark.parametrize("name", RUNS)

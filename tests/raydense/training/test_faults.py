@@ -1,26 +1,62 @@
-"""Processes of a run on Ray that die for real (SIGKILL): the result has the bytes of an undisturbed, Ray-free run."""
+"""Processes of a run on Ray that die for real (SIGKILL): the result has the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from click.testing import Result
+from typer.testing import CliRunner
 
-pytestmark = pytest.mark.ray
+from raydense.cli import app
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 LONG = {"stage": {"count": 3, "groups": 12, "steps": 8}}
+Fault = tuple[Callable[[Path], bool], str]  # when, and the class of the actor that is killed
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "raydense.cli", "train", *map(str, arguments)]
+def train(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+def disturbed(run: Path, faults: list[Fault], *arguments: str | Path) -> Result:
+    """A run on the session's cluster, beside which a thread kills one actor after the other."""
+    ended = False
+
+    def harass() -> int:
+        deadline = time.monotonic() + 240
+        for reached, actor in faults:
+            while not reached(run):
+                assert not ended, "the run ended before the moment to disturb it"
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            kill_actor(actor)
+        return len(faults)
+
+    with ThreadPoolExecutor(1) as beside:
+        killed = beside.submit(harass)
+        result = train(*arguments, "--out", run)
+        ended = True
+        assert killed.result() == len(faults)
+    return result
+
+
+def kill_actor(name: str) -> None:
+    """SIGKILLs one of the processes below this one that run an actor of this class."""
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        if any(name in part for part in child.cmdline()):
+            child.kill()
+            return
+    raise AssertionError(f"no process of actor {name}")
 
 
 def rows(path: Path, **wanted: Any) -> int:
@@ -30,60 +66,35 @@ def rows(path: Path, **wanted: Any) -> int:
     return sum(all(row.get(key) == value for key, value in wanted.items()) for row in found)
 
 
-def wait_until(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        assert process.poll() is None, "the run ended before the moment to disturb it"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def kill_actor(driver: int, name: str) -> None:
-    """SIGKILLs one of the driver's own actor processes."""
-    for child in psutil.Process(driver).children(recursive=True):
-        if any(name in part for part in child.cmdline()):
-            child.kill()
-            return
-    raise AssertionError(f"no process of actor {name} below {driver}")
+def assert_same_bytes(run: Path, calm: Path) -> None:
+    for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (calm / name).read_bytes()
 
 
 def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
-    config = tmp_path / "long.yaml"
+    """Beside two samplers, against a run without Ray."""
+    config, calm, run = tmp_path / "long.yaml", tmp_path / "calm", tmp_path / "run"
     config.write_text(yaml.safe_dump({**small_values, **LONG}))
-    calm, run = tmp_path / "calm", tmp_path / "run"
-    subprocess.run(command(config, "--local", "--out", calm), check=True, capture_output=True)
-
-    driver = subprocess.Popen(command(config, "--out", run), stdout=subprocess.DEVNULL)
-    try:
-        wait_until(driver, lambda: rows(run / "telemetry.jsonl", kind="unit", stage=1) >= 1)
-        kill_actor(driver.pid, "RaySampler")
-        wait_until(driver, lambda: rows(run / "metrics.jsonl", kind="step", stage=2) >= 2)
-        kill_actor(driver.pid, "_LearnerActor")
-        assert driver.wait(240) == 0
-    finally:
-        driver.kill()
-
+    assert train(config, "--local", "--out", calm).exit_code == 0
+    faults: list[Fault] = [
+        (lambda run: rows(run / "telemetry.jsonl", kind="unit", stage=1) >= 1, "RaySampler"),
+        (lambda run: rows(run / "metrics.jsonl", kind="step", stage=2) >= 2, "_LearnerActor"),
+    ]
+    result = disturbed(run, faults, config)
+    assert result.exit_code == 0, result.output
     assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1}) >= 1
     assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1, "fleet/lost": 0}) == 0
-    for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
-        assert (run / name).read_bytes() == (calm / name).read_bytes()
+    assert_same_bytes(run, calm)
 
 
 def test_a_killed_worker_of_the_learner_changes_no_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
     workers = {"learner": {"num_workers": 2, "num_cpus": 0.5}, "stage": {"count": 2, "groups": 6, "steps": 12}}
-    config = tmp_path / "workers.yaml"
+    config, calm, run = tmp_path / "workers.yaml", tmp_path / "calm", tmp_path / "run"
     config.write_text(yaml.safe_dump({**small_values, **workers, "samplers": {"count": 1, "num_cpus": 0.5}}))
-    calm, run = tmp_path / "calm", tmp_path / "run"
-    subprocess.run(command(config, "--out", calm), check=True, capture_output=True)
-
-    driver = subprocess.Popen(command(config, "--out", run), stdout=subprocess.PIPE)
-    try:
-        wait_until(driver, lambda: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2)
-        kill_actor(driver.pid, "_LearnerActor")
-        output, _ = driver.communicate(timeout=240)
-    finally:
-        driver.kill()
-    assert driver.returncode == 0
-    assert b"the learner died" in output
-    for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl"):
-        assert (run / name).read_bytes() == (calm / name).read_bytes()
+    assert train(config, "--out", calm).exit_code == 0
+    result = disturbed(
+        run, [(lambda run: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2, "_LearnerActor")], config
+    )
+    assert result.exit_code == 0, result.output
+    assert "the learner died" in result.output
+    assert_same_bytes(run, calm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from raydense.config import Config
 from raydense.core.types import Rendered, RenderUnit
-from raydense.planning.units import PromptSets
+from raydense.planning.units import RENDER_BATCH, PromptSets
 from raydense.records.scores import Judgement
-from raydense.training.judging import draw_grid, judge, paired_gains
+from raydense.training.judging import draw_grid, judge, judge_prompts, paired_gains
 
 SETS = PromptSets(("a cat", "a dog"), ("a hen",))
 
@@ -65,3 +66,37 @@ def test_the_gain_is_paired_by_prompt_and_seed() -> None:
     assert row["gain"]["se"] == pytest.approx(math.sqrt(5 / 3 / 4))
     assert row["before"]["se"] == pytest.approx(math.sqrt(500 / 3 / 4))
     assert row["gain"]["n"] == 4
+
+
+def test_a_gain_is_of_prompts_that_have_both_scores() -> None:
+    nan = math.nan
+    before = np.array([[0, 2], [nan, 1], [4, 4], [9, 9]], np.float32)
+    after = np.array([[1, 3], [5, 5], [6, 6], [nan, nan]], np.float32)
+    nothing = np.full((4, 2), nan, np.float32)
+    result = paired_gains(
+        Judgement({"train": {"watched": before, "gone": before}}),
+        Judgement({"train": {"watched": after, "gone": nothing}}),
+    )
+    row = result["watched"]["train"]
+    assert {name: (row[name]["mean"], row[name]["n"]) for name in row} == {
+        "before": (2.5, 4),
+        "after": (4.0, 4),
+        "gain": (1.5, 4),
+    }
+    assert "gone" not in result
+
+
+def test_a_failing_monitor_is_named_once_and_what_it_scored_is_kept() -> None:
+    class Failing(RenderingFleet):
+        def render(self, units: Iterable[RenderUnit]) -> list[Rendered]:
+            results = super().render(units)
+            nan = np.full_like(results[0].scores["clip"], math.nan)
+            scores, failures = {**results[0].scores, "watched": nan}, {"watched": f"of {len(results)} units"}
+            return [replace(results[0], scores=scores, failures=failures), *results[1:]]
+
+    sets = {"train": [f"a {i} cats" for i in range(RENDER_BATCH)], "unseen": ["a hen"]}
+    judgement = judge_prompts(sets, 2, Failing(), 0)
+    assert judgement.failures == {"watched": "of 2 units"}
+    missing = np.isnan(judgement.scores["train"]["watched"]).all(axis=1)
+    assert missing.tolist() == [True] * (RENDER_BATCH // 2) + [False] * (RENDER_BATCH // 2)
+    assert not np.isnan(judgement.scores["train"]["clip"]).any()

@@ -113,6 +113,9 @@ def test_pairs_with_ties_are_learned_and_order_matters(source: Path, tmp_path: P
         ([{"stage": 0, "group": 0, "winner": 1, "loser": 1}], "row 0 compares trajectory 1 with itself"),
         ([{"stage": 0, "group": 0, "trajectory": 0, "rank": 1}], "group 0 ranks 1 of its 5 trajectories"),
         ([{"stage": 0, "group": 0, "winner": 1, "loser": 2, "tie": True}], "orders no group of stage 0"),
+        ([{"stage": 0, "group": 0, "winner": 1, "loser": 2, "tie": "false"}], "row 0: tie='false'; expected true, fal"),
+        ([{"stage": 0, "group": 0, "winner": 1, "loser": 2, "trajectory": 1, "rank": 1}], "is of both kinds; keep the"),
+        ([{"stage": 0, "group": 0, "winner": 1, "loser": None}], "row 0: loser=None; expected a whole number"),
     ],
 )
 def test_a_file_that_cannot_be_used(source: Path, tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,27 @@ def test_a_run_that_continues_remembers_its_stages(small_config: Callable[..., C
     assert found.values["reward/hacking_suspected"] == 1
     assert found.values["images/entropy"] == pytest.approx(3.0, abs=0.01)
     assert "m fell from" in found.signs[0]
+
+
+def test_a_monitor_that_failed_is_watched_by_what_it_scored(
+    small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    monitors = [{"kind": "callable", "name": "m", "target": "math:sin"}]
+    scorer = {"kind": "callable", "name": "r", "target": "math:sin"}
+    reward = small_config(reward={"scorer": scorer, "monitors": monitors}).reward
+    watch = HackingWatch(reward, StageScales(reward.scorer, tmp_path), tmp_path)
+
+    def without(failed: int, whole: UnitReport) -> UnitReport:
+        nothing = {"m": (math.nan, math.nan)}
+        metas = [replace(g, monitors=nothing) if i < failed else g for i, g in enumerate(whole.groups)]
+        return replace(whole, groups=tuple(metas))
+
+    assert watch.look(0, [without(5, report(20, 0.0, 0.0))]).signs == ()
+    assert watch.look(1, [without(20, report(20, 1.0, -1.0))]).signs == ()  # nothing to compare
+    (sign,) = watch.look(2, [without(5, report(20, 1.0, -1.0))]).signs
+    assert "m fell from" in sign
+    stages = json.loads((tmp_path / "watch.json").read_text("utf-8"), parse_constant=pytest.fail)
+    assert [stage.get("reward/monitor/m", {}).get("groups") for stage in stages.values()] == [15.0, None, 15.0]
 
 
 # -- in a run ---------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+"""What samplers and learner have in common as Ray actors: how they are shown and placed, and how they end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import ray
+from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
+
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError)  # of a process
+
+
+def actor_options(run: str, role: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Options of an actor that the dashboard lists as `run/role`, on nodes with these labels.
+
+    The namespace is a new one, so that runs of one name, or a replaced actor, never collide.
+    Args: labels: Ray's label selectors, such as {"ray.io/market-type": "!spot"}.
+    """
+    return {"name": f"{run}/{role}", "namespace": f"raydense-{uuid4().hex}", "label_selector": dict(labels)}
+
+
+def hide_unreserved_gpus() -> None:
+    """For an actor that reserves no GPU: Ray leaves all of its node's visible, and `auto` would take the first.
+
+    Call it before CUDA is used in this process.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@contextmanager
+def ended_by_device_faults() -> Iterator[None]:
+    """Ends the process at a CUDA error, after which nothing more can be computed in it: another takes its place.
+
+    Memory that ran out is none of these: it is an exception like others.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        print(f"raydense: this process ends: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def node_name() -> str:
+    """The node that this process runs on as a person finds it again: its address, and the beginning of the id that
+    `ray list nodes` shows."""
+    return f"node {ray.util.get_node_ip_address()} ({ray.get_runtime_context().get_node_id()[:8]})"

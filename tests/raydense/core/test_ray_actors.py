@@ -1,0 +1,38 @@
+"""What samplers and learner have in common as Ray actors."""
+
+from __future__ import annotations
+
+import pytest
+
+from raydense.core.ray_actors import DEATHS, ended_by_device_faults
+
+
+@pytest.mark.ray
+def test_an_actor_that_reserves_no_gpu_sees_none(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote(num_cpus=0, num_gpus=0, runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": "0,1"}})  # as on a GPU node
+    def visible() -> tuple[str, str]:
+        import os
+
+        from raydense.core.ray_actors import hide_unreserved_gpus
+
+        before = os.environ["CUDA_VISIBLE_DEVICES"]
+        hide_unreserved_gpus()
+        return before, os.environ["CUDA_VISIBLE_DEVICES"]
+
+    assert ray.get(visible.remote()) == ("0,1", "")
+
+
+@pytest.mark.parametrize("name", ["ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "NodeDiedError"])
+def test_what_ray_says_of_a_dead_process_is_a_death(name: str) -> None:
+    import ray.exceptions
+
+    assert issubclass(getattr(ray.exceptions, name), DEATHS)
+
+
+def test_only_a_failed_device_ends_the_process() -> None:
+    with pytest.raises(RuntimeError, match="CUDA out of memory"), ended_by_device_faults():
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+    with pytest.raises(ValueError, match="CUDA error"), ended_by_device_faults():
+        raise ValueError("CUDA error")
