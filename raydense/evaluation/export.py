@@ -14,13 +14,14 @@ from raydense.build import lora_config
 from raydense.config import Config, ConfigError
 from raydense.core.locations import PACKAGE_SCHEME, resolve
 from raydense.diffusion.lora import FILE_NAME, read_origin
-from raydense.diffusion.pipeline_files import read_pipeline
+from raydense.diffusion.pipeline_files import PipelineFiles, read_pipeline
 from raydense.diffusion.schedulers import NO_CLIPPING, settle_chain, with_noise
-from raydense.diffusion.stable_diffusion import latent_height_and_width
+from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
 from raydense.sections.rewards import SingleScorerConfig
+from raydense.sections.run import StepsConfig
 from raydense.training.preferences import KIND
 
 PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
@@ -29,7 +30,7 @@ EXAMPLE = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained({model!r}{revision}, safety_checker=None)
 pipeline.load_lora_weights(".", weight_name="{file}")
-pipeline.scheduler = DDIMScheduler{scheduler}
+{tokenizer}pipeline.scheduler = DDIMScheduler{scheduler}
 pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}{size}).images[0].save("example.png")
 """
 CARD = """\
@@ -97,8 +98,12 @@ def export(run: Path, to: Path) -> None:
 
 
 def example_code(config: Config, prompt: str) -> str:
-    """Five lines that draw a picture with diffusers, by the chain and of the size that the run had."""
+    """A few lines that draw a picture with diffusers, by the chain and of the size that the run had."""
     policy, size = config.policy, ""
+    try:
+        pipeline = read_pipeline(policy.model, policy.revision, fetch=False)
+    except ConfigError:  # it is elsewhere by now
+        pipeline = PipelineFiles(policy.model, None, None, None, None)
     if (chosen := config.sampler.latent_size) is not None:
         height, width = latent_height_and_width(chosen, None)
         size = "".join(f", {k}={v} * pipeline.vae_scale_factor" for k, v in (("height", height), ("width", width)))
@@ -110,22 +115,27 @@ def example_code(config: Config, prompt: str) -> str:
         steps=f"num_inference_steps={config.steps.count}",
         guidance=config.sampler.guidance_scale,
         eta=config.steps.eta,
-        scheduler=_scheduler_code(config),
+        tokenizer=_tokenizer_code(pipeline),
+        scheduler=_scheduler_code(config.steps, pipeline),
         size=size,
     )
 
 
-def _scheduler_code(config: Config) -> str:
+def _tokenizer_code(pipeline: PipelineFiles) -> str:
+    """diffusers pads prompts to the tokenizer's length, of which some files say nothing, or too much."""
+    if pipeline.text_encoder is None:
+        return ""
+    length, stated = token_count(pipeline.text_encoder, pipeline.tokenizer), (pipeline.tokenizer or {})
+    return "" if stated.get("model_max_length") == length else f"pipeline.tokenizer.model_max_length = {length}\n"
+
+
+def _scheduler_code(steps: StepsConfig, pipeline: PipelineFiles) -> str:
     """How a DDIMScheduler is made that takes the run's steps; its class's conversion alone would clip, among others."""
-    policy, steps = config.policy, config.steps
-    try:
-        scheduler = read_pipeline(policy.model, policy.revision, fetch=False).scheduler
-    except ConfigError:
-        scheduler = None
-    if scheduler is None:  # not on this machine: what needs no look at it
+    if pipeline.scheduler is None:  # what needs no look at it
         options = "".join(f", {k}={v!r}" for k, v in {**NO_CLIPPING, **with_noise(steps.spacing)}.items())
         return f".from_config(pipeline.scheduler.config{options})"
-    arguments, defaults = settle_chain(scheduler, steps.count, steps.spacing).arguments, DDIMScheduler().config
+    arguments = settle_chain(pipeline.scheduler, steps.count, steps.spacing).arguments
+    defaults = DDIMScheduler().config
     return f"({', '.join(f'{k}={v!r}' for k, v in arguments.items() if defaults[k] != v)})"
 
 

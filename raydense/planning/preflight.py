@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raydense.config import Config, ConfigError
 from raydense.core.locations import resolve
-from raydense.core.messages import first_few, one_line
+from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.pipeline_files import PipelineFiles, local_directory, read_pipeline
 from raydense.diffusion.stable_diffusion import (
@@ -68,25 +68,14 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
             raise ConfigError(str(error)) from None
     pipeline = read_pipeline(config.policy.model, config.policy.revision, fetch=fetch)
     check_parts(pipeline)
-    _check_networks(config, pipeline)
+    _check_latents(config, pipeline)
     notes = _check_chain(config, pipeline)
     _check_lora(config, pipeline)
     return replace(pipeline, notes=notes)
 
 
-def _check_networks(config: Config, pipeline: PipelineFiles) -> None:
-    """Raises: ConfigError if a part's file makes no network, or the latents have no size."""
-    from raydense.planning.footprint import NETWORKS, on_meta
-
-    for part in NETWORKS:
-        if (content := getattr(pipeline, part)) is not None:
-            try:
-                on_meta(part, content)
-            except Exception as error:  # whatever the network's constructor raises
-                reason = one_line(error)
-                raise ConfigError(
-                    f"policy.model={pipeline.model}: {part}/config.json makes no network ({reason}); correct it"
-                ) from None
+def _check_latents(config: Config, pipeline: PipelineFiles) -> None:
+    """Raises: ConfigError if neither the configuration nor the U-Net's file gives them a size."""
     if pipeline.unet is not None:
         try:
             latent_height_and_width(config.sampler.latent_size, pipeline.unet.get("sample_size"))

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from raydense.bench.architectures import MODELS, VIT_H_14
 from raydense.bench.measure import plan_jobs
+from raydense.bench.table import _images
 from raydense.build import lora_config
 from raydense.cli import app
 from raydense.config import load_config
@@ -113,7 +114,7 @@ def test_it_says_what_it_was_measured_on(file: Path, found: Any) -> None:
     assert f"{tiny['sampler']['images_per_s']:.4g} images/s" in shown
     assert found["device"] in shown
     assert tiny["sampler"]["image_size"] == tiny["scorer"]["image_size"] == [64, 64]
-    assert "a unit of 10 images of 64 x 64, 10 denoising steps" in shown
+    assert _images({"images": 10, "image_size": [96, 64]}) == "10 images of 64 x 96"  # width first, as people say it
 
 
 def test_a_plan_rests_on_the_measured_rates(file: Path, found: Any) -> None:

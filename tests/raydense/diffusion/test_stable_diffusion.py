@@ -113,9 +113,6 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a U-Net of its own code": (index(unet=["my_unet", "MyUNet"]), "its unet is a MyUNet, not a UNet2DConditionModel"),
     "a decoder of another class": (vae(_class_name="AutoencoderTiny"), "its vae is a AutoencoderTiny, not a Auto"),
-    "no network": (unet(up_block_types=["UpBlock2D"]), r"unet/config.json makes no network \(.*\); correct it"),
-    "heads that do not divide": (text(num_attention_heads=3), r"text_encoder/config.json makes no network \(.*\)"),
-    "groups that do not divide": (vae(norm_num_groups=3), r"vae/config.json makes no network \(.*\)"),
     "two sizes": (unet(sample_size=[8, 12]), r"sample_size=\[8, 12\] is not one size; set sampler.latent_size, such a"),
     "no size": (unet(sample_size=None), "sample_size=None is not one size; set sampler.latent_size, such as 64 or"),
     "another family": (

@@ -170,6 +170,21 @@ def test_the_example_draws_in_the_runs_size(exported: Path, small_runs: Runs, mo
 
 
 @pytest.mark.parametrize(
+    ("length", "expected"),
+    [(12, []), (10, []), (None, ["pipeline.tokenizer.model_max_length = 12"]),
+     (77, ["pipeline.tokenizer.model_max_length = 12"])],
+)  # fmt: skip
+def test_the_example_sets_a_prompts_length_where_the_tokenizer_does_not(
+    small_config: Callable[..., Config], pipeline_dir: Path, tmp_path: Path, length: int | None, expected: list[str]
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": length}))
+    code = example_code(small_config(policy={"model": str(tmp_path / "model")}), "a cat")
+    assert [line for line in code.splitlines() if "tokenizer" in line] == expected
+
+
+@pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ([], "clip_sample=False, thresholding=False)"),

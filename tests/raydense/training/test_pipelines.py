@@ -21,6 +21,8 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from raydense.cli import app
+from raydense.records.grids import read_grid
+from raydense.records.segments import read_segment
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 RESTORED = "segment"
@@ -93,6 +95,28 @@ def test_sixteen_bit_sampling_and_autocast_learning_train_end_to_end(
     steps = rows(tmp_path / "run", "step")
     assert steps[0]["log_ratio/abs_max"] == 0.0
     assert steps[0]["log_ratio/old_abs_mean"] < 1e-5  # equal precision, equal arithmetic
+
+
+def test_portraits_of_a_pipeline_that_leaves_open_what_it_may(
+    train: Callable[..., Result], make_pipeline: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Another scheduler's file, no size, no prompt length: the learner steps where the sampler did."""
+    model = make_pipeline(tmp_path / "model")
+    for name, values in {
+        "scheduler/scheduler_config.json": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"},
+        "unet/config.json": {"sample_size": None},
+        "tokenizer/tokenizer_config.json": {"model_max_length": None},
+    }.items():
+        (model / name).write_text(json.dumps({**json.loads((model / name).read_text()), **values}))
+    result = train(policy={"model": str(model)}, sampler={"latent_size": [12, 8]}, replay={"segments": True})
+    assert result.exit_code == 0, result.output
+    steps = rows(tmp_path / "run", "step")
+    assert steps[0]["log_ratio/abs_max"] == 0.0
+    assert steps[0]["log_ratio/old_abs_mean"] < 1e-5
+    assert steps[-1]["log_ratio/abs_mean"] > 0
+    assert read_grid(tmp_path / "run" / "images" / "before-after.png").images.shape[2:] == (24, 16, 3)
+    segment = next((tmp_path / "run" / "segments").rglob("*.arrow"))
+    assert read_segment(segment)[1][0].latents.shape == (3, 5, 4, 12, 8)
 
 
 # -- policy.init_lora -----------------------------------------------------------------------------------------

@@ -1,0 +1,87 @@
+"""What every command finds of a pipeline before it starts: what does not fit, and what is taken otherwise."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from raydense.checks.doctor import examine
+from raydense.cli import app
+from raydense.config import Config
+from raydense.evaluation.candidates import Source, shared_config
+from raydense.planning.preflight import check_inputs
+
+Spoil = Callable[..., Path]
+
+
+@pytest.fixture
+def spoiled(pipeline_dir: Path, tmp_path: Path) -> Spoil:
+    """A copy of the small pipeline with other values in a file: spoiled("unet/config.json", in_channels=9)."""
+
+    def spoil(name: str, **values: Any) -> Path:
+        shutil.copytree(pipeline_dir, tmp_path / "model")
+        file = tmp_path / "model" / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+        return tmp_path / "model"
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "{config}", "--local", "--out", "{tmp}/run"],
+        ["train", "{config}", "--dry-run"],
+        ["sample", "a cat", "--lora", "{run}", "--set", "policy.model={model}", "--out", "{tmp}/s.png"],
+        ["evaluate", "{run}", "--local", "--set", "policy.model={model}", "--out", "{tmp}/table"],
+    ],
+    ids=["train", "dry run", "sample", "evaluate"],
+)
+def test_every_command_refuses_a_pipeline_that_does_not_fit(
+    command: list[str], spoiled: Spoil, small_values: dict[str, Any], small_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model = spoiled("unet/config.json", in_channels=9)
+    values = {**small_values, "policy": {**small_values["policy"], "model": str(model)}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    names = {"config": tmp_path / "config.yaml", "tmp": tmp_path, "run": small_runs[0], "model": model}
+    result = CliRunner().invoke(app, [word.format(**names) for word in command])
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1
+    assert f"policy.model={model}: unet/config.json: in_channels=9, as for inpainting, but the VAE's" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "model"]
+
+
+def test_doctor_says_it_where_it_checks_the_inputs(
+    spoiled: Spoil, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = small_config(policy={"model": str(spoiled("vae/config.json", latent_channels=16))})
+    *_, last = examine(config, tmp_path, 1.0)
+    assert (last.name, last.ok) == ("model, scorer, prompts", False)
+    assert "in_channels=4, but the VAE's latent_channels=16" in last.detail
+
+
+def test_what_is_replaced_of_a_pipelines_own_is_among_the_notes(
+    spoiled: Spoil, small_config: Callable[..., Config]
+) -> None:
+    model = str(spoiled("scheduler/scheduler_config.json", timestep_spacing="linspace"))
+    inputs = check_inputs(small_config(policy={"model": model}))
+    (note,) = inputs.notes
+    assert "timestep_spacing=linspace cannot be had from DDIM with noise at every step" in note
+    assert check_inputs(small_config(policy={"model": model}, steps={"spacing": "leading"})).notes == ()
+
+
+def test_models_of_another_spacing_are_told_apart(small_config: Callable[..., Config]) -> None:
+    ours, theirs = small_config(), small_config(steps={"spacing": "trailing"})
+    _, notes = shared_config([Source("run", "run", theirs)], ours)
+    assert notes == [
+        "run was trained with another chain; here all are drawn with steps.count=4, steps.eta=1, steps.spacing=null, "
+        "guidance 3"
+    ]
+    assert shared_config([Source("run", "run", ours)], ours)[1] == []
