@@ -49,6 +49,10 @@ class ScoreError(RuntimeError):
     """A scorer failed, or gave what is no score; the message names it, a prompt and the cause."""
 
 
+class NonFiniteError(RuntimeError):
+    """A network gave what is no number; the message says which, and at which step of the chain."""
+
+
 class InertWeights(RuntimeError):
     """Trained weights were bound and changed nothing: the samplers would go on with the base model."""
 

@@ -34,11 +34,6 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise FileFault(_seems(path) or f"cannot be read as JSON ({reason}); correct it or {AGAIN}") from None
-    return as_mapping(content)
-
-
-def as_mapping(content: Any) -> Mapping[str, Any]:
-    """What was read from JSON, if it is a mapping. Raises: FileFault."""
     if not isinstance(content, dict):
         kind = {list: "a list", str: "text", type(None): "null"}.get(type(content), "a number")
         raise FileFault(f"holds {kind} where a mapping belongs; correct it or {AGAIN}")
@@ -93,16 +88,6 @@ def misfit(found: Shapes, expected: Shapes) -> str:
         ],
     }
     return "; ".join(f"{len(names)} {kind}: {first_few(names)}" for kind, names in kinds.items() if names)
-
-
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity."""
-    looked_at = {name: t.detach() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
-    if not looked_at:
-        return []
-    extremes = torch.stack([torch.stack(torch.aminmax(t)).double().cpu() for t in looked_at.values()])
-    sound = torch.isfinite(extremes).all(dim=1).tolist()  # a NaN is its tensor's minimum and maximum
-    return [name for name, is_sound in zip(looked_at, sound, strict=True) if not is_sound]
 
 
 # -- what a file is that cannot be read ------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Nothing binds silently: what is read must be the policy's adapter, tensor by ten
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from raydense.config import ConfigError
-from raydense.core.messages import first_few
+from raydense.core.finite import not_finite
+from raydense.core.messages import first_few, one_line
 from raydense.core.types import FloatArray, PolicyWeights
+from raydense.core.weight_files import read_checkpoint, read_safetensors
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KNOWN_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_model.bin")
@@ -112,16 +112,16 @@ def _read(path: Path, source: str) -> tuple[dict[str, torch.Tensor], float | Non
     """The file's tensors by its own names, and the alpha that it or its neighbour states."""
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+            tensors, texts = read_safetensors(path)
+            metadata = json.loads(texts.get("lora_adapter_metadata", "{}"))
         else:
-            tensors, metadata = torch.load(path, map_location="cpu", weights_only=True), {}
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{source}: cannot be read as a file of tensors alone ({reason})") from None
+            tensors, metadata = read_checkpoint(path), {}
+    except ValueError as error:
+        raise ConfigError(f"{source}: {one_line(error)}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ConfigError(f"{source}: holds no tensors by name; give a file of LoRA tensors")
+    if names := not_finite({name: tensor.float() for name, tensor in tensors.items()}):
+        raise ConfigError(f"{source}: is not finite in {len(names)}: {first_few(names)}; give one that did not diverge")
     if any(name.startswith("base_model.model.") for name in tensors):
         return tensors, _alpha(_peft_config(path, source), source)
     return tensors, _alpha({key.removeprefix("unet."): value for key, value in metadata.items()}, source)

@@ -50,13 +50,17 @@ class ModelFolder:
         return str(Path(path).expanduser()) if path.startswith("~") else path
 
     @property
+    def is_local(self) -> bool:
+        return Path(self.path).is_dir()
+
+    @property
     def where(self) -> dict[str, Any]:
         """What `from_pretrained` is told beside the path."""
         return {"subfolder": self.part, "revision": self.revision}
 
     def find(self, name: str) -> Path | None:
         """A file's path, in the directory or in the hub's cache; None if it is not there."""
-        if Path(self.path).is_dir():
+        if self.is_local:
             return path if (path := Path(self.path, self.part, name)).is_file() else None
         from huggingface_hub import try_to_load_from_cache
 
@@ -67,7 +71,7 @@ class ModelFolder:
     def names(self) -> list[str]:
         """Names of the files that are there; none of a repository of which nothing is in the hub's cache."""
         found = [path for name in JSON_FILES if (path := self.find(name)) is not None]
-        directory = Path(self.path, self.part) if Path(self.path).is_dir() else found[0].parent if found else None
+        directory = Path(self.path, self.part) if self.is_local else found[0].parent if found else None
         return sorted(path.name for path in directory.iterdir()) if directory and directory.is_dir() else []
 
     def names_on_the_hub(self) -> list[str]:
@@ -82,14 +86,17 @@ class ModelFolder:
         folder = f"{self.part}/" if self.part else ""
         return [name.removeprefix(folder) for name in files if name.startswith(folder)]
 
+    def named(self, name: str) -> str:
+        """A file as errors show it."""
+        return f"{self.setting}={self.location}: {self.part + '/' if self.part else ''}{name}"
+
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
         """Raises: ConfigError naming the file where the block finds a fault in it."""
         try:
             yield
         except FileFault as fault:
-            shown = f"{self.part}/{name}" if self.part else name
-            raise ConfigError(f"{self.setting}={self.location}: {shown} {fault}") from None
+            raise ConfigError(f"{self.named(name)} {fault}") from None
 
     def cannot_be_loaded(self, error: Exception) -> ConfigError:
         return ConfigError(
@@ -129,7 +136,7 @@ class Weights:
         return self.name.endswith(".json")
 
     def __str__(self) -> str:
-        return f"{self.folder.setting}={self.folder.location}: {'/'.join(filter(None, (self.folder.part, self.name)))}"
+        return self.folder.named(self.name)
 
     def shapes(self) -> dict[str, tuple[int, ...]] | None:
         """Of its tensors, by name, read from the headers; None where a file is not on this machine.
@@ -141,7 +148,7 @@ class Weights:
         shapes: dict[str, tuple[int, ...]] = {}
         for name in self._shards(path) if self.is_index else [self.name]:
             if (shard := self.folder.find(name)) is None:
-                if Path(self.folder.path).is_dir():
+                if self.folder.is_local:
                     raise ConfigError(f"{self} names {name}, which is not there; add it")
                 return None
             with self.folder.reading(name):
@@ -168,10 +175,10 @@ def choose_weights(folder: ModelFolder, stem: str, wanted: str | None = None, *,
     """
     names = folder.names()
     by_variant = _by_variant(names, stem)
-    if fetch and not by_variant and not Path(folder.path).is_dir():
+    if fetch and not by_variant and not folder.is_local:
         names = folder.names_on_the_hub()
         by_variant = _by_variant(names, stem)
-    if not by_variant and not Path(folder.path).is_dir() and not fetch:
+    if not by_variant and not folder.is_local and not fetch:
         return None
     for variant in (wanted, None, *(by_variant if len(by_variant) == 1 else ())):
         if variant in by_variant:

@@ -5,39 +5,30 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from raydense.config import ConfigError
-from raydense.core.messages import first_few, one_line
-from raydense.core.weight_files import Shapes, misfit, not_finite
+from raydense.core.finite import not_finite
+from raydense.core.messages import first_few
+from raydense.core.weight_files import misfit, read_json
+from raydense.diffusion.configurations import check_configuration, quiet_libraries
 from raydense.diffusion.model_folder import ModelFolder, Weights, choose_weights
 
 transformers_logging.disable_progress_bar()  # its bars would break the run's one display
 
-PARTS: Mapping[str, Any] = {  # of a pipeline, that are built from a configuration
-    "scheduler": DDIMScheduler,
+CONFIG = "config.json"
+NETWORKS: Mapping[str, Any] = {  # of a pipeline
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModel,
 }
-KINDS: Mapping[str, tuple[type, ...]] = {  # of values in JSON
-    "text": (str,),
-    "a number": (bool, int, float),
-    "a list": (list, tuple, np.ndarray),
-    "a mapping": (dict,),
-}
-MORE_THAN_DECLARED = {"sample_size": {"a list"}}  # of a VAE: width and height
 
 
 def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: str | None = None) -> Any:
@@ -46,9 +37,9 @@ def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: 
     Args: variant: of its weights, as of `choose_weights`.
     Raises: ConfigError in one line: what cannot be had, is damaged, does not fit, or is not finite.
     """
+    weights = weights_of(cls, folder, variant, fetch=True)
     try:
-        weights = weights_of(cls, folder, variant, fetch=True)
-        with _quiet_libraries():
+        with quiet_libraries():
             network, info = cls.from_pretrained(
                 folder.path,
                 torch_dtype=dtype,
@@ -57,11 +48,8 @@ def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: 
                 output_loading_info=True,
                 **folder.where,
             )
-    except ConfigError:
-        raise
     except Exception as error:  # the libraries', the hub's client's and the operating system's: no common base
-        folder.check_files()
-        check_fit(cls, folder, variant)
+        check_network(cls, folder, variant)
         raise folder.cannot_be_loaded(error) from None
     source = weights or folder
     if problems := _reported(info):
@@ -74,11 +62,15 @@ def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: 
     return network
 
 
-def load_part(cls: Any, folder: ModelFolder, *, vocabulary: bool = False) -> Any:
-    """A tokenizer, processor or scheduler. Args: vocabulary: whether it needs one. Raises: ConfigError in one line."""
+def load_part(load: Callable[..., Any], folder: ModelFolder, *, vocabulary: bool = False) -> Any:
+    """What `load` makes of a folder without weights: a tokenizer, a processor, a scheduler's configuration.
+
+    Args: vocabulary: whether it needs one.
+    Raises: ConfigError in one line.
+    """
     try:
-        with _quiet_libraries():
-            part = cls.from_pretrained(folder.path, **folder.where)
+        with quiet_libraries():
+            part = load(folder.path, **folder.where)
     except Exception as error:  # as above, and tokenizers raises Exception itself
         folder.check_files(vocabulary=vocabulary)
         raise folder.cannot_be_loaded(error) from None
@@ -95,71 +87,50 @@ def weights_of(cls: Any, folder: ModelFolder, variant: str | None = None, *, fet
     return choose_weights(folder, stem, variant, fetch=fetch)
 
 
-def check_fit(cls: Any, folder: ModelFolder, variant: str | None = None) -> Weights | None:
-    """Holds what a folder's weights say of themselves against the network that they are for; no tensor is read.
+def check_network(cls: Any, folder: ModelFolder, variant: str | None = None) -> Weights | None:
+    """Holds a folder's files, its configuration, and what its weights say of themselves against their network.
 
-    Returns: the weights that will be loaded; None if they are not on this machine.
-    Raises: ConfigError with the file and the names of tensors that are missing, left over or misshapen.
+    Returns: the weights that will be loaded, of which no tensor was read; None if they are not on this machine.
+    Raises: ConfigError with the file, and the key, or the tensors that are missing, left over or misshapen.
     """
+    folder.check_files()
+    if (path := folder.find(CONFIG)) is not None:
+        check_configuration(cls, read_json(path), folder.named(CONFIG))
     weights = weights_of(cls, folder, variant)
     shapes = weights.shapes() if weights else None
     if weights is None or shapes is None:
         return None
-    compare = _fit_of_transformers if issubclass(cls, PreTrainedModel) else _fit_of_diffusers
-    if problems := compare(cls, folder, shapes, weights.is_index):
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    if issubclass(cls, PreTrainedModel):
+        problems = _misfit_of_transformers(cls, folder, tensors)
+    else:
+        problems = _misfit_of_diffusers(cls, folder, tensors, weights.is_index)
+    if problems:
         raise ConfigError(f"{weights} is not this {cls.__name__}; {problems}")
     return weights
 
 
-def check_configuration(cls: Any, config: Mapping[str, Any], where: str) -> None:
-    """Builds a part of a pipeline from its configuration, without weights.
-
-    Args: where: the file, for errors.
-    Raises: ConfigError naming the key that cannot be used.
-    """
-    declared = {key: hint for key, hint in _declared(cls).items() if key in config}
-    for key, hint in declared.items():
-        kinds = _kinds(hint) | MORE_THAN_DECLARED.get(key, set())
-        if config[key] is not None and not _is_of_a_kind(config[key], kinds):
-            raise ConfigError(f"{where}: {key}={config[key]!r} should be {' or '.join(sorted(kinds))}; correct it")
-    if (error := _building(cls, config)) is None:
-        return
-    without = [key for key in sorted(config) if _building(cls, {k: v for k, v in config.items() if k != key}) is None]
-    nulls = [key for key, hint in declared.items() if config[key] is None and type(None) not in get_args(hint)]
-    for key in (*without, *nulls):  # the first without which it can be built, or that may not be null
-        raise ConfigError(f"{where}: {key}={config[key]!r} cannot be used ({one_line(error)}); correct it")
-    raise ConfigError(f"{where} does not describe a {cls.__name__} ({one_line(error)}); correct it")
-
-
-def _fit_of_transformers(cls: Any, folder: ModelFolder, shapes: Shapes, is_sharded: bool) -> str:
-    """As the library itself would load tensors of these names and shapes: it knows old names and harmless ones."""
-    tensors = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
-    with _quiet_libraries():
-        try:
-            config = cls.config_class.from_pretrained(folder.path, **folder.where)
-            _, info = cls.from_pretrained(
-                None,
-                config=config,
-                state_dict=tensors,
-                device_map={"": "meta"},
-                ignore_mismatched_sizes=True,  # they are in the report
-                output_loading_info=True,
-            )
-        except Exception as error:  # whatever an unusable configuration leads to
-            raise ConfigError(f"{folder} cannot be built from its config.json ({one_line(error)}); correct it") from None
+def _misfit_of_transformers(cls: Any, folder: ModelFolder, tensors: dict[str, Tensor]) -> str:
+    """As the library would load tensors of these names and shapes: it knows old names and harmless ones."""
+    with quiet_libraries():
+        _, info = cls.from_pretrained(
+            None,
+            config=cls.config_class.from_pretrained(folder.path, **folder.where),
+            state_dict=tensors,
+            device_map={"": "meta"},
+            ignore_mismatched_sizes=True,  # they are in the report
+            output_loading_info=True,
+        )
     return _reported(info)
 
 
-def _fit_of_diffusers(cls: Any, folder: ModelFolder, shapes: Shapes, is_sharded: bool) -> str:
-    tensors = {name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()}
-    with _quiet_libraries(), torch.device("meta"):
+def _misfit_of_diffusers(cls: Any, folder: ModelFolder, tensors: dict[str, Tensor], are_shards: bool) -> str:
+    with quiet_libraries(), torch.device("meta"):
         network = cls.from_config(cls.load_config(folder.path, **folder.where))
-    if not is_sharded:  # as the library: shards are younger than the names that it translates
+    if not are_shards:  # as the library: shards are younger than the names that it translates
         network._fix_state_dict_keys_on_load(tensors)
-    return misfit(
-        {name: tensor.shape for name, tensor in tensors.items()},
-        {name: tensor.shape for name, tensor in network.state_dict().items()},
-    )
+    found, expected = ({n: t.shape for n, t in side.items()} for side in (tensors, network.state_dict()))
+    return misfit(found, expected)
 
 
 def _reported(info: Mapping[str, Any]) -> str:
@@ -169,55 +140,3 @@ def _reported(info: Mapping[str, Any]) -> str:
     found = {**surplus, **{name: pair[0] for name, pair in shapes.items()}}
     expected = {**missing, **{name: pair[1] for name, pair in shapes.items()}}
     return misfit(found, expected)
-
-
-# -- a configuration's values ------------------------------------------------------------------------------------
-
-
-def _building(cls: Any, config: Mapping[str, Any]) -> Exception | None:
-    """What building from a configuration raises."""
-    try:
-        with _quiet_libraries(), torch.device("meta" if issubclass(cls, torch.nn.Module) else "cpu"):
-            if issubclass(cls, PreTrainedModel):
-                cls(cls.config_class(**config))
-            else:
-                cls.from_config(dict(config))
-    except Exception as error:  # whatever a wrong value leads to
-        return error
-    return None
-
-
-def _declared(cls: Any) -> Mapping[str, Any]:
-    """The types of a configuration's keys, as diffusers declares them; transformers holds its own to theirs."""
-    if issubclass(cls, PreTrainedModel):
-        return {}
-    keys = inspect.signature(cls.__init__).parameters
-    return {key: hint for key, hint in get_type_hints(cls.__init__).items() if key in keys}
-
-
-def _kinds(hint: Any) -> set[str]:
-    """The kinds of JSON values that a type stands for; empty where any may do."""
-    if hint is Any:
-        return set()
-    if get_origin(hint) in (Union, UnionType):
-        of_each = [_kinds(one) for one in get_args(hint) if one is not type(None)]
-        return set().union(*of_each) if all(of_each) else set()
-    bare = type(get_args(hint)[0]) if get_origin(hint) is Literal else get_origin(hint) or hint
-    return next(({kind} for kind, types in KINDS.items() if bare in types), set())
-
-
-def _is_of_a_kind(value: Any, kinds: set[str]) -> bool:
-    return not kinds or any(isinstance(value, KINDS[kind]) for kind in kinds)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """What they would warn of is an error here."""
-    before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(before[0])
-        transformers_logging.set_verbosity(before[1])

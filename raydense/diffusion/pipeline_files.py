@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from raydense.config import ConfigError
 from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.messages import one_line
+from raydense.core.weight_files import FileFault, read_json
 
 FOLDERS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
 FILES = {
@@ -26,13 +26,17 @@ Part = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class PipelineFiles:
-    """Each part's configuration; None where it is neither in a directory nor in the hub's cache."""
+    """Each part's configuration; None where it is neither in a directory nor in the hub's cache.
+
+    notes: on what a run takes otherwise than these files have it, one line each.
+    """
 
     model: str
     scheduler: Part | None
     unet: Part | None
     vae: Part | None
     text_encoder: Part | None
+    notes: tuple[str, ...] = ()
 
 
 def read_pipeline(model: str, revision: str | None, *, fetch: bool) -> PipelineFiles:
@@ -47,7 +51,8 @@ def read_pipeline(model: str, revision: str | None, *, fetch: bool) -> PipelineF
                 raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
     elif fetch:
         _fetch(model, revision)
-    return PipelineFiles(model, **{part: _read(model, revision, directory, name) for part, name in FILES.items()})
+    parts = {part: _read(model, revision, directory, name) for part, name in FILES.items()}
+    return PipelineFiles(model, **parts, notes=())
 
 
 def local_directory(setting: str, location: str) -> Path | None:
@@ -71,10 +76,9 @@ def _read(model: str, revision: str | None, directory: Path | None, name: str) -
     if path is None:
         return None
     try:
-        content: Part = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"policy.model={model}: {name} cannot be read ({error})") from None
-    return content
+        return read_json(path)
+    except FileFault as fault:
+        raise ConfigError(f"policy.model={model}: {name} {fault}") from None
 
 
 def _fetch(model: str, revision: str | None) -> None:

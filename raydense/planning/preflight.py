@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raydense.config import Config, ConfigError
-from raydense.core.locations import resolve
 from raydense.diffusion.compiler import check_compiler
-from raydense.diffusion.pipeline_files import PipelineFiles, local_directory, read_pipeline
+from raydense.diffusion.model_folder import ModelFolder
+from raydense.diffusion.pipeline_files import FILES, FOLDERS, PipelineFiles, local_directory, read_pipeline
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
@@ -31,7 +31,8 @@ def check_inputs(config: Config) -> Inputs:
     """
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
-    return Inputs(replace(prompts, notes=(*prompts.notes, *_cut_off(config, prompts))), pipeline)
+    notes = (*pipeline.notes, *prompts.notes, *_cut_off(config, prompts))
+    return Inputs(replace(prompts, notes=notes), pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
@@ -54,9 +55,35 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
         except FileNotFoundError as error:
             raise ConfigError(str(error)) from None
     pipeline = read_pipeline(config.policy.model, config.policy.revision, fetch=fetch)
+    notes = _check_files(config, pipeline)
     _check_chain(config, pipeline)
     _check_lora(config, pipeline)
-    return pipeline
+    return replace(pipeline, notes=(*pipeline.notes, *notes))
+
+
+def _check_files(config: Config, pipeline: PipelineFiles) -> list[str]:
+    """Looks at every file of the pipeline that is on this machine; of weights at their headers alone.
+
+    Returns: notes on weights of a variant that nobody asked for.
+    """
+    from diffusers import DDIMScheduler
+
+    from raydense.diffusion.configurations import check_configuration
+    from raydense.diffusion.networks import NETWORKS, check_network
+
+    policy = config.policy
+    folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in FOLDERS}
+    folders["tokenizer"].check_files(vocabulary=folders["tokenizer"].is_local)
+    if pipeline.scheduler is not None:
+        check_configuration(DDIMScheduler, pipeline.scheduler, f"policy.model={policy.model}: {FILES['scheduler']}")
+    found = {part: check_network(cls, folders[part], policy.variant) for part, cls in NETWORKS.items()}
+    variants = {part: weights.variant for part, weights in found.items() if weights is not None}
+    if policy.variant is not None and len(variants) == len(NETWORKS) and policy.variant not in variants.values():
+        raise ConfigError(
+            f"policy.variant={policy.variant}: policy.model={policy.model} has no such weights; leave it null"
+        )
+    chosen = [(part, variant) for part, variant in variants.items() if variant not in (None, policy.variant)]
+    return [f"{part}: there are only {variant} weights, so these are loaded" for part, variant in chosen]
 
 
 def _check_chain(config: Config, pipeline: PipelineFiles) -> None:
@@ -87,12 +114,14 @@ def _cut_off(config: Config, sets: PromptSets) -> list[str]:
     """Notes on prompts that are too long, where the tokenizer is at hand."""
     from transformers import CLIPTokenizer
 
-    policy = config.policy
+    from raydense.diffusion.networks import load_part
+
+    folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, "tokenizer")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            resolve(policy.model), subfolder="tokenizer", revision=policy.revision
-        )
-    except OSError:
+        tokenizer = load_part(CLIPTokenizer.from_pretrained, folder, vocabulary=True)
+    except ConfigError:
+        if folder.is_local:
+            raise
         return []  # the samplers need it too, and say so
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
 
@@ -101,13 +130,16 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
     """Raises: ConfigError if a local file of the scorer is not there, or its function is none."""
     match scorer.kind:
         case "imagereward":
-            if scorer.checkpoint is not None:
-                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+            from raydense.rewards import imagereward
+
             if scorer.tokenizer is not None and not (Path(scorer.tokenizer).expanduser() / "vocab.txt").is_file():
                 raise ConfigError(
                     f"scorer {scorer.name}: tokenizer={scorer.tokenizer} holds no vocab.txt; give a directory with the "
                     "one of bert-base-uncased"
                 )
+            if scorer.checkpoint is not None:
+                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+                imagereward.check_checkpoint(scorer.name, scorer.checkpoint)
         case "callable":
             from raydense.rewards.function import FunctionScorer
 
@@ -124,13 +156,30 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
         case "clip":
-            local_directory(f"scorer {scorer.name}: model", scorer.model)
+            _check_clip(ModelFolder(f"scorer {scorer.name}: model", scorer.model, scorer.revision), vocabulary=True)
         case "aesthetic":
-            local_directory(f"scorer {scorer.name}: clip_model", scorer.clip_model)
+            from raydense.rewards.aesthetic import check_head
+
+            folder = ModelFolder(f"scorer {scorer.name}: clip_model", scorer.clip_model, scorer.revision)
+            _check_clip(folder)
             _check_file(f"scorer {scorer.name}: head", scorer.head)
+            check_head(scorer.name, scorer.head, folder)
         case "hpsv2":
+            from raydense.rewards import hpsv2
+
             if scorer.checkpoint is not None:
                 _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+                hpsv2.check_checkpoint(scorer.name, scorer.version, scorer.checkpoint)
+
+
+def _check_clip(folder: ModelFolder, *, vocabulary: bool = False) -> None:
+    from transformers import CLIPModel
+
+    from raydense.diffusion.networks import check_network
+
+    local_directory(folder.setting, folder.location)
+    folder.check_files(vocabulary=vocabulary and folder.is_local)
+    check_network(CLIPModel, folder)
 
 
 def needs_hub(prompts: str) -> bool:

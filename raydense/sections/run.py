@@ -27,6 +27,7 @@ class PolicyConfig(Section):
 
     model: str  # hub id, directory, or pkg://package/path
     revision: str | None = None
+    variant: str | None = None  # of the weights' files, such as fp16; None: plain ones, or the only variant there is
     lora_rank: PositiveInt = 4
     lora_alpha: PositiveFloat | None = None  # None: equal to the rank
     lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
