@@ -32,8 +32,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise FileFault(_seems(path) or f"cannot be read as JSON ({reason}); correct it or {AGAIN}") from None
+        raise FileFault(_seems(path) or _broken_json(error)) from None
     if not isinstance(content, dict):
         kind = {list: "a list", str: "text", type(None): "null"}.get(type(content), "a number")
         raise FileFault(f"holds {kind} where a mapping belongs; correct it or {AGAIN}")
@@ -117,6 +116,15 @@ def _seems(path: Path) -> str:
     if path.suffix != ".json" and re.match(rb'\s*\{\s*"', head):
         return f"is JSON text, such as a server's error message; {AGAIN}"
     return ""
+
+
+def _broken_json(error: OSError | ValueError) -> str:
+    cut = isinstance(error, json.JSONDecodeError) and (
+        error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+    )
+    if cut:
+        return f"ends early, as a cut download does; {AGAIN}"
+    return f"cannot be read as JSON ({getattr(error, 'strerror', None) or one_line(error)}); correct it or {AGAIN}"
 
 
 def _cut_safetensors(path: Path) -> str:

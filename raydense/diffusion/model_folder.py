@@ -99,9 +99,10 @@ class ModelFolder:
             raise ConfigError(f"{self.named(name)} {fault}") from None
 
     def cannot_be_loaded(self, error: Exception) -> ConfigError:
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
         return ConfigError(
-            f"{self} cannot be loaded ({one_line(error)}); give a directory with the whole model, or a hub id on a "
-            "machine that reaches the hub"
+            f"{self} cannot be loaded ({kind}{one_line(error)}); give a directory with the whole model, or a hub id on "
+            "a machine that reaches the hub"
         )
 
     def check_files(self, *, vocabulary: bool = False) -> None:

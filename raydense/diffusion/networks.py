@@ -37,6 +37,7 @@ def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: 
     Args: variant: of its weights, as of `choose_weights`.
     Raises: ConfigError in one line: what cannot be had, is damaged, does not fit, or is not finite.
     """
+    check_network(cls, folder, variant)
     weights = weights_of(cls, folder, variant, fetch=True)
     try:
         with quiet_libraries():
@@ -49,16 +50,14 @@ def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: 
                 **folder.where,
             )
     except Exception as error:  # the libraries', the hub's client's and the operating system's: no common base
-        check_network(cls, folder, variant)
         raise folder.cannot_be_loaded(error) from None
     source = weights or folder
-    if problems := _reported(info):
+    if problems := _reported(info):  # of files that were not here before
         raise ConfigError(f"{source} is not this {cls.__name__}; {problems}")
     if names := not_finite(network.state_dict()):
-        raise ConfigError(
-            f"{source} is not finite as {str(dtype).removeprefix('torch.')} in {len(names)}: {first_few(names)}; "
-            "download it again, or take float32"
-        )
+        read_as = str(dtype).removeprefix("torch.")
+        advice = "" if dtype == torch.float32 else "take float32, or "
+        raise ConfigError(f"{source} has NaN or infinity as {read_as} in {first_few(names)}; {advice}download it again")
     return network
 
 
@@ -68,13 +67,14 @@ def load_part(load: Callable[..., Any], folder: ModelFolder, *, vocabulary: bool
     Args: vocabulary: whether it needs one.
     Raises: ConfigError in one line.
     """
+    folder.check_files(vocabulary=vocabulary and folder.is_local)
     try:
         with quiet_libraries():
             part = load(folder.path, **folder.where)
     except Exception as error:  # as above, and tokenizers raises Exception itself
-        folder.check_files(vocabulary=vocabulary)
         raise folder.cannot_be_loaded(error) from None
-    folder.check_files(vocabulary=vocabulary)
+    if not folder.is_local:  # its files are here now
+        folder.check_files(vocabulary=vocabulary)
     return part
 
 

@@ -82,8 +82,12 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> list[str]:
         raise ConfigError(
             f"policy.variant={policy.variant}: policy.model={policy.model} has no such weights; leave it null"
         )
-    chosen = [(part, variant) for part, variant in variants.items() if variant not in (None, policy.variant)]
-    return [f"{part}: there are only {variant} weights, so these are loaded" for part, variant in chosen]
+    only = {variant: [p for p, v in variants.items() if v == variant] for variant in {*variants.values()} - {None}}
+    return [
+        f"policy.model has only {variant} weights for {', '.join(parts)}, so these are loaded"
+        for variant, parts in sorted(only.items())
+        if variant != policy.variant
+    ]
 
 
 def _check_chain(config: Config, pipeline: PipelineFiles) -> None:
@@ -156,12 +160,12 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
         case "clip":
-            _check_clip(ModelFolder(f"scorer {scorer.name}: model", scorer.model, scorer.revision), vocabulary=True)
+            _check_clip(ModelFolder(f"scorer {scorer.name}: model", scorer.model, scorer.revision))
         case "aesthetic":
             from raydense.rewards.aesthetic import check_head
 
             folder = ModelFolder(f"scorer {scorer.name}: clip_model", scorer.clip_model, scorer.revision)
-            _check_clip(folder)
+            _check_clip(folder, images_alone=True)
             _check_file(f"scorer {scorer.name}: head", scorer.head)
             check_head(scorer.name, scorer.head, folder)
         case "hpsv2":
@@ -172,13 +176,14 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                 hpsv2.check_checkpoint(scorer.name, scorer.version, scorer.checkpoint)
 
 
-def _check_clip(folder: ModelFolder, *, vocabulary: bool = False) -> None:
-    from transformers import CLIPModel
+def _check_clip(folder: ModelFolder, *, images_alone: bool = False) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-    from raydense.diffusion.networks import check_network
+    from raydense.diffusion.networks import check_network, load_part
 
-    local_directory(folder.setting, folder.location)
-    folder.check_files(vocabulary=vocabulary and folder.is_local)
+    if local_directory(folder.setting, folder.location) is not None:
+        processor = CLIPImageProcessor if images_alone else CLIPProcessor
+        load_part(processor.from_pretrained, folder, vocabulary=not images_alone)
     check_network(CLIPModel, folder)
 
 
