@@ -83,8 +83,8 @@ def _first_non_finite(prompt_embeds: Tensor, latents: Tensor, log_probs: Tensor)
     states = torch.isfinite(latents[:, 1:]).flatten(2).all(dim=2) & torch.isfinite(log_probs)  # [N, T]
     step = int((~states).any(dim=0).nonzero()[0])
     return (
-        f"non-finite latents (U-Net, step {step} of 0 to {states.shape[1] - 1}); a LoRA may have diverged, or the "
-        "dtype be too small for the network: try sampler.dtype=bfloat16 or float32"
+        f"non-finite latents (U-Net, step t = {step} of T = {states.shape[1]}); a LoRA may have diverged, or the dtype "
+        "be too small for the network: try sampler.dtype=bfloat16 or float32"
     )
 
 

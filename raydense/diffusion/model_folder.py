@@ -29,6 +29,7 @@ JSON_FILES = (
     "processor_config.json",
 )
 TEXT_FILES = ("merges.txt", "vocab.txt")
+PICKLE = re.compile(r"(diffusion_)?pytorch_model(\.(?P<variant>[^.]+))?\.bin(\.index\.json)?")
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,11 @@ def choose_weights(folder: ModelFolder, stem: str, wanted: str | None = None, *,
         raise ConfigError(f"{folder} has weights of the variants {', '.join(map(str, by_variant))}; {_one_of(folder)}")
     if not names:
         return None
-    if pickles := [name for name in names if name.startswith(stem) and name.endswith((".bin", ".bin.index.json"))]:
-        raise ConfigError(f"{folder} has {pickles[0]}, which can run code, and no safetensors; {_conversion(folder)}")
+    if pickles := [match for name in names if (match := PICKLE.fullmatch(name))]:
+        raise ConfigError(
+            f"{folder} has {pickles[0][0]}, which can run code, and no safetensors; "
+            f"{_conversion(folder, pickles[0]['variant'])}"
+        )
     raise ConfigError(f"{folder} has no {stem}.safetensors; add it, or give another model")
 
 
@@ -213,17 +217,19 @@ def _one_of(folder: ModelFolder) -> str:
     return "set policy.variant to one of them" if folder.setting == "policy.model" else "keep one of them"
 
 
-def _conversion(folder: ModelFolder) -> str:
+def _conversion(folder: ModelFolder, variant: str | None) -> str:
     """The command that converts a model of pickles, and what to set then."""
-    old, new = json.dumps(folder.path), f"{folder.path.rstrip('/').rpartition('/')[2]}-safetensors"
+    old, new = (json.dumps(path) for path in (folder.path, f"{Path(folder.path).name}-safetensors"))
+    of_variant = f", variant={json.dumps(variant)}" if variant else ""
     if folder.setting == "policy.model":
         code = (
             "from diffusers import StableDiffusionPipeline as P; "
-            f"P.from_pretrained({old}, safety_checker=None).save_pretrained({json.dumps(new)})"
+            f"P.from_pretrained({old}, safety_checker=None{of_variant}).save_pretrained({new})"
         )
     else:
         code = (
             "from transformers import CLIPModel as M, CLIPProcessor as P; "
-            f"[c.from_pretrained({old}).save_pretrained({json.dumps(new)}) for c in (M, P)]"
+            f"M.from_pretrained({old}{of_variant}).save_pretrained({new}); "
+            f"P.from_pretrained({old}).save_pretrained({new})"
         )
     return f"convert it with `python -c {shlex.quote(code)}`, and set {folder.setting}={new}"
