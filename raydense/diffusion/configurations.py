@@ -18,13 +18,25 @@ from transformers.utils import logging as transformers_logging
 from raydense.config import ConfigError
 from raydense.core.messages import one_line
 
-KINDS: Mapping[str, tuple[type, ...]] = {  # of values in JSON
+KINDS: Mapping[Any, str] = {  # of values in JSON, by the types that stand for them in Python
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    tuple: "a list",
+    np.ndarray: "a list",
+    dict: "a mapping",
+}
+VALUES: Mapping[str, tuple[type, ...]] = {
     "text": (str,),
-    "a number": (bool, int, float),
-    "a list": (list, tuple, np.ndarray),
+    "true or false": (bool, int),
+    "a number": (int, float),
+    "a list": (list, tuple),
     "a mapping": (dict,),
 }
-TAKEN_TOO = {"sample_size": {"a list"}}  # by a VAE, which does not declare it
+MANY = {"text": "texts", "a number": "numbers"}
+TAKEN_TOO = {"sample_size": int | tuple[int, int]}  # by a VAE, which does not declare it
 
 
 def check_configuration(cls: Any, config: Mapping[str, Any], where: str) -> None:
@@ -35,15 +47,15 @@ def check_configuration(cls: Any, config: Mapping[str, Any], where: str) -> None
     """
     hints = {key: hint for key, hint in _declared(cls).items() if key in config}
     for key, hint in hints.items():
-        kinds = _kinds(hint)
-        taken = tuple(one for kind in kinds | TAKEN_TOO.get(key, set()) for one in KINDS[kind])
-        if kinds and config[key] is not None and not isinstance(config[key], taken):
-            raise ConfigError(f"{where}: {_shown(config, key)} should be {' or '.join(sorted(kinds))}; correct it")
+        hint = TAKEN_TOO.get(key, hint)
+        if not _fits(config[key], hint):
+            raise ConfigError(f"{where}: {_shown(config, key)} should be {' or '.join(_kinds(hint))}; correct it")
     if (error := _building(cls, config)) is None:
         return
     without = [key for key in sorted(config) if _building(cls, {k: v for k, v in config.items() if k != key}) is None]
+    quoted = [key for key in hints if any(isinstance(v, str) and v in str(error) for v in np.ravel(config[key]))]
     nulls = [key for key, hint in hints.items() if config[key] is None and type(None) not in get_args(hint)]
-    for key in (*without, *nulls):  # the first without which it can be built, or that may not be null
+    for key in (*without, *quoted, *nulls):  # without which it can be built, of which the error speaks, or what is null
         raise ConfigError(f"{where}: {_shown(config, key)} cannot be used ({one_line(error)}); correct it")
     raise ConfigError(f"{where} does not describe a {cls.__name__} ({one_line(error)}); correct it")
 
@@ -74,15 +86,31 @@ def _declared(cls: Any) -> Mapping[str, Any]:
     return {key: hint for key, hint in get_type_hints(cls.__init__).items() if key in keys}
 
 
-def _kinds(hint: Any) -> set[str]:
-    """The kinds of JSON values that a type stands for; empty where any may do."""
-    if hint is Any:
-        return set()
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of JSON is of a type; null always may be, since libraries take it where they do not say so."""
     if get_origin(hint) in (Union, UnionType):
-        of_each = [_kinds(one) for one in get_args(hint) if one is not type(None)]
-        return set().union(*of_each) if all(of_each) else set()
+        return any(_fits(value, one) for one in get_args(hint))
+    kind = _kind(hint)
+    if value is None or kind is None:
+        return value is None or hint is not type(None)
+    of_kind, items = isinstance(value, VALUES[kind]), value
+    parts = [part for part in get_args(hint) if part is not Ellipsis] if kind == "a list" else []
+    return of_kind and (not parts or all(any(_fits(item, part) for part in parts) for item in items))
+
+
+def _kinds(hint: Any) -> list[str]:
+    """A type in words."""
+    if get_origin(hint) in (Union, UnionType):
+        return sorted({kind for one in get_args(hint) for kind in _kinds(one)})
+    kind = _kind(hint)
+    parts = sorted({kind for part in get_args(hint) for kind in _kinds(part)}) if kind == "a list" else []
+    return [f"a list of {MANY[parts[0]]}" if len(parts) == 1 and parts[0] in MANY else kind] if kind else []
+
+
+def _kind(hint: Any) -> str | None:
+    """Of the values in JSON that a type stands for; None where it is not known."""
     bare = type(get_args(hint)[0]) if get_origin(hint) is Literal else get_origin(hint) or hint
-    return next(({kind} for kind, types in KINDS.items() if bare in types), set())
+    return KINDS.get(bare)
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _read(path: Path, source: str) -> tuple[dict[str, torch.Tensor], float | Non
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ConfigError(f"{source}: holds no tensors by name; give a file of LoRA tensors")
     if names := not_finite({name: tensor.float() for name, tensor in tensors.items()}):
-        raise ConfigError(f"{source}: is not finite in {len(names)}: {first_few(names)}; give one that did not diverge")
+        raise ConfigError(f"{source}: has NaN or infinity in {first_few(names)}; give a LoRA that did not diverge")
     if any(name.startswith("base_model.model.") for name in tensors):
         return tensors, _alpha(_peft_config(path, source), source)
     return tensors, _alpha({key.removeprefix("unet."): value for key, value in metadata.items()}, source)

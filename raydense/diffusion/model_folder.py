@@ -13,9 +13,9 @@ from typing import Any
 
 from raydense.config import ConfigError
 from raydense.core.hub import probe_hub
-from raydense.core.locations import resolve
 from raydense.core.messages import one_line
 from raydense.core.weight_files import FileFault, check_text, read_json, read_shapes
+from raydense.diffusion.pipeline_files import local_directory
 
 JSON_FILES = (
     "config.json",
@@ -46,13 +46,12 @@ class ModelFolder:
 
     @property
     def path(self) -> str:
-        """The location as the libraries take it."""
-        path = resolve(self.location)
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+        """The location as the libraries take it. Raises: ConfigError, as whatever uses it, for a path to nothing."""
+        return str(local_directory(self.setting, self.location) or self.location)
 
     @property
     def is_local(self) -> bool:
-        return Path(self.path).is_dir()
+        return local_directory(self.setting, self.location) is not None
 
     @property
     def where(self) -> dict[str, Any]:

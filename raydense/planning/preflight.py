@@ -9,7 +9,7 @@ from pathlib import Path
 from raydense.config import Config, ConfigError
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.pipeline_files import FILES, FOLDERS, PipelineFiles, local_directory, read_pipeline
+from raydense.diffusion.pipeline_files import FILES, FOLDERS, PipelineFiles, read_pipeline
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
@@ -181,7 +181,7 @@ def _check_clip(folder: ModelFolder, *, images_alone: bool = False) -> None:
 
     from raydense.diffusion.networks import check_network, load_part
 
-    if local_directory(folder.setting, folder.location) is not None:
+    if folder.is_local:
         processor = CLIPImageProcessor if images_alone else CLIPProcessor
         load_part(processor.from_pretrained, folder, vocabulary=not images_alone)
     check_network(CLIPModel, folder)

@@ -47,5 +47,5 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], so
     """Copies `state` into the module. Raises: ConfigError as of `check_fit`, or for values that are not finite."""
     check_fit(module, state, source)
     if names := not_finite(state):
-        raise ConfigError(f"{source}: is not finite in {len(names)}: {first_few(names)}; download it again")
+        raise ConfigError(f"{source}: has NaN or infinity in {first_few(names)}; download it again")
     module.load_state_dict(state)
