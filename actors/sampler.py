@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from actors.judges import Judges
+from raydense.core.finite import all_finite
 from raydense.core.image_statistics import image_statistics
-from raydense.core.interfaces import InertWeights, Scorer
+from raydense.core.interfaces import InertWeights, NonFiniteError, Scorer
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -53,6 +54,36 @@ def rollout(policy: Policy, noise: Tensor, prompt_embeds: Tensor, storage_dtype:
         states.append((mean + sigma * noise[:, step + 1]).to(storage_dtype))
         log_probs.append(gaussian_log_prob(states[-1], mean, sigma))
     return torch.stack(states, dim=1), torch.stack(log_probs, dim=1)
+
+
+def denoise(
+    policy: Policy, noise: Tensor, prompt_embeds: Tensor, storage_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The chain and its pictures, for which the CPU waits until the device has done all of it.
+
+    Args: as of `rollout`.
+    Returns: latents and log-probs as of `rollout`, images uint8 [N, h, w, 3].
+    Raises: NonFiniteError naming the network, and the step where it is the U-Net.
+    """
+    latents, log_probs = rollout(policy, noise, prompt_embeds, storage_dtype)
+    finite = all_finite(latents) & all_finite(log_probs)  # one flag a unit: a look at every step would wait for each
+    try:
+        return latents, log_probs, policy.decode(latents[:, -1])
+    finally:  # what the decoder says of such latents is a consequence
+        if not finite:
+            raise NonFiniteError(_first_non_finite(prompt_embeds, latents, log_probs))
+
+
+def _first_non_finite(prompt_embeds: Tensor, latents: Tensor, log_probs: Tensor) -> str:
+    """Which network began it, and when."""
+    if not all_finite(prompt_embeds):
+        return "non-finite embeddings (text encoder)"
+    states = torch.isfinite(latents[:, 1:]).flatten(2).all(dim=2) & torch.isfinite(log_probs)  # [N, T]
+    step = int((~states).any(dim=0).nonzero()[0])
+    return (
+        f"non-finite latents (U-Net, step t = {step} of T = {states.shape[1]}); a LoRA may have diverged, or the dtype "
+        "be too small for the network: try sampler.dtype=bfloat16 or float32"
+    )
 
 
 class DiffusionSampler:
@@ -141,9 +172,8 @@ class DiffusionSampler:
             yield
 
     def _draw(self, noise: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Latents, log-probs, and pictures, for which the CPU waits until the device has done all of it."""
-        latents, log_probs = rollout(self._policy, noise.to(self._policy.device), embeds, self._storage_dtype)
-        return latents, log_probs, self._policy.decode(latents[:, -1])
+        """Latents, log-probs, and pictures. Raises: NonFiniteError."""
+        return denoise(self._policy, noise.to(self._policy.device), embeds, self._storage_dtype)
 
     def _bind(self, weights: PolicyWeights, version: int) -> None:
         if weights.version != version:

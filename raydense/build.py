@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig
-from transformers.utils import logging as transformers_logging
 
 from actors.sampler import DiffusionSampler
 from learner.batch_source import BatchSource
@@ -30,8 +29,6 @@ from raydense.rewards.mixture import MixtureScorer
 from raydense.sections.rewards import ScorerConfig
 
 Handle = TypeVar("Handle")
-
-transformers_logging.disable_progress_bar()  # its bars would break the run's one display
 
 
 def resolve_device(name: str) -> torch.device:
@@ -79,6 +76,7 @@ def build_policy(
     return load_policy(
         config.policy.model,
         revision=config.policy.revision,
+        variant=config.policy.variant,
         num_steps=config.steps.count,
         eta=config.steps.eta,
         spacing=config.steps.spacing,

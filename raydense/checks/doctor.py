@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from raydense.build import build_learner, build_sampler
 from raydense.checks.check import Check
 from raydense.config import Config, ConfigError
+from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.messages import one_line
 from raydense.core.types import TrajectoryGroup
 from raydense.planning.dry_run import Plan, count_judged, plan_run, size
@@ -95,7 +96,10 @@ def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
         report, groups = sampler.sample(unit, learner.weights())
         unit_s = time.perf_counter() - started
         learner.begin_stage(0, groups)
-        noise = learner.train(1)[0].values["log_ratio/abs_max"]
+        values = learner.train(1)[0].values
+        if values["skipped"]:
+            raise NonFiniteStepError("the first gradient step has no finite loss or gradient")
+        noise = values["log_ratio/abs_max"]
         started = time.perf_counter()
         learner.train(1)
         step_s = time.perf_counter() - started

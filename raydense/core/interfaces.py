@@ -53,6 +53,10 @@ class SharedStateChanged(RuntimeError):
     """A scorer changed what all threads of its process share; the message names it and what it was."""
 
 
+class NonFiniteError(RuntimeError):
+    """A network gave what is no number; the message says which, and at which step of the chain."""
+
+
 class InertWeights(RuntimeError):
     """Trained weights were bound and changed nothing: the samplers would go on with the base model."""
 

@@ -5,7 +5,6 @@ Nothing binds silently: what is read must be the policy's adapter, tensor by ten
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from raydense.config import ConfigError
-from raydense.core.messages import first_few
+from raydense.core.finite import not_finite
+from raydense.core.messages import first_few, one_line
 from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
+from raydense.core.weight_files import read_checkpoint, read_safetensors
 from raydense.diffusion.lora import KEY
 from raydense.diffusion.lora_formats import from_kohya, is_kohya, refuse_foreign, unet_part
 from raydense.diffusion.lora_settings import Adapter, read_adapter
@@ -151,18 +151,18 @@ def _read(path: Path, source: str) -> tuple[Mapping[str, torch.Tensor], str | No
     metadata = None
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-                metadata = (file.metadata() or {}).get(KEY)
+            tensors, texts = read_safetensors(path)
+            metadata = texts.get(KEY)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{source}: cannot be read as a file of tensors alone ({reason})") from None
+            tensors = read_checkpoint(path)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {one_line(error)}") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ConfigError(f"{source}: holds no tensors by name; give a file of LoRA tensors")
     if not tensors:
         raise ConfigError(f"{source}: holds no tensors at all; give a file of LoRA tensors")
+    if names := not_finite({name: tensor.float() for name, tensor in tensors.items()}):
+        raise ConfigError(f"{source}: has NaN or infinity in {first_few(names)}; give a LoRA that did not diverge")
     return tensors, metadata
 
 

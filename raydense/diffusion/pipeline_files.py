@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from raydense.config import ConfigError
 from raydense.core.hub import probe_hub
 from raydense.core.locations import resolve
 from raydense.core.messages import one_line
+from raydense.core.weight_files import FileFault, read_json
 
 FAMILIES = ("StableDiffusionPipeline",)  # as model_index.json names them; `stable_diffusion.py` says what it can take
 FOLDERS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
@@ -95,10 +95,9 @@ def _read(model: str, revision: str | None, directory: Path | None, name: str) -
     if path is None or (name in OPTIONAL.values() and not path.exists()):
         return None
     try:
-        content: Part = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"policy.model={model}: {name} cannot be read ({error})") from None
-    return content
+        return read_json(path)
+    except FileFault as fault:
+        raise ConfigError(f"policy.model={model}: {name} {fault}") from None
 
 
 def _fetch(model: str, revision: str | None, names: Iterable[str]) -> None:

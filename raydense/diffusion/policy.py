@@ -15,12 +15,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from raydense.core.locations import resolve
-from raydense.core.messages import one_line
+from raydense.core.finite import all_finite
+from raydense.core.interfaces import NonFiniteError
 from raydense.core.seeding import derive_seed
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
+from raydense.diffusion.model_folder import ModelFolder
+from raydense.diffusion.networks import load_network, load_part
 from raydense.diffusion.stable_diffusion import limit_tokens
 
 ADAPTER = "default"
@@ -192,14 +194,17 @@ class Policy:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Latents [N, C, H, W] → images uint8 [N, h, w, 3]."""
+        """Latents [N, C, H, W] → images uint8 [N, h, w, 3]. Raises: NonFiniteError: a NaN would become black."""
         if self.vae is None:
             raise RuntimeError("this policy was loaded without its image decoder")
         scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         slices = scaled.split(self._decode_batch or len(scaled))
         pixels = torch.cat([self.vae.decode(part).sample.float() for part in slices])
+        finite = all_finite(pixels)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         images: NDArray[np.uint8] = bytes_.permute(0, 2, 3, 1).cpu().numpy()
+        if not finite:  # read only here, where the device is done
+            raise NonFiniteError("non-finite pixels (image decoder); try sampler.dtype=bfloat16 or float32")
         return images
 
 
@@ -207,6 +212,7 @@ def load_policy(
     model: str,
     *,
     revision: str | None = None,
+    variant: str | None = None,
     num_steps: int,
     eta: float,
     spacing: str | None = None,
@@ -225,18 +231,19 @@ def load_policy(
 
     Component by component: a safety checker beside them is never read. The text encoder is float32 whatever `dtype`
     is, so that samplers and learner condition on the same embeddings.
-    Raises: FileNotFoundError naming the model where it cannot be had; ValueError from `make_schedule`.
+    Args: variant: of the weights, such as fp16; None: plain ones, or the only variant there is.
+    Raises: ConfigError where it cannot be had, is damaged or incomplete; ValueError from `make_schedule`.
     """
-    path = resolve(model)
 
-    def part(cls: Any, subfolder: str, load: str = "from_pretrained", **options: Any) -> Any:
-        return _load_component(getattr(cls, load), model, path, subfolder=subfolder, revision=revision, **options)
+    def folder(part: str) -> ModelFolder:
+        return ModelFolder("policy.model", model, revision, part)
 
-    def network(cls: Any, subfolder: str, dtype: torch.dtype = dtype) -> Any:
-        return part(cls, subfolder, torch_dtype=dtype, use_safetensors=True).to(device)
+    def network(cls: Any, part: str, dtype: torch.dtype = dtype) -> Any:
+        return load_network(cls, folder(part), dtype=dtype, variant=variant).to(device)
 
-    scheduler_config: Mapping[str, Any] = part(DDIMScheduler, "scheduler", "load_config")  # as it is written
-    text_encoder, tokenizer = network(CLIPTextModel, "text_encoder", torch.float32), part(CLIPTokenizer, "tokenizer")
+    scheduler_config: Mapping[str, Any] = load_part(DDIMScheduler.load_config, folder("scheduler"))  # as it is written
+    text_encoder = network(CLIPTextModel, "text_encoder", torch.float32)
+    tokenizer = load_part(CLIPTokenizer.from_pretrained, folder("tokenizer"), vocabulary=True)
     limit_tokens(tokenizer, text_encoder.config.max_position_embeddings)
     return Policy(
         unet=network(UNet2DConditionModel, "unet"),
@@ -252,15 +259,3 @@ def load_policy(
         channels_last=channels_last,
         compiled=compiled,
     )
-
-
-def _load_component(load: Any, model: str, path: str, *, subfolder: str, **options: Any) -> Any:
-    """One of the pipeline in `path`, which the configuration calls `model`."""
-    try:
-        return load(path, subfolder=subfolder, **options)
-    except OSError as error:
-        reason = one_line(error)
-        raise FileNotFoundError(
-            f"policy.model={model}: cannot load its {subfolder} ({reason}); give a pipeline directory, "
-            "or a hub id on a machine that reaches the hub"
-        ) from None

@@ -69,7 +69,7 @@ def _unet(pipeline: PipelineFiles) -> Iterator[str]:
     where, inputs, outputs = "unet/config.json: ", unet.get("in_channels", 4), unet.get("out_channels", 4)
     latents = inputs if vae is None else vae.get("latent_channels", 4)
     if inputs != latents:
-        beside = INPUTS.get(inputs, "") if latents == 4 else ""
+        beside = INPUTS.get(inputs, "") if latents == 4 and isinstance(inputs, int) else ""
         yield f"{where}in_channels={inputs}{beside}, but the VAE's latent_channels={latents}"
     elif outputs != inputs:
         learned = ": it predicts a variance too" if outputs == 2 * inputs else ""

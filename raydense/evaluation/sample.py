@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actors.sampler import rollout
+from actors.sampler import denoise
 from raydense.build import build_policy, latent_shape, resolve_device
 from raydense.config import Config
 from raydense.core.seeding import generator
@@ -80,8 +80,7 @@ def _noise(config: Config, policy: Policy, images: int) -> Tensor:
 @torch.no_grad()
 def _drawing(config: Config, policy: Policy, noise: Tensor, model: str, prompt: str, chains: bool) -> Drawing:
     embeds = policy.encode(prompt).expand(len(noise), -1, -1)
-    latents, _ = rollout(policy, noise, embeds, getattr(torch, config.sampler.storage_dtype))
-    pictures = policy.decode(latents[:, -1])
+    latents, _, pictures = denoise(policy, noise, embeds, getattr(torch, config.sampler.storage_dtype))
     if not chains:
         return Drawing(prompt, model, pictures, pictures[:0])
     chain = []

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raydense.config import Config, ConfigError
-from raydense.core.locations import resolve
 from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
-from raydense.diffusion.pipeline_files import PipelineFiles, local_directory, read_pipeline
+from raydense.diffusion.model_folder import ModelFolder
+from raydense.diffusion.pipeline_files import FILES, FOLDERS, PipelineFiles, read_pipeline
 from raydense.diffusion.stable_diffusion import (
     POSITIONS,
     VOCABULARY,
@@ -69,9 +69,38 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     pipeline = read_pipeline(config.policy.model, config.policy.revision, fetch=fetch)
     check_parts(pipeline)
     _check_latents(config, pipeline)
-    notes = _check_chain(config, pipeline)
+    notes = (*_check_files(config, pipeline), *_check_chain(config, pipeline))
     _check_lora(config, pipeline)
     return replace(pipeline, notes=notes)
+
+
+def _check_files(config: Config, pipeline: PipelineFiles) -> list[str]:
+    """Looks at every file of the pipeline that is on this machine; of weights at their headers alone.
+
+    Returns: notes on weights of a variant that nobody asked for.
+    """
+    from diffusers import DDIMScheduler
+
+    from raydense.diffusion.configurations import check_configuration
+    from raydense.diffusion.networks import NETWORKS, check_network
+
+    policy = config.policy
+    folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in FOLDERS}
+    folders["tokenizer"].check_files(vocabulary=folders["tokenizer"].is_local)
+    if pipeline.scheduler is not None:
+        check_configuration(DDIMScheduler, pipeline.scheduler, f"policy.model={policy.model}: {FILES['scheduler']}")
+    found = {part: check_network(cls, folders[part], policy.variant) for part, cls in NETWORKS.items()}
+    variants = {part: weights.variant for part, weights in found.items() if weights is not None}
+    if policy.variant is not None and len(variants) == len(NETWORKS) and policy.variant not in variants.values():
+        raise ConfigError(
+            f"policy.variant={policy.variant}: policy.model={policy.model} has no such weights; leave it null"
+        )
+    only = {variant: [p for p, v in variants.items() if v == variant] for variant in {*variants.values()} - {None}}
+    return [
+        f"policy.model has only {variant} weights for {', '.join(parts)}, so these are loaded"
+        for variant, parts in sorted(only.items())
+        if variant != policy.variant
+    ]
 
 
 def _check_latents(config: Config, pipeline: PipelineFiles) -> None:
@@ -120,17 +149,19 @@ def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[
     """Notes on prompts that are too long, where the tokenizer is at hand. Raises: ConfigError if it is another's."""
     from transformers import CLIPTokenizer
 
-    policy = config.policy
+    from raydense.diffusion.networks import load_part
+
+    folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, "tokenizer")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            resolve(policy.model), subfolder="tokenizer", revision=policy.revision
-        )
-    except OSError:
+        tokenizer = load_part(CLIPTokenizer.from_pretrained, folder, vocabulary=True)
+    except ConfigError:
+        if folder.is_local:
+            raise
         return []  # the samplers need it too, and say so
     text = pipeline.text_encoder or {}
     if len(tokenizer) > (known := text.get("vocab_size", VOCABULARY)):
         raise ConfigError(
-            f"policy.model={policy.model}: its tokenizer has {len(tokenizer)} tokens, but its text encoder's "
+            f"policy.model={config.policy.model}: its tokenizer has {len(tokenizer)} tokens, but its text encoder's "
             f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
         )
     limit_tokens(tokenizer, text.get("max_position_embeddings", POSITIONS))
@@ -141,13 +172,16 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
     """Raises: ConfigError if a local file of the scorer is not there, or its function is none."""
     match scorer.kind:
         case "imagereward":
-            if scorer.checkpoint is not None:
-                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+            from raydense.rewards import imagereward
+
             if scorer.tokenizer is not None and not (Path(scorer.tokenizer).expanduser() / "vocab.txt").is_file():
                 raise ConfigError(
                     f"scorer {scorer.name}: tokenizer={scorer.tokenizer} holds no vocab.txt; give a directory with the "
                     "one of bert-base-uncased"
                 )
+            if scorer.checkpoint is not None:
+                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+                imagereward.check_checkpoint(scorer.name, scorer.checkpoint)
         case "callable":
             from raydense.rewards.function import FunctionScorer
 
@@ -164,13 +198,31 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                 except ValueError as error:
                     raise ConfigError(str(error)) from None
         case "clip":
-            local_directory(f"scorer {scorer.name}: model", scorer.model)
+            _check_clip(ModelFolder(f"scorer {scorer.name}: model", scorer.model, scorer.revision))
         case "aesthetic":
-            local_directory(f"scorer {scorer.name}: clip_model", scorer.clip_model)
+            from raydense.rewards.aesthetic import check_head
+
+            folder = ModelFolder(f"scorer {scorer.name}: clip_model", scorer.clip_model, scorer.revision)
+            _check_clip(folder, images_alone=True)
             _check_file(f"scorer {scorer.name}: head", scorer.head)
+            check_head(scorer.name, scorer.head, folder)
         case "hpsv2":
+            from raydense.rewards import hpsv2
+
             if scorer.checkpoint is not None:
                 _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+                hpsv2.check_checkpoint(scorer.name, scorer.version, scorer.checkpoint)
+
+
+def _check_clip(folder: ModelFolder, *, images_alone: bool = False) -> None:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
+
+    from raydense.diffusion.networks import check_network, load_part
+
+    if folder.is_local:
+        processor = CLIPImageProcessor if images_alone else CLIPProcessor
+        load_part(processor.from_pretrained, folder, vocabulary=not images_alone)
+    check_network(CLIPModel, folder)
 
 
 def needs_hub(prompts: str) -> bool:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-from raydense.core.locations import resolve
-from raydense.core.messages import one_line
+from raydense.config import ConfigError
 from raydense.core.types import FloatArray
+from raydense.diffusion.model_folder import ModelFolder
+from raydense.diffusion.networks import load_network, load_part
 from raydense.rewards.head import regression_head
-from raydense.rewards.weights import load_strictly, read_state_dict
+from raydense.rewards.weights import check_fit, load_strictly, read_state_dict
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"
 HEAD_SOURCE = "https://github.com/christophschuhmann/improved-aesthetic-predictor"
@@ -49,9 +50,8 @@ class AestheticScorer:
         head: local path of the head's weights.
         batch_size: images a forward pass.
 
-    Raises:
-        FileNotFoundError: naming the model or the head that cannot be had, and where to get it.
-        ValueError: the head is no checkpoint, or does not fit the CLIP model.
+    Raises: ConfigError naming the model or the head that cannot be had, and where to get it, or the file that cannot
+        be used.
     """
 
     def __init__(
@@ -67,16 +67,9 @@ class AestheticScorer:
         self.name = name
         self._batch_size, self._device = batch_size, device
         head_state = _read_head(name, head)
-        path = resolve(clip_model)
-        try:
-            clip: Any = CLIPModel.from_pretrained(path, revision=revision, dtype=torch.float32, use_safetensors=True)
-            self._processor: Any = CLIPImageProcessor.from_pretrained(path, revision=revision)
-        except OSError as error:
-            reason = one_line(error)
-            raise FileNotFoundError(
-                f"scorer {name}: clip_model={clip_model} cannot be loaded ({reason}); give a directory with "
-                f"{CLIP_MODEL}, or a hub id on a machine that reaches the hub"
-            ) from None
+        folder = ModelFolder(f"scorer {name}: clip_model", clip_model, revision)
+        clip = load_network(CLIPModel, folder, dtype=torch.float32)
+        self._processor: Any = load_part(CLIPImageProcessor.from_pretrained, folder)
         self._head = AestheticHead(clip.config.projection_dim)
         load_strictly(self._head, head_state, f"scorer {name}: head={head}")
         self._vision, self._projection = clip.vision_model, clip.visual_projection  # without the text half
@@ -97,10 +90,18 @@ class AestheticScorer:
         return scores
 
 
+def check_head(name: str, head: str, clip: ModelFolder) -> None:
+    """Holds a scorer's head against its CLIP model's configuration, where that is here. Raises: ConfigError."""
+    state = _read_head(name, head)
+    if clip.find("config.json") is not None:
+        width = CLIPConfig.from_pretrained(clip.path, **clip.where).projection_dim
+        check_fit(AestheticHead(width), state, f"scorer {name}: head={head}")
+
+
 def _read_head(name: str, head: str) -> dict[str, torch.Tensor]:
-    try:
-        return read_state_dict(Path(head).expanduser())
-    except FileNotFoundError:
-        raise FileNotFoundError(
+    path = Path(head).expanduser()
+    if not path.is_file():
+        raise ConfigError(
             f"scorer {name}: head={head} does not exist; download {HEAD} from {HEAD_SOURCE} and give its path"
-        ) from None
+        )
+    return read_state_dict(path, f"scorer {name}: head={head}")

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPModel, CLIPProcessor
 
-from raydense.core.locations import resolve
-from raydense.core.messages import one_line
 from raydense.core.types import FloatArray
+from raydense.diffusion.model_folder import ModelFolder
+from raydense.diffusion.networks import load_network, load_part
 
 
 class ClipScorer:
@@ -62,16 +62,9 @@ def load_clip_scorer(
 ) -> ClipScorer:
     """The scorer of a hub id, directory or pkg://… of a transformers CLIPModel with its processor.
 
-    Raises: FileNotFoundError naming the model where it cannot be had.
+    Raises: ConfigError naming the model that cannot be had, or the file of it that cannot be used.
     """
-    path = resolve(model)
-    try:
-        network = CLIPModel.from_pretrained(path, revision=revision, torch_dtype=torch.float32, use_safetensors=True)
-        processor = CLIPProcessor.from_pretrained(path, revision=revision)
-    except OSError as error:
-        reason = one_line(error)
-        raise FileNotFoundError(
-            f"scorer {name}: model={model} cannot be loaded ({reason}); give a directory with a CLIP model, "
-            "or a hub id on a machine that reaches the hub"
-        ) from None
+    folder = ModelFolder(f"scorer {name}: model", model, revision)
+    network = load_network(CLIPModel, folder, dtype=torch.float32)
+    processor = load_part(CLIPProcessor.from_pretrained, folder, vocabulary=True)
     return ClipScorer(name, network, processor, batch_size=batch_size, device=device)

@@ -34,9 +34,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
+from raydense.config import ConfigError
 from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
-from raydense.rewards.weights import load_strictly, read_state_dict
+from raydense.rewards.weights import check_fit, load_strictly, read_state_dict
 
 REPOSITORY = "xswu/HPSv2"
 CHECKPOINTS = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -56,8 +57,8 @@ class HPSv2Scorer:
         antialias: of the bicubic resize, see above.
 
     Raises:
-        ValueError: unknown version, a checkpoint of the other version, or one that does not fit; names it.
-        FileNotFoundError: no checkpoint, or no hub to have it from.
+        ConfigError: no such checkpoint, one of the other version, or one that does not fit; names it.
+        FileNotFoundError: no hub to have it from.
         ModuleNotFoundError: hpsv2, or the vocabulary that it lacks, is not installed.
     """
 
@@ -77,10 +78,9 @@ class HPSv2Scorer:
         self._batch_size, self._device, self._dtype = batch_size, device, dtype
         package = open_clip(antialias)
         with torch.random.fork_rng(devices=[]), _SkipInitialisation():
-            self._model, _, self._transform = package.create_model_and_transforms(
-                ARCHITECTURE, None, light_augmentation=True, output_dict=True
-            )
-        load_strictly(self._model, read_state_dict(path, key="state_dict"), str(path))
+            self._model, _, self._transform = _create_model(package, "cpu")
+        source = f"scorer {name}: checkpoint={path}"
+        load_strictly(self._model, read_state_dict(path, source, key="state_dict"), source)
         self._tokenize: Any = package.get_tokenizer(ARCHITECTURE)
         self._model.requires_grad_(False).eval().to(device)
 
@@ -112,6 +112,23 @@ class HPSv2Scorer:
         return features
 
 
+def check_checkpoint(name: str, version: str, checkpoint: str) -> None:
+    """Holds a scorer's checkpoint against the network, without reading its values. Raises: ConfigError."""
+    path = find_checkpoint(version, checkpoint)
+    source = f"scorer {name}: checkpoint={path}"
+    state = read_state_dict(path, source, key="state_dict", device="meta")
+    with torch.device("meta"):
+        model, *_ = _create_model(open_clip(antialias=False), "meta")
+    check_fit(model, state, source)
+
+
+def _create_model(package: ModuleType, device: str) -> Any:
+    """The network, and its transforms for training and for use."""
+    return package.create_model_and_transforms(
+        ARCHITECTURE, None, light_augmentation=True, output_dict=True, device=device
+    )
+
+
 def find_checkpoint(version: str, checkpoint: str | None) -> Path:
     """The checkpoint's local path; from the hub if none is given. Raises: as HPSv2Scorer."""
     if version not in CHECKPOINTS:
@@ -123,7 +140,7 @@ def find_checkpoint(version: str, checkpoint: str | None) -> Path:
     path = Path(checkpoint).expanduser()
     for other, filename in CHECKPOINTS.items():
         if path.name == filename and other != version:
-            raise ValueError(f"checkpoint={path} is HPSv2 {other}, but version={version}; make them agree")
+            raise ConfigError(f"checkpoint={path} is HPSv2 {other}, but version={version}; make them agree")
     return path
 
 

@@ -23,10 +23,11 @@ from torch import nn
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
+from raydense.config import ConfigError
 from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
 from raydense.rewards.head import regression_head
-from raydense.rewards.weights import load_strictly, read_state_dict
+from raydense.rewards.weights import check_fit, load_strictly, read_state_dict
 
 REPOSITORY, CHECKPOINT = "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -76,8 +77,8 @@ class ImageRewardScorer:
         batch_size: images a forward pass, float32.
 
     Raises:
-        FileNotFoundError: naming the checkpoint or the vocabulary that cannot be had.
-        ValueError: the checkpoint is none of ImageReward, or the vocabulary is not the one it was trained with.
+        FileNotFoundError: naming the checkpoint or the vocabulary that the hub does not give.
+        ConfigError: the checkpoint is none of ImageReward, or the vocabulary is not the one it was trained with.
     """
 
     def __init__(
@@ -92,18 +93,19 @@ class ImageRewardScorer:
         self.name, self._batch_size, self._device = name, batch_size, device
         self._tokenizer = _load_tokenizer(tokenizer)
         path = _find_checkpoint(checkpoint)
-        state = rename(read_state_dict(path))
-        vision, text = read_sizes(state, str(path))
+        source = f"scorer {name}: checkpoint={path}"
+        state = rename(read_state_dict(path, source))
+        vision, text = read_sizes(state, source)
         if (
             tokens := len(self._tokenizer)
         ) != text.vocab_size:  # of a directory without vocab.txt it makes an empty one
-            raise ValueError(
+            raise ConfigError(
                 f"scorer {name}: tokenizer={tokenizer or TOKENIZER} has {tokens} tokens, but {path} was trained with "
                 f"{text.vocab_size}; give a directory with the vocab.txt of {TOKENIZER}"
             )
         with torch.random.fork_rng(devices=[]):
             self._model = ImageRewardModel(vision, text)
-        load_strictly(self._model, state, str(path))
+        load_strictly(self._model, state, source)
         self._model.requires_grad_(False).eval().to(device)
         self._transform = Compose(
             [
@@ -132,6 +134,14 @@ class ImageRewardScorer:
         return scores
 
 
+def check_checkpoint(name: str, checkpoint: str) -> None:
+    """Holds a scorer's checkpoint against the network, without reading its values. Raises: ConfigError."""
+    path, source = Path(checkpoint).expanduser(), f"scorer {name}: checkpoint={checkpoint}"
+    state = rename(read_state_dict(path, source, device="meta"))
+    with torch.device("meta"):
+        check_fit(ImageRewardModel(*read_sizes(state, source)), state, source)
+
+
 def rename(released: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The released tensors that scoring needs, under the names of `ImageRewardModel`."""
     renamed = {}
@@ -145,7 +155,7 @@ def rename(released: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def read_sizes(state: Mapping[str, torch.Tensor], source: str) -> tuple[BlipVisionConfig, BlipTextConfig]:
-    """The networks that fit these tensors. Raises: ValueError if they are not ImageReward's."""
+    """The networks that fit these tensors. Raises: ConfigError if they are not ImageReward's."""
     try:
         patch = state["vision.embeddings.patch_embedding.weight"].shape
         patches = state["vision.embeddings.position_embedding"].shape[1] - 1
@@ -154,7 +164,7 @@ def read_sizes(state: Mapping[str, torch.Tensor], source: str) -> tuple[BlipVisi
         text_inner = state["text.encoder.layer.0.intermediate.dense.weight"].shape[0]
         positions = state["text.embeddings.position_embeddings.weight"].shape[0]
     except KeyError as error:
-        raise ValueError(f"{source}: is no checkpoint of ImageReward ({error.args[0]} is missing)") from None
+        raise ConfigError(f"{source}: is no checkpoint of ImageReward ({error.args[0]} is missing)") from None
     vision = BlipVisionConfig(
         hidden_size=patch[0],
         intermediate_size=vision_inner,

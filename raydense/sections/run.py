@@ -33,6 +33,8 @@ class PolicyConfig(Section):
     model: str
     """Hub id, directory, or pkg://package/path."""
     revision: Revision = None
+    variant: str | None = None
+    """Of the weights' files, such as fp16; null: plain ones, or the only variant there is."""
     lora_rank: PositiveInt = 4
     """Rank of the LoRA's matrices."""
     lora_alpha: PositiveFloat | None = None

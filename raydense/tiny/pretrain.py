@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from raydense.tiny.networks import build_pipeline, build_processor, build_tokenizer, save_bpe_files
 from raydense.tiny.scenes import split_captions
@@ -37,7 +38,14 @@ def make_unet(out: Path, seed: int, resume: bool) -> None:
     print(f"unet: {share:.3f} of samples fully right (train captions, 10 steps)")
     pipeline.to(torch.float16)
     pipeline.save_pretrained(out / "pipeline")
+    prefix_names(out / "pipeline" / "text_encoder" / "model.safetensors")
     save_bpe_files(tokenizer, out / "pipeline" / "tokenizer")
+
+
+def prefix_names(file: Path) -> None:
+    """Gives a text encoder's tensors the names that transformers 4 looks for; transformers 5 reads both."""
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def make_scorer(out: Path, seed: int, resume: bool) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from actors.sampler import DiffusionSampler
-from raydense.core.interfaces import InertWeights, ScoreError, SharedStateChanged
+from raydense.core.interfaces import InertWeights, NonFiniteError, ScoreError, SharedStateChanged
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
@@ -285,6 +285,44 @@ def test_a_lora_that_learned_nothing_yet_is_taken_for_what_it_is(
     untrained = PolicyWeights.of(3, initial.tensors)  # as after a stage of ties alone
     report, _ = make_sampler().sample(replace(UNIT, weights_version=3), untrained)
     assert report.groups[0].weights_version == 3
+
+
+@pytest.mark.parametrize("work", ["sample", "render"])
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda p: p.unet.conv_out.bias.fill_(torch.nan), r"non-finite latents \(U-Net, step t = 0 of T = 4\); a LoRA"),
+        (lambda p: p.vae.decoder.conv_out.bias.fill_(torch.inf), r"non-finite pixels \(image decoder\); try sampler"),
+        (lambda p: dict(p.text_encoder.named_parameters())["final_layer_norm.bias"].fill_(torch.nan), "(text encoder)"),
+    ],
+)
+def test_what_is_no_number_ends_the_unit_and_is_no_black_picture(
+    make_policy: Callable[..., Policy], initial: PolicyWeights, spoil: Callable[[Policy], Any], said: str, work: str
+) -> None:
+    policy = make_policy(with_decoder=True)
+    with torch.no_grad():
+        spoil(policy)
+    options = {"run_seed": 3, "trajectories": 6, "keep": 3, "shared_noise": False, "latent_shape": (4, 8, 8)}
+    sampler = DiffusionSampler(policy, Brightness(), (), **options, storage_dtype=torch.float16, threads=1)  # type: ignore[arg-type]
+    with pytest.raises(NonFiniteError, match=said):
+        sampler.sample(UNIT, initial) if work == "sample" else sampler.render(RenderUnit(("a cat",), (0,), 0), initial)
+
+
+def test_the_step_at_which_it_began_is_named(
+    make_sampler: Callable[..., DiffusionSampler],
+    policy: Policy,
+    initial: PolicyWeights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predict = policy.predict
+
+    def overflow_at_step_2(x: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        return predict(x, t, embeds) * (1e6 if int(t[0]) == 2 else 1)  # beyond the float16 of the states
+
+    monkeypatch.setattr(policy, "predict", overflow_at_step_2)
+    with pytest.raises(NonFiniteError, match=r"non-finite latents \(U-Net, step t = 2 of T = 4\)"):
+        make_sampler().sample(UNIT, initial)
+    make_sampler(storage_dtype=torch.float32).sample(UNIT, initial)
 
 
 def test_the_same_seed_draws_the_same_picture_and_its_score(

@@ -6,6 +6,7 @@ See `make_imagereward.py`, which made `imagereward.json` in an environment of it
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -17,8 +18,9 @@ import torch
 from typer.testing import CliRunner
 
 from raydense.cli import app
+from raydense.config import ConfigError
 from raydense.rewards import imagereward
-from raydense.rewards.imagereward import ImageRewardScorer, read_sizes, rename
+from raydense.rewards.imagereward import ImageRewardScorer, check_checkpoint, read_sizes, rename
 
 
 def load_script() -> ModuleType:
@@ -102,15 +104,19 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
         device=torch.device("cpu"),
     )
     torch.save({"mlp.layers.0.weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match=r"other\.pt: is no checkpoint of ImageReward \(vision\."):
-        make()
+    refuse(make, path, r"other\.pt: is no checkpoint of ImageReward \(vision\.")
     state = {name: torch.from_numpy(array) for name, array in SCRIPT.state_arrays(GOLDEN["small"]["shapes"])}
     torch.save({**state, "blip.extra": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"does not fit the model: blip\.extra is unknown"):
-        make()
+    refuse(make, path, r"does not fit the model; 1 surplus: blip\.extra")
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"other\.pt: there is no such file"):
-        make()
+    refuse(make, path, r"other\.pt: there is no such file")
+
+
+def refuse(make: Callable[[], ImageRewardScorer], checkpoint: Path, said: str) -> None:
+    """Before anything is loaded, and again where it is."""
+    for attempt in (make, lambda: check_checkpoint("ir", str(checkpoint))):
+        with pytest.raises(ConfigError, match=rf"^scorer ir: checkpoint=.*{said}"):
+            attempt()
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import Result
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from raydense.cli import app
 
+UNET = "unet/diffusion_pytorch_model.safetensors"
 SETTINGS = {  # --set …: what the line says
     # wrong types
     "seed=x": "seed='x': input should be a valid integer",
@@ -169,13 +171,27 @@ def _spoil_scheduler(model: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
+def _drop_tensor(file: Path, name: str) -> None:
+    save_file({key: tensor.clone() for key, tensor in load_file(file).items() if key != name}, file)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (lambda m: _spoil_scheduler(m, set_alpha_to_one=True, steps_offset=0), "undefined; set steps.spacing=leading"),
         (lambda m: _spoil_scheduler(m, _class_name="FlowMatchEulerDiscreteScheduler"), "is of flow matching"),
         (lambda m: _spoil_scheduler(m, prediction_type="flow"), "prediction_type=flow is not one of"),
-        (lambda m: (m / "scheduler" / "scheduler_config.json").write_text("{"), "scheduler_config.json cannot be read"),
+        (lambda m: (m / "scheduler" / "scheduler_config.json").write_text("{"), "scheduler_config.json ends early"),
+        (
+            lambda m: _spoil_scheduler(m, beta_schedule="x"),
+            "scheduler/scheduler_config.json: beta_schedule='x' cannot be used (x is not implemented",
+        ),
+        (
+            lambda m: _drop_tensor(m / UNET, "conv_out.weight"),
+            f"{UNET} is not this UNet2DConditionModel; 1 missing: conv_out.weight",
+        ),
+        (lambda m: (m / UNET).write_bytes((m / UNET).read_bytes()[:-9]), f"{UNET} is cut off: "),
+        (lambda m: (m / "tokenizer" / "tokenizer.json").write_text(""), "tokenizer/tokenizer.json is empty; download"),
         (lambda m: shutil.rmtree(m / "vae"), "has no vae/; give a whole pipeline directory"),
     ],
 )
@@ -183,6 +199,14 @@ def test_a_pipeline(config: Path, pipeline_dir: Path, tmp_path: Path, spoil: Cal
     shutil.copytree(pipeline_dir, tmp_path / "model")
     spoil(tmp_path / "model")
     check_refused(run(config, "--set", f"policy.model={tmp_path / 'model'}", "--out", tmp_path / "run"), said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_scorer_with_a_tensor_missing(config: Path, scorer_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(scorer_dir, tmp_path / "scorer")
+    _drop_tensor(tmp_path / "scorer" / "model.safetensors", "visual_projection.weight")
+    result = run(config, "--set", f"reward.scorer.model={tmp_path / 'scorer'}", "--out", tmp_path / "run")
+    check_refused(result, "model.safetensors is not this CLIPModel; 1 missing: visual_projection.weight")
     assert not (tmp_path / "run").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from raydense.checks import doctor
@@ -61,6 +63,35 @@ def test_a_monitor_that_fails_is_told(small_config: Callable[..., Config], tmp_p
     found = findings(small_config(reward={"monitors": [monitor]}), tmp_path)
     assert [name for name, check in found.items() if not check.ok] == ["monitor service"]
     assert found["monitor service"].detail.endswith("TimeoutError: the service is out")
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (float("nan"), "unet/diffusion_pytorch_model.safetensors has NaN or infinity as float32 in conv_out.bias"),
+        (1e30, "NonFiniteError: non-finite latents (U-Net, step t = 0 of T = 4); "),
+    ],
+)
+def test_what_is_no_number_is_told_in_one_line(
+    small_config: Callable[..., Config], pipeline_dir: Path, tmp_path: Path, value: float, said: str
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    file = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+    tensors["conv_out.bias"][0] = value
+    save_file(tensors, file)
+    *_, last = examine(small_config(policy={"model": str(tmp_path / "model")}), tmp_path / "run", tflops=1.0)
+    assert (last.name, last.ok) == ("trial", False)
+    assert said in last.detail
+    assert "\n" not in last.detail
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_first_step_without_a_finite_loss_is_told(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    *_, last = examine(small_config(train={"c": 1e38}), tmp_path / "run", tflops=1.0)
+    assert (last.name, last.ok) == ("trial", False)
+    assert last.detail == "NonFiniteStepError: the first gradient step has no finite loss or gradient"
 
 
 def test_bad_inputs_end_the_examination(small_config: Callable[..., Config], tmp_path: Path) -> None:

@@ -219,6 +219,24 @@ def test_a_damaged_file_is_named(weights: PolicyWeights, tmp_path: Path, file_na
     refuse(tmp_path, weights, f"{file_name}: cannot be read as a file of tensors alone")
 
 
+@pytest.mark.parametrize("file_name", [FILE_NAME, "pytorch_model.bin"])
+def test_a_file_that_is_another_is_named_for_what_it_seems(
+    weights: PolicyWeights, tmp_path: Path, file_name: str
+) -> None:
+    (tmp_path / file_name).write_text("version https://git-lfs.github.com/spec/v1\nsize 3226184\n")
+    refuse(tmp_path, weights, f"{file_name}: is a pointer of large-file storage to a file of 3,226,184 bytes")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_no_number_is_refused(weights: PolicyWeights, tmp_path: Path, name: str, value: float) -> None:
+    changed = {tensor: array.copy() for tensor, array in weights.tensors.items()}
+    changed[ONE][1, 1] = value
+    FORMATS[name][0](tmp_path, PolicyWeights.of(0, changed))
+    refuse(tmp_path, weights, "has NaN or infinity in ")
+    refuse(tmp_path, weights, "down_blocks.0.attentions.0.transformer_blocks.0.attn1.")
+
+
 def test_a_pickle_that_would_run_code_is_not_opened(weights: PolicyWeights, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:

@@ -16,6 +16,8 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from raydense.config import ConfigError
+from raydense.core.interfaces import NonFiniteError
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.ddim import make_schedule
 from raydense.diffusion.policy import Policy, load_policy
@@ -262,11 +264,20 @@ def test_decoding_maps_the_decoders_minus_one_to_one_onto_bytes(make_policy: Cal
     assert np.abs(images - expected).max() <= 1  # halves may round either way
 
 
+def test_a_pixel_that_is_no_number_is_no_black_one(make_policy: Callable[..., Policy]) -> None:
+    policy = make_policy(with_decoder=True, decode_batch=1)
+    latents = torch.zeros(2, 4, 8, 8)
+    policy.decode(latents)
+    latents[1, 0, 3, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match=r"non-finite pixels \(image decoder\)"):
+        policy.decode(latents)
+
+
 def test_without_its_decoder_a_policy_cannot_decode(make_policy: Callable[..., Policy]) -> None:
     with pytest.raises(RuntimeError, match="without its image decoder"):
         make_policy().decode(torch.zeros(1, 4, 8, 8))
 
 
 def test_a_model_that_is_not_there_is_named(make_policy: Callable[..., Policy], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"policy.model=.*nothing.*cannot load its scheduler"):
+    with pytest.raises(ConfigError, match=r"policy\.model=.*nothing is not a directory; give an existing one or a hub"):
         make_policy(tmp_path / "nothing")

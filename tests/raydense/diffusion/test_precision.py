@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from actors.sampler import rollout
+from raydense.config import ConfigError
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.policy import Policy
 
@@ -155,7 +156,7 @@ def test_weights_in_pickles_are_not_loaded(make_policy: Make, pipeline_copy: Cal
     model = pipeline_copy()
     file = model / "unet" / "diffusion_pytorch_model.safetensors"
     file.rename(file.with_suffix(".bin"))
-    with pytest.raises(FileNotFoundError, match="cannot load its unet"):
+    with pytest.raises(ConfigError, match=r"unet has diffusion_pytorch_model\.bin, which can run code, and no safete"):
         make_policy(model)
 
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raydense.rewards.aesthetic import AestheticHead, AestheticScorer
+from raydense.config import ConfigError
+from raydense.diffusion.model_folder import ModelFolder
+from raydense.rewards.aesthetic import AestheticHead, AestheticScorer, check_head
 
 CPU = torch.device("cpu")
 RELEASED_SHAPES = {  # of sac+logos+ava1-l14-linearMSE.pth
@@ -90,18 +92,32 @@ def test_the_head_has_the_released_shapes() -> None:
 
 def test_what_is_missing_is_named_with_where_to_get_it(scorer_dir: Path, head: Path, tmp_path: Path) -> None:
     expected = r"scorer s: head=/no\.pth does not exist; download sac\+logos\+ava1-l14-linearMSE\.pth from https://"
-    with pytest.raises(FileNotFoundError, match=expected):
+    with pytest.raises(ConfigError, match=expected):
         AestheticScorer("s", clip_model=str(scorer_dir), head="/no.pth", device=CPU)
-    with pytest.raises(FileNotFoundError, match=r"scorer s: clip_model=.* cannot be loaded") as caught:
+    with pytest.raises(ConfigError, match=r"scorer s: clip_model=.* has no model\.safetensors; add it") as caught:
         AestheticScorer("s", clip_model=str(tmp_path), head=str(head), device=CPU)
     assert "\n" not in str(caught.value)
 
 
-def test_a_head_for_another_clip_model_is_refused(scorer_dir: Path, tmp_path: Path) -> None:
-    torch.save(AestheticHead(768).state_dict(), tmp_path / "head.pth")
-    expected = r"head\.pth: does not fit the model: layers\.0\.weight has shape \[1024, 768\], expected \[1024, 8\]"
-    with pytest.raises(ValueError, match=expected):
-        AestheticScorer("s", clip_model=str(scorer_dir), head=str(tmp_path / "head.pth"), device=CPU)
+def test_a_head_that_cannot_be_used_is_refused_before_and_when_it_is_loaded(
+    scorer_dir: Path, head: Path, tmp_path: Path
+) -> None:
+    folder = ModelFolder("scorer s: clip_model", str(scorer_dir))
+    check_head("s", str(head), folder)
+    state = torch.load(head)
+    torch.save(AestheticHead(768).state_dict(), tmp_path / "wide.pth")
+    torch.save({**state, "layers.7.bias": torch.tensor([float("nan")])}, tmp_path / "nan.pth")
     (tmp_path / "text.pth").write_text("no")
-    with pytest.raises(ValueError, match=r"text\.pth: cannot be read as a checkpoint of tensors alone"):
-        AestheticScorer("s", clip_model=str(scorer_dir), head=str(tmp_path / "text.pth"), device=CPU)
+    (tmp_path / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\nsize 3714759\n")
+    for file, expected in (
+        ("wide.pth", r"does not fit the model; 1 misshapen: layers\.0\.weight \[1024, 768\], not \[1024, 8\]"),
+        ("text.pth", r"cannot be read as a file of tensors alone"),
+        ("pointer.pth", r"is a pointer of large-file storage to a file of 3,714,759 bytes"),
+        ("nan.pth", r"has NaN or infinity in layers\.7\.bias; download it again"),
+    ):
+        said = rf"^scorer s: head={tmp_path / file}: {expected}"
+        with pytest.raises(ConfigError, match=said):
+            AestheticScorer("s", clip_model=str(scorer_dir), head=str(tmp_path / file), device=CPU)
+        if file != "nan.pth":  # values are read when they are loaded
+            with pytest.raises(ConfigError, match=said):
+                check_head("s", str(tmp_path / file), folder)

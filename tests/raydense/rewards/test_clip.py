@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
+from raydense.config import ConfigError
 from raydense.rewards.clip import ClipScorer, load_clip_scorer
 
 PROMPTS = ["a cat", "a dog", "a cat", "a red fox", "a " + "b" * 40]
@@ -57,5 +58,5 @@ def test_the_batch_size_changes_only_the_speed(scorer_dir: Path, images: np.ndar
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"scorer clip: model={tmp_path / 'absent'} cannot be loaded"):
+    with pytest.raises(ConfigError, match=f"scorer clip: model={tmp_path / 'absent'} is not a directory"):
         scorer(tmp_path / "absent")

@@ -20,8 +20,9 @@ import torch
 import torchvision.transforms.functional as vision
 from PIL import Image
 
+from raydense.config import ConfigError
 from raydense.rewards import hpsv2
-from raydense.rewards.hpsv2 import HPSv2Scorer, open_clip
+from raydense.rewards.hpsv2 import HPSv2Scorer, check_checkpoint, open_clip
 
 PROMPTS = ("a cat", "A dog on the moon, oil on canvas", "a cat", "", "a very long prompt, " * 40)
 SMALL = {
@@ -188,17 +189,18 @@ class TestCheckpoint:
         torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "other.pt")
         torch.save({"state_dict": {"a": tmp_path}}, tmp_path / "code.pt")
         for file, message in (
-            ("text.pt", r"text\.pt: cannot be read as a checkpoint of tensors alone"),
+            ("text.pt", r"text\.pt: cannot be read as a file of tensors alone"),
             ("other.pt", r"other\.pt: holds no tensors by name under 'state_dict', but keys model"),
-            ("code.pt", r"code\.pt: cannot be read as a checkpoint of tensors alone"),
+            ("code.pt", r"code\.pt: cannot be read as a file of tensors alone"),
         ):
             with pytest.raises(ValueError, match=message) as caught:
                 HPSv2Scorer("s", checkpoint=str(tmp_path / file), device=CPU)
             assert "\n" not in str(caught.value)
-        with pytest.raises(FileNotFoundError, match=r"none\.pt: there is no such file"):
+        with pytest.raises(ConfigError, match=r"none\.pt: there is no such file"):
             HPSv2Scorer("s", checkpoint=str(tmp_path / "none.pt"), device=CPU)
 
     def test_every_tensor_must_fit(self, checkpoint: Path) -> None:
+        check_checkpoint("s", "v2.0", str(checkpoint))
         content = torch.load(checkpoint)
         state = content["state_dict"]
         del state["logit_scale"]
@@ -206,10 +208,19 @@ class TestCheckpoint:
         state["visual.proj"] = torch.zeros(3, 2)
         torch.save(content, checkpoint)
         expected = (
-            r"weights\.pt: does not fit the model: logit_scale is missing, extra is unknown, "
-            r"visual\.proj has shape \[3, 2\], expected \[32, 16\]"
+            r"^scorer s: checkpoint=.*weights\.pt: does not fit the model; 1 missing: logit_scale; 1 surplus: extra; "
+            r"1 misshapen: visual\.proj \[3, 2\], not \[32, 16\]"
         )
-        with pytest.raises(ValueError, match=expected):
+        with pytest.raises(ConfigError, match=expected):
+            HPSv2Scorer("s", checkpoint=str(checkpoint), device=CPU)
+        with pytest.raises(ConfigError, match=expected):
+            check_checkpoint("s", "v2.0", str(checkpoint))
+
+    def test_every_value_must_be_a_number(self, checkpoint: Path) -> None:
+        content = torch.load(checkpoint)
+        content["state_dict"]["visual.proj"][0, 0] = float("inf")
+        torch.save(content, checkpoint)
+        with pytest.raises(ConfigError, match=r"weights\.pt: has NaN or infinity in visual\.proj; download it again"):
             HPSv2Scorer("s", checkpoint=str(checkpoint), device=CPU)
 
 
