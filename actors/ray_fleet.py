@@ -19,12 +19,12 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
 from actors.ray_sampler import RaySampler
+from actors.versions import LiveVersions
 from raydense.config import ConfigError
 from raydense.core.interfaces import InertWeights, Sampler
 from raydense.core.messages import one_line
 from raydense.core.ray_actors import DEATHS, actor_options
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
-from raydense.core.versions import LiveVersions
 from raydense.diffusion.base_model import BaseModel
 
 MAX_BUILD_FAILURES = 3  # of one sampler in a row, before its place is given up

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.image_statistics import image_statistics
 from actors.judges import Judges
 from raydense.core.finite import all_finite
-from raydense.core.image_statistics import image_statistics
 from raydense.core.interfaces import InertWeights, NonFiniteError, Scorer
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from raydense.config import Config, ConfigError, load_config, preset_names, validated_config
-from raydense.core.metrics import read_rows
 from raydense.core.terminal import open_console
 from raydense.diffusion.lora import FILE_NAME
+from raydense.records.metrics import read_rows
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory, default_out, locate
 from raydense.records.scores import read_scores

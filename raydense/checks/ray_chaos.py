@@ -25,8 +25,8 @@ from typing import Any
 import psutil
 from ray.cluster_utils import Cluster
 
-from raydense.core.metrics import read_rows
 from raydense.fleets.ray_cluster import starting_here
+from raydense.records.metrics import read_rows
 
 TRAIN = (sys.executable, "-m", "raydense.cli", "train", "--log-format", "plain")
 FAULTS = ("kill sampler", "freeze sampler", "remove node", "kill learner", "kill driver")

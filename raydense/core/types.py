@@ -116,7 +116,7 @@ class GroupMeta:
     nbytes: int
     weights_version: int
     weights_checksum: str
-    images: Mapping[str, float] = field(default_factory=dict)  # of all R: `core.image_statistics`
+    images: Mapping[str, float] = field(default_factory=dict)  # of all R: `actors.image_statistics`
 
 
 @dataclass(frozen=True)

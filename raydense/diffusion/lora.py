@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from raydense.config import ConfigError
-from raydense.core.files import replacing
 from raydense.core.types import PolicyWeights
+from raydense.files.durable import replacing
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 KEY = "lora_adapter_metadata"  # diffusers' own

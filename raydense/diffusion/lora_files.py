@@ -19,10 +19,10 @@ from raydense.core.finite import not_finite
 from raydense.core.messages import first_few, one_line
 from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
-from raydense.core.weight_files import read_checkpoint, read_safetensors
 from raydense.diffusion.lora import KEY
 from raydense.diffusion.lora_formats import from_kohya, is_kohya, refuse_foreign, unet_part
 from raydense.diffusion.lora_settings import Adapter, read_adapter
+from raydense.files.weight_files import read_checkpoint, read_safetensors
 from raydense.sections.base import TextEncoderLora
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import ConfigError
-from raydense.core.hub import probe_hub
 from raydense.core.messages import one_line
-from raydense.core.weight_files import FileFault, check_text, read_json, read_shapes
 from raydense.diffusion.pipeline_files import local_directory
+from raydense.files.hub import probe_hub
+from raydense.files.weight_files import FileFault, check_text, read_json, read_shapes
 
 JSON_FILES = (
     "config.json",

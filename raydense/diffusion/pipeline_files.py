@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import ConfigError
-from raydense.core.hub import probe_hub
-from raydense.core.locations import resolve
 from raydense.core.messages import one_line
-from raydense.core.weight_files import FileFault, read_json
+from raydense.files.hub import probe_hub
+from raydense.files.locations import resolve
+from raydense.files.weight_files import FileFault, read_json
 
 FAMILIES = ("StableDiffusionPipeline",)  # as model_index.json names them; `stable_diffusion.py` says what it can take
 FOLDERS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory

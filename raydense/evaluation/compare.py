@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError, flat_settings, load_run_config
-from raydense.core.metrics import read_rows
 from raydense.core.statistics import Interval, clustered_interval
+from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Paired, Scores, read_scores
 from raydense.records.tables import Sheet, shown

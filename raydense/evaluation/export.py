@@ -12,11 +12,11 @@ from huggingface_hub import ModelCardData
 
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
-from raydense.core.locations import PACKAGE_SCHEME, resolve
 from raydense.diffusion.lora import FILE_NAME, read_origin
 from raydense.diffusion.pipeline_files import PipelineFiles, read_pipeline
 from raydense.diffusion.schedulers import NO_CLIPPING, settle_chain, with_noise
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
+from raydense.files.locations import PACKAGE_SCHEME, resolve
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import torch
 
+from actors.versions import LiveVersions
 from raydense.build import build_learner, build_sampler, resolve_device
 from raydense.config import Config
 from raydense.core.interfaces import MAX_UNIT_FAILURES, Fleet, InertWeights, Learner, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, WorkUnit
-from raydense.core.versions import LiveVersions
 from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet

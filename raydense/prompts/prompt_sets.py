@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from raydense.core.locations import resolve
 from raydense.core.messages import first_few
 from raydense.core.seeding import generator
 from raydense.core.text import half_character
+from raydense.files.locations import resolve
 from raydense.prompts.sources import Entry, read_entries
 
 SHOWN = 5  # positions or names in a note or an error

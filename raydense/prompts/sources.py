@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raydense.core.hub import hub_file
-from raydense.core.locations import resolve
+from raydense.files.hub import hub_file
+from raydense.files.locations import resolve
 
 SET_SCHEME = "set://"
 COLUMN = "prompt"

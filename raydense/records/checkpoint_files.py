@@ -16,8 +16,8 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from raydense.core.files import file_checksum, sync
 from raydense.core.types import PolicyWeights, Position
+from raydense.files.durable import file_checksum, sync
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 STAGE_WEIGHTS = ("behaviour", "began")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raydense.config import Config
-from raydense.core.metrics import read_rows
 from raydense.core.types import Position
 from raydense.records.checkpoint_files import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 
 

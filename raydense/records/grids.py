@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from raydense.core.files import replacing
+from raydense.files.durable import replacing
 
 CELL = 128  # smallest edge of a picture in a grid, pixels; smaller pictures are magnified
 GAP, LABEL = 4, 22

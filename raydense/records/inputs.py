@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raydense.config import ConfigError
-from raydense.core.files import write_text
+from raydense.files.durable import write_text
 
 FILE = "inputs.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydense.config import Config, ConfigError, load_run_config
-from raydense.core.files import write_text
+from raydense.files.durable import write_text
 from raydense.records.inputs import Pin, write_pins
 
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait

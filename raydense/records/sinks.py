@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydense.config import Config, ConfigError
-from raydense.core.files import write_text
 from raydense.core.messages import one_line
-from raydense.core.metrics import MetricSink
+from raydense.files.durable import write_text
+from raydense.records.metrics import MetricSink
 from raydense.records.run_dir import RunDirectory
 
 WANDB_PATIENCE_S = 60.0  # for its last upload

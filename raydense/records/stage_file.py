@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from raydense.core.files import write_text
+from raydense.files.durable import write_text
 
 Entry = dict[str, dict[str, float]]
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import FAULTS
-from raydense.core.metrics import read_rows
+from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 
 RUNS = Path("runs")

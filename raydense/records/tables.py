@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
-from raydense.core.files import write_text
 from raydense.core.statistics import Interval
+from raydense.files.durable import write_text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydense.core.messages import one_line
-from raydense.core.metrics import JsonLines, MetricSink
+from raydense.records.metrics import JsonLines, MetricSink
 from raydense.records.run_dir import RunDirectory
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from raydense.core.files import replacing
+from raydense.files.durable import replacing
 
 EDGE = 160  # longest edge, pixels
 

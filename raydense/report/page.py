@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raydense.config import ConfigError
-from raydense.core.files import write_text
+from raydense.files.durable import write_text
 from raydense.report.curves import learning_figures, reward_figures, step_figure, watch_figures
 from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
 from raydense.report.run_data import RunData, read_run

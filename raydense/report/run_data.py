@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, load_run_config
-from raydense.core.metrics import read_rows
+from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 from raydense.records.status import read_status
 

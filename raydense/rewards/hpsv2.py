@@ -35,8 +35,8 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from raydense.config import ConfigError
-from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
+from raydense.files.hub import hub_file
 from raydense.rewards.weights import check_fit, load_strictly, read_state_dict
 
 REPOSITORY = "xswu/HPSv2"

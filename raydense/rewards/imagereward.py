@@ -24,8 +24,8 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from raydense.config import ConfigError
-from raydense.core.hub import hub_file
 from raydense.core.types import FloatArray
+from raydense.files.hub import hub_file
 from raydense.rewards.head import regression_head
 from raydense.rewards.weights import check_fit, load_strictly, read_state_dict
 

@@ -10,7 +10,7 @@ import torch
 from raydense.config import ConfigError
 from raydense.core.finite import not_finite
 from raydense.core.messages import first_few
-from raydense.core.weight_files import FileFault, misfit, read_checkpoint
+from raydense.files.weight_files import FileFault, misfit, read_checkpoint
 
 
 def read_state_dict(path: Path, source: str, *, key: str | None = None, device: str = "cpu") -> dict[str, torch.Tensor]:

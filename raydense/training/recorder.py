@@ -15,13 +15,13 @@ import numpy as np
 from raydense.build import lora_config, lora_origin
 from raydense.config import Config
 from raydense.core.interfaces import FAULTS, Fleet, Learner
-from raydense.core.metrics import MetricSink
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.diffusion.lora import save_diffusers_lora
 from raydense.planning.units import PromptSets, evaluation_due, grid_prompts, held_out_prompts
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.grids import save_grid
+from raydense.records.metrics import MetricSink
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Judgement

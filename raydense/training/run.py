@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError, resumed_config
-from raydense.core.files import write_text
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
-from raydense.core.metrics import MetricSink
 from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
+from raydense.files.durable import write_text
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
 from raydense.planning.preflight import Inputs, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
+from raydense.records.metrics import MetricSink
 from raydense.records.mirror import Mirror
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory

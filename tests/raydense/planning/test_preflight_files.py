@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raydense.config import Config, ConfigError
-from raydense.core.weight_files import LFS_POINTER
+from raydense.files.weight_files import LFS_POINTER
 from raydense.planning.preflight import check_inputs, check_pipeline, check_scorer
 from raydense.rewards.aesthetic import AestheticHead
 from raydense.sections.rewards import (

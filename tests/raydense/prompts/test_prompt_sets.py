@@ -235,7 +235,7 @@ class TestBuiltInSets:
             return write(tmp_path / Path(filename).name, [filename])
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        monkeypatch.setattr("raydense.core.hub.probe_hub", lambda: None)
+        monkeypatch.setattr("raydense.files.hub.probe_hub", lambda: None)
         assert read_prompts("set://hpsv2-benchmark#style=anime") == ("benchmark/anime.json",)
         assert read_prompts("set://hpsv2-train") == ("train.json",)
         assert asked[0] == ("zhwang/HPDv2", "benchmark/anime.json", "dataset")
@@ -246,7 +246,7 @@ class TestBuiltInSets:
             raise ConnectionError("no\nroute")
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        monkeypatch.setattr("raydense.core.hub.probe_hub", lambda: None)
+        monkeypatch.setattr("raydense.files.hub.probe_hub", lambda: None)
         assert refusal("set://hpsv2-train") == (
             "train.json cannot be had from ymhao/HPDv2 (no route); download it where the hub can be reached, "
             "and give its directory with ?dir=/path"

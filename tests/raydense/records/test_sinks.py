@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config
-from raydense.core.metrics import read_rows
+from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 from raydense.records.sinks import TensorBoardSink, open_sinks
 from raydense.records.telemetry import Arrivals, Meter, RunLog

@@ -19,7 +19,7 @@ from learner.gang import Gang
 from raydense.build import make_batches
 from raydense.cli import app
 from raydense.config import Config
-from raydense.core.metrics import read_rows
+from raydense.records.metrics import read_rows
 from raydense.report.curves import limits
 from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains

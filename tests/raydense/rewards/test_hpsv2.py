@@ -160,7 +160,7 @@ class TestCheckpoint:
             return str(checkpoint)
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        monkeypatch.setattr("raydense.core.hub.probe_hub", lambda: None)
+        monkeypatch.setattr("raydense.files.hub.probe_hub", lambda: None)
         labels = [HPSv2Scorer("s", version=version, device=CPU).label for version in ("v2.0", "v2.1")]
         assert labels == ["HPSv2.0", "HPSv2.1"]
         assert asked == [
@@ -179,7 +179,7 @@ class TestCheckpoint:
             raise ConnectionError("no route")
 
         monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-        monkeypatch.setattr("raydense.core.hub.probe_hub", lambda: None)
+        monkeypatch.setattr("raydense.files.hub.probe_hub", lambda: None)
         expected = r"HPS_v2_compressed\.pt cannot be had from xswu/HPSv2 \(no route\); download it .* give its path"
         with pytest.raises(FileNotFoundError, match=expected):
             HPSv2Scorer("s", device=CPU)

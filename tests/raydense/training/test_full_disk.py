@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raydense.core.files import write_text
+from raydense.files.durable import write_text
 from raydense.records.checkpoint_files import load_checkpoint
 
 

@@ -19,7 +19,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from raydense.cli import main
-from raydense.core.metrics import read_rows
+from raydense.records.metrics import read_rows
 
 LONG = {
     "stage": {"count": 3, "groups": 6, "steps": 8},

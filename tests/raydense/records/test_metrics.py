@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from raydense.core.metrics import JsonLines
+from raydense.records.metrics import JsonLines
 
 
 def test_rows_are_there_at_once_and_floats_are_exact(tmp_path: Path) -> None:

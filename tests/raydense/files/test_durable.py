@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from raydense.core.files import REMEMBERED_BYTES, SETTLED_S, known_checksum, replacing, write_text
+from raydense.files.durable import REMEMBERED_BYTES, SETTLED_S, known_checksum, replacing, write_text
 
 KILLED_HALF_WAY = """
 import os, signal, sys
 from pathlib import Path
-from raydense.core.files import replacing
+from raydense.files.durable import replacing
 with replacing(Path(sys.argv[1])) as partial:
     partial.write_text("half of the ne")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -65,7 +65,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that is worth remembering, and was last changed long enough ago."""
-    monkeypatch.setattr("raydense.core.files.SETTLED_S", 0.0)
+    monkeypatch.setattr("raydense.files.durable.SETTLED_S", 0.0)
     path = tmp_path / "large"
     path.write_bytes(b"a" * REMEMBERED_BYTES)
     return path

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from raydense.core.image_statistics import image_statistics
+from actors.image_statistics import image_statistics
 
 
 def plain(*colours: tuple[int, int, int], size: int = 32) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raydense.core.weight_files import (
+from raydense.files.weight_files import (
     FileFault,
     check_text,
     misfit,

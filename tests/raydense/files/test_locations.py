@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raydense.core.locations import resolve
+from raydense.files.locations import resolve
 
 
 def test_a_file_inside_an_installed_package() -> None:
