@@ -9,7 +9,7 @@ from pathlib import Path
 from raydense.config import Config, ConfigError
 from raydense.core.locations import resolve
 from raydense.diffusion.compiler import check_compiler
-from raydense.diffusion.pipeline_files import PipelineFiles, local_directory, read_pipeline
+from raydense.diffusion.pipeline_files import PipelineFiles, fetch_file, local_directory, read_pipeline
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
@@ -39,6 +39,8 @@ def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
     pipeline = check_pipeline(config, fetch=fetch)
     for scorer in config.reward.judges:
         check_scorer(scorer)
+        if fetch:
+            _check_hub(scorer)
     return pipeline
 
 
@@ -131,6 +133,15 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
         case "hpsv2":
             if scorer.checkpoint is not None:
                 _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
+
+
+def _check_hub(scorer: SingleScorerConfig) -> None:
+    """Raises: ConfigError if the scorer's CLIP model is neither a directory nor to be had from the hub."""
+    if scorer.kind in ("clip", "aesthetic"):
+        key = "model" if scorer.kind == "clip" else "clip_model"
+        setting, location = f"scorer {scorer.name}: {key}", getattr(scorer, key)
+        if local_directory(setting, location) is None:
+            fetch_file(setting, location, scorer.revision, "config.json")
 
 
 def needs_hub(prompts: str) -> bool:
