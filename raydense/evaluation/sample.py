@@ -59,7 +59,7 @@ def draw(
         progress: hears how many drawings of how many are done.
     """
     drawings = []
-    device = resolve_device(config.sampler.device)
+    device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
         policy = build_policy(config, dtype=config.sampler.dtype, device=device, with_decoder=True)
         noise = _noise(config, policy, images).to(device)
