@@ -16,7 +16,7 @@ from learner.gang import Gang
 from learner.losses import step_weights
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
-from raydense.config import Config
+from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Scorer
 from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
@@ -31,11 +31,21 @@ from raydense.sections.rewards import ScorerConfig
 Handle = TypeVar("Handle")
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto`: the GPU that this process sees, else the CPU. A GPU has its number: one device, one name."""
+def resolve_device(name: str, setting: str) -> torch.device:
+    """`auto`: the GPU that this process sees, else the CPU. A GPU has its number: one device, one name.
+
+    Args: setting: that names it. Raises: ConfigError if this process has no such device.
+    """
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+        name = "cuda" if seen else "cpu"
+    device = torch.device("cuda", 0) if name == "cuda" else torch.device(name)
+    if device.type == "cuda" and device.index >= seen:
+        here = "1 GPU, cuda:0" if seen == 1 else f"{seen} GPUs, up to cuda:{seen - 1}" if seen else "no GPU"
+        raise ConfigError(f"{setting}={name}: this process sees {here}; set auto or cpu, or run where there is one")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"{setting}={name}: this process sees no GPU of Apple's; set auto or cpu")
+    return device
 
 
 def lora_config(config: Config) -> LoraConfig:
@@ -122,7 +132,7 @@ def build_scorer(config: ScorerConfig) -> Scorer:
 
         return HttpScorer(**config.model_dump(exclude={"kind"}))
     options: dict[str, Any] = config.model_dump(exclude={"kind", "device"})
-    options["device"] = resolve_device(config.device)
+    options["device"] = resolve_device(config.device, f"scorer {config.name}: device")
     if config.kind == "clip":
         from raydense.rewards.clip import load_clip_scorer
 
@@ -145,7 +155,7 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
         policy = build_policy(
             config,
             dtype=config.sampler.dtype,
-            device=resolve_device(config.sampler.device),
+            device=resolve_device(config.sampler.device, "sampler.device"),
             with_decoder=True,
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
@@ -194,7 +204,7 @@ def build_learner(
         policy = build_policy(
             config,
             dtype="float32",
-            device=resolve_device(config.learner.device),
+            device=resolve_device(config.learner.device, "learner.device"),
             with_decoder=False,
             gradient_checkpointing=config.learner.gradient_checkpointing,
         )

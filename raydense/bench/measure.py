@@ -45,18 +45,15 @@ def _plan(name: str, overrides: Sequence[str]) -> Job:
 
 
 def _device(role: str, name: str) -> torch.device:
-    device = resolve_device(name)
-    if device.type not in ("cpu", "cuda"):
+    if name == "mps":
         raise ConfigError(f"{role}.device={name} is not measured; use cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"{role}.device={name}: this process sees {torch.cuda.device_count()} GPUs; use cpu or auto")
-    return device
+    return resolve_device(name, f"{role}.device")
 
 
 def machine(jobs: Sequence[Job]) -> dict[str, Any]:
     """What the figures are measured on and with."""
     return {
-        "device": device_name(resolve_device(jobs[0].config.sampler.device)),
+        "device": device_name(resolve_device(jobs[0].config.sampler.device, "sampler.device")),
         "cpus": os.cpu_count(),
         "versions": {
             **{name: version(name) for name in PACKAGES},

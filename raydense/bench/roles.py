@@ -56,7 +56,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     A chain that was cut counts as a whole one: its denoising takes as much longer as it has more steps.
     """
     config = job.config
-    device, dtype = resolve_device(config.sampler.device), getattr(torch, config.sampler.dtype)
+    device, dtype = resolve_device(config.sampler.device, "sampler.device"), getattr(torch, config.sampler.dtype)
     line, groups = Timeline(device), list[TrajectoryGroup]()
     with PeakMemory(device) as memory, cpu_threads(config.sampler.threads):
         policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=True)
@@ -104,7 +104,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
     They are its first: later ones find more of the reference log-probs known, and are faster.
     """
     config, train = job.config, job.config.train
-    device, dtype = resolve_device(config.learner.device), getattr(torch, config.learner.dtype)
+    device, dtype = resolve_device(config.learner.device, "learner.device"), getattr(torch, config.learner.dtype)
     line = Timeline(device)
 
     def fetch(indices: Sequence[int]) -> list[TrajectoryGroup]:
@@ -137,7 +137,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
 def measure_scorer(job: Job, image_size: Sequence[int], rounds: int, progress: Progress) -> dict[str, Any]:
     """The training reward alone, on a work unit's number of random images; its prompts are known after the warm-up."""
     config, draws = job.config, np.random.default_rng(0)
-    device = resolve_device(config.sampler.device)
+    device = resolve_device(config.sampler.device, "sampler.device")
     prompts = [prompt for prompt in job.units[0].prompts for _ in range(config.sampler.trajectories)]
     images = draws.integers(0, 256, (len(prompts), *image_size, 3), dtype=np.uint8)
     line = Timeline(device)

@@ -104,7 +104,8 @@ def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
         learner.train(1)
         step_s = time.perf_counter() - started
     except Exception as error:  # whatever it is, it is what the run would have died of
-        yield Check("trial", False, f"{type(error).__name__}: {one_line(error)}")
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        yield Check("trial", False, f"{kind}{one_line(error)}")
         return
     yield Check("work unit", True, f"{unit_s:.3g} s for {_images(config, groups)} images, {_rewards(report)}")
     for name, failure in report.failures.items():

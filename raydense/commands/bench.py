@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import typer
 
 from raydense.commands.common import Debug, Overrides, explained
 from raydense.config import ConfigError
+from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
 EXAMPLE = """Example: `raydense bench --model sd15 --json bench.json`, then
@@ -44,8 +44,7 @@ def bench(
         from raydense.records.progress import ProgressDisplay
 
         jobs = plan_jobs(models or ["tiny"], overrides or [])
-        command = shlex.join(["raydense", *sys.argv[1:]])
-        found: dict[str, Any] = {**machine(jobs), "command": command, "models": {}}
+        found: dict[str, Any] = {**machine(jobs), "command": command(*sys.argv[1:]), "models": {}}
         console = open_console(soft_wrap=not sys.stdout.isatty())
         console.print(versions_line(found))
         for job in jobs:

@@ -27,7 +27,7 @@ def sample(
     trajectory: Annotated[
         bool, typer.Option("--trajectory", help="Also a strip of the predicted pictures (x̂0) along the chain.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="PNG file. Default: sample-TIME.png.")] = None,
+    out: Annotated[Path | None, typer.Option(help="PNG, JPEG or WebP file. Default: sample-TIME.png.")] = None,
     config_file: Annotated[Path | None, typer.Option("--config", help="How to sample. Default: the run's.")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset in place of --config.")] = None,
     overrides: Overrides = None,
@@ -38,8 +38,13 @@ def sample(
     with explained(debug):
         if not lora and not base:
             raise ConfigError("nothing to draw: give --lora, --base or both")
+
+        from raydense.records.grids import FORMATS
+
         out = out or Path(f"sample-{datetime.now():%Y%m%d-%H%M%S}.png")
-        strip = out.with_name(f"{out.stem}-trajectory.png")
+        if out.suffix.lower() not in FORMATS:
+            raise ConfigError(f"--out={out} does not say what to write; give a name that ends in {', '.join(FORMATS)}")
+        strip = out.with_name(f"{out.stem}-trajectory{out.suffix}")
         for path in (out, *([strip] if trajectory else [])):
             if path.exists():
                 raise ConfigError(f"--out={path} is there already and is never overwritten; give another name")
@@ -72,11 +77,10 @@ def sample(
                 progress=lambda done, total: display.update("drawing", done, total),
             )
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_pictures(out, drawings)
-        typer.echo(f"pictures    {out}")
+        typer.echo(f"pictures    {save_pictures(out, drawings)}")
         if trajectory:
-            save_chains(strip, joint, drawings)
-            typer.echo(f"trajectory  {strip}; distance of x̂0 from the finished picture, by step:")
+            shown = save_chains(strip, joint, drawings)
+            typer.echo(f"trajectory  {shown}; distance of x̂0 from the finished picture, by step:")
             for drawing in drawings:
                 steps = zip(shown_steps(joint), distances(drawing), strict=True)
                 typer.echo(f"  {drawing.model}: {drawing.prompt}: " + ", ".join(f"{t}: {d:.3f}" for t, d in steps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from raydense.commands.common import (
     explained,
     fail,
 )
+from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
 EXAMPLE = (
@@ -67,7 +67,7 @@ def sweep(
         try:
             runner.run(trials)
         except StopRequested as stop:
-            fail(f"stopped; continue with: {shlex.join(['raydense', *sys.argv[1:]])}", 128 + stop.signal_number)
+            fail(f"stopped; continue with: {command(*sys.argv[1:])}", 128 + stop.signal_number)
         if any(trial.finished for trial in trials):
             console.print(write_results(out, trials).rich())
             console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png")

@@ -25,6 +25,7 @@ from raydense.commands.common import (
     fail,
 )
 from raydense.config import Config, ConfigError, load_config
+from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
 EXAMPLE = f"Example: `raydense train --set seed=7 --out runs/seven`\n\n{EXIT_CODES}"
@@ -124,7 +125,7 @@ def _train(
             summary = run(local=local, display=display)
     except (KeyboardInterrupt, StopRequested) as stop:
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
-        fail(f"stopped; continue with: raydense train --resume {shown}", 128 + signal_number)
+        fail(f"stopped; continue with: {command('train', '--resume', shown)}", 128 + signal_number)
     display.result(summary, gain_sheet(summary).rich())
     display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
     display.say(f"pictures  {shown}/images/before-after.png")

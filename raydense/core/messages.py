@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def one_line(error: BaseException) -> str:
     """An error's text without line breaks; its type's name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def command(*arguments: str | Path) -> str:
+    """A command of ours as a shell takes it, whatever is in a path."""
+    return shlex.join(["raydense", *map(str, arguments)])
 
 
 def first_few(items: Sequence[str], shown: int = 4) -> str:

@@ -85,9 +85,21 @@ def local_directory(setting: str, location: str) -> Path | None:
         raise ConfigError(f"{setting}={error}; give a directory or a hub id") from None
     if path.is_dir():
         return path
-    if path.exists() or location.startswith((".", "~")) or path.is_absolute() or location.count("/") > 1:
+    if path.exists() or location.startswith("~") or path.is_absolute() or not _is_repository(location):
         raise ConfigError(f"{setting}={location} is not a directory; give an existing one or a hub id")
     return None
+
+
+def _is_repository(location: str) -> bool:
+    """Whether a location can be a hub id: `name` or `owner/name`, of letters, digits and - _ . inside."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(location)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _read(model: str, revision: str | None, directory: Path | None, name: str) -> Part | None:
@@ -102,25 +114,33 @@ def _read(model: str, revision: str | None, directory: Path | None, name: str) -
 
 def _fetch(model: str, revision: str | None, names: Iterable[str]) -> None:
     """The files, into the hub's cache. Raises: ConfigError if they cannot be had."""
+    for name in names:
+        fetch_file("policy.model", model, revision, name)
+
+
+def fetch_file(setting: str, model: str, revision: str | None, name: str) -> None:
+    """One file of a model that is no directory here, into the hub's cache; at once, where the hub does not answer.
+
+    Raises: ConfigError if it cannot be had.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils.logging import set_verbosity_error
 
     set_verbosity_error()  # type: ignore[no-untyped-call]  # its retries are a line each
-    for name in names:
-        if _cached(model, revision, name) is not None:
-            continue
-        try:
-            probe_hub()
-            hf_hub_download(model, name, revision=revision)
-        except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
-            answered = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-            if answered and name in OPTIONAL.values():
-                continue  # the repository has no such file
-            raise ConfigError(
-                f"policy.model={model} cannot be had from the hub ({one_line(error)}); give a pipeline directory, or "
-                "run where the hub can be reached"
-            ) from None
+    if _cached(model, revision, name) is not None:
+        return
+    try:
+        probe_hub()
+        hf_hub_download(model, name, revision=revision)
+    except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
+        answered = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        if answered and name in OPTIONAL.values():
+            return  # the repository has no such file
+        raise ConfigError(
+            f"{setting}={model} is no directory here, and cannot be had from the hub ({one_line(error)}); give the "
+            "directory of a model, or run where the hub can be reached"
+        ) from None
 
 
 def _cached(model: str, revision: str | None, name: str) -> Path | None:

@@ -191,11 +191,16 @@ def _judge(
     return judgement
 
 
+def without_learner(config: Config) -> Config:
+    """The configuration with a learner that takes nothing, and is on no device that could be missing here."""
+    learner = config.learner.model_copy(update={"num_cpus": 0.0, "num_gpus": 0.0, "device": "cpu"})
+    return config.model_copy(update={"learner": learner})
+
+
 @contextmanager
 def sampling_fleet(config: Config, base: BaseModel, local: bool) -> Iterator[Fleet[Any]]:
     """Samplers without a learner, which leaves them all that the machine or the cluster has."""
-    learner = config.learner.model_copy(update={"num_cpus": 0.0, "num_gpus": 0.0})
-    alone = config.model_copy(update={"learner": learner})
+    alone = without_learner(config)
     if local:
         from raydense.build import build_sampler
         from raydense.fleets.local_runner import LocalFleet

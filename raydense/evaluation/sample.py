@@ -18,7 +18,7 @@ from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
 from raydense.diffusion.policy import Policy
 from raydense.evaluation.candidates import Model
-from raydense.records.grids import save_grid
+from raydense.records.grids import fitting, save_grid
 
 CHAIN_SHOWN = 12  # steps of a chain in a strip, at most
 
@@ -59,7 +59,7 @@ def draw(
         progress: hears how many drawings of how many are done.
     """
     drawings = []
-    device = resolve_device(config.sampler.device)
+    device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
         policy = build_policy(config, dtype=config.sampler.dtype, device=device, with_decoder=True)
         noise = _noise(config, policy, images).to(device)
@@ -97,16 +97,21 @@ def distances(drawing: Drawing) -> list[float]:
     return [float(np.abs(picture - final).mean() / 255) for picture in drawing.chain]
 
 
-def save_pictures(path: Path, drawings: Sequence[Drawing]) -> None:
-    """A row a prompt, a block of columns a model."""
+def save_pictures(path: Path, drawings: Sequence[Drawing]) -> Path:
+    """A row a prompt, a block of columns a model. Returns: where the file is."""
     prompts, models = (list(dict.fromkeys(getattr(d, name) for d in drawings)) for name in ("prompt", "model"))
     cells = {(d.prompt, d.model): d.pictures for d in drawings}
     rows = [np.concatenate([cells[prompt, model] for model in models]) for prompt in prompts]
-    save_grid(path, np.stack(rows), prompts, models)
+    return _save(path, np.stack(rows), prompts, models)
 
 
-def save_chains(path: Path, config: Config, drawings: Sequence[Drawing]) -> None:
-    """A row a prompt and model: x̂0 along the chain, then the finished picture."""
+def save_chains(path: Path, config: Config, drawings: Sequence[Drawing]) -> Path:
+    """A row a prompt and model: x̂0 along the chain, then the finished picture. Returns: where the file is."""
     rows = np.stack([np.concatenate([d.chain, d.pictures[:1]]) for d in drawings])
     titles = [f"t = {step}" for step in shown_steps(config)]
-    save_grid(path, rows, [f"{d.model}: {d.prompt}" for d in drawings], [*titles, "finished"])
+    return _save(path, rows, [f"{d.model}: {d.prompt}" for d in drawings], [*titles, "finished"])
+
+
+def _save(path: Path, images: Pictures, prompts: Sequence[str], titles: Sequence[str]) -> Path:
+    height, width, _ = save_grid(path, images, prompts, titles).shape
+    return fitting(path, width, height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,9 +46,19 @@ def probe_hub() -> None:
     """
     from huggingface_hub import constants, get_session
 
-    session: Any = get_session()  # knows the proxies of the environment
-    try:
-        session.head(constants.ENDPOINT, timeout=PROBE_S)
-    except Exception as error:  # as above
-        reason = one_line(error)
-        raise ConnectionError(f"tried {constants.ENDPOINT}: {reason}; nor is it in {constants.HF_HUB_CACHE}") from None
+    failures: list[str] = []
+
+    def ask() -> None:
+        session: Any = get_session()  # knows the proxies of the environment
+        try:
+            session.head(constants.ENDPOINT, timeout=PROBE_S)
+        except Exception as error:  # as above
+            failures.append(one_line(error))
+
+    asking = threading.Thread(target=ask, daemon=True)  # its limit is one for each address, and none for their names
+    asking.start()
+    asking.join(PROBE_S)
+    if asking.is_alive():
+        failures.append(f"no answer within {PROBE_S:g} s")
+    if failures:
+        raise ConnectionError(f"tried {constants.ENDPOINT}: {failures[0]}; nor is it in {constants.HF_HUB_CACHE}")

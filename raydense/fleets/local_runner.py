@@ -18,7 +18,7 @@ from raydense.diffusion.base_model import BaseModel
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.collecting import SerialCollection
-from raydense.planning.placement import check_one_worker, check_shared_memory
+from raydense.planning.placement import check_devices, check_one_worker, check_shared_memory
 
 Unit = TypeVar("Unit", WorkUnit, RenderUnit)
 Result = TypeVar("Result")
@@ -69,8 +69,9 @@ def build_local(
 ) -> tuple[Fleet[TrajectoryGroup], Callable[[], Learner[TrajectoryGroup]]]:
     """The fleet of a run in this process, and what makes its learner."""
     check_one_worker(config, "--local")
-    device = resolve_device(config.sampler.device)
-    if device.type == "cuda" and device == resolve_device(config.learner.device):
+    check_devices(config)
+    device = resolve_device(config.sampler.device, "sampler.device")
+    if device.type == "cuda" and device == resolve_device(config.learner.device, "learner.device"):
         check_shared_memory(config, pipeline, torch.cuda.mem_get_info(device)[0])
 
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:

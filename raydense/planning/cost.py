@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Rates:
         if model not in models:
             raise ConfigError(
                 f"--rates={location} has no {model or 'one model that is ' + config.policy.model}; choose one of "
-                f"{', '.join(models) or 'none'} as --rates {name}#MODEL"
+                f"{', '.join(models) or 'none'} as --rates {shlex.quote(f'{name}#MODEL')}"
             )
         images = _rate(location, models[model], "sampler", "images_per_s")
         steps = models[model]["sampler"].get("steps", config.steps.count)

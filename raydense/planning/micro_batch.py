@@ -52,7 +52,8 @@ def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Conf
 
 def local_gpu(config: Config) -> FreeGpu | None:
     """The learner's in this process."""
-    device = resolve_device(config.learner.device)
+    device = resolve_device(config.learner.device, "learner.device")
     if device.type != "cuda":
         return None
-    return FreeGpu(torch.cuda.mem_get_info(device)[0], shared=device == resolve_device(config.sampler.device))
+    sampler = resolve_device(config.sampler.device, "sampler.device")
+    return FreeGpu(torch.cuda.mem_get_info(device)[0], shared=device == sampler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from raydense.build import resolve_device
 from raydense.config import Config, ConfigError
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
@@ -33,7 +34,8 @@ def place(config: Config, gpus: int) -> Placement:
     learner's workers takes one, and the others have a sampler each, or as many as `samplers.count` asks for, shared
     evenly. Of a fleet that grows (`samplers.max`), each sampler has a whole GPU where there is one.
     Args: gpus: of the whole cluster.
-    Raises: ConfigError if the learner leaves no GPU for samplers that should have one.
+    Raises: ConfigError if the learner leaves no GPU for samplers that should have one, or an actor's device is not
+        among those that it is given.
     """
     fleet, learner = config.samplers, config.learner
     learner_gpus = learner.num_gpus
@@ -59,7 +61,9 @@ def place(config: Config, gpus: int) -> Placement:
             )
         else:
             sampler_gpus = _even_share(left, min(now, count) if fleet.max else count)
-    return Placement(count, min(minimum, count), sampler_gpus, learner_gpus)
+    placement = Placement(count, min(minimum, count), sampler_gpus, learner_gpus)
+    _check_given(config, gpus, placement)
+    return placement
 
 
 def of_workers(config: Config) -> str:
@@ -74,6 +78,12 @@ def check_one_worker(config: Config, who: str) -> None:
         raise ConfigError(f"learner.num_workers={workers}: {who} has one process; add --set learner.num_workers=1")
 
 
+def check_devices(config: Config) -> None:
+    """Raises: ConfigError if sampler, learner or a judge names a device that this process does not have."""
+    for setting, device in _devices(config):
+        resolve_device(device, setting)
+
+
 def check_shared_memory(config: Config, pipeline: PipelineFiles, free_bytes: int) -> None:
     """Raises: ConfigError if sampler and learner, with all that they hold at work, do not fit into one GPU together."""
     plan = plan_run(config, pipeline, None, tflops=1.0)
@@ -85,6 +95,24 @@ def check_shared_memory(config: Config, pipeline: PipelineFiles, free_bytes: int
             "sampler.decode_batch or learner.micro_batch, set learner.gradient_checkpointing=true or a 16-bit dtype, "
             "or add a GPU"
         )
+
+
+def _check_given(config: Config, gpus: int, placement: Placement) -> None:
+    """Raises: ConfigError if an actor's device is not among those that Ray gives it."""
+    for setting, device in _devices(config):
+        of_learner = setting == "learner.device"
+        own = placement.learner_gpus if of_learner else placement.sampler_gpus
+        if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= own:
+            raise ConfigError(
+                f"{setting}={device}: its actor is given {own:g} of the cluster's GPUs ({gpus}), and counts its own "
+                f"from cuda:0; set auto or cpu, or {'learner' if of_learner else 'samplers'}.num_gpus"
+            )
+
+
+def _devices(config: Config) -> list[tuple[str, str]]:
+    """Settings and their devices; a judge works in its sampler's process."""
+    judges = [(f"scorer {j.name}: device", j.device) for j in config.reward.judges if hasattr(j, "device")]
+    return [("sampler.device", config.sampler.device), ("learner.device", config.learner.device), *judges]
 
 
 def _even_share(left: float, count: int) -> float:

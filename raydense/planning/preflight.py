@@ -10,7 +10,14 @@ from raydense.config import Config, ConfigError
 from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.pipeline_files import FILES, FOLDERS, PipelineFiles, read_pipeline
+from raydense.diffusion.pipeline_files import (
+    FILES,
+    FOLDERS,
+    PipelineFiles,
+    fetch_file,
+    local_directory,
+    read_pipeline,
+)
 from raydense.diffusion.stable_diffusion import (
     POSITIONS,
     VOCABULARY,
@@ -51,6 +58,8 @@ def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
     pipeline = check_pipeline(config, fetch=fetch)
     for scorer in config.reward.judges:
         check_scorer(scorer)
+        if fetch:
+            _check_hub(scorer)
     return pipeline
 
 
@@ -223,6 +232,15 @@ def _check_clip(folder: ModelFolder, *, images_alone: bool = False) -> None:
         processor = CLIPImageProcessor if images_alone else CLIPProcessor
         load_part(processor.from_pretrained, folder, vocabulary=not images_alone)
     check_network(CLIPModel, folder)
+
+
+def _check_hub(scorer: SingleScorerConfig) -> None:
+    """Raises: ConfigError if the scorer's CLIP model is neither a directory nor to be had from the hub."""
+    if scorer.kind in ("clip", "aesthetic"):
+        key = "model" if scorer.kind == "clip" else "clip_model"
+        setting, location = f"scorer {scorer.name}: {key}", getattr(scorer, key)
+        if local_directory(setting, location) is None:
+            fetch_file(setting, location, scorer.revision, "config.json")
 
 
 def needs_hub(prompts: str) -> bool:

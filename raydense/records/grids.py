@@ -1,11 +1,13 @@
-"""Labelled image grids as PNG files that say what is in them, so that single pictures can be had back."""
+"""Labelled image grids; a PNG file says what is in it, so that single pictures can be had back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,18 @@ from raydense.files.durable import replacing
 CELL = 128  # smallest edge of a picture in a grid, pixels; smaller pictures are magnified
 GAP, LABEL = 4, 22
 TEXT = "raydense-grid"  # the PNG text chunk with prompts, titles and layout
+
+
+class Format(NamedTuple):
+    """Pillow's name of a format, how it writes one, and the most pixels an edge of it may have."""
+
+    name: str
+    options: Mapping[str, Any] = {}
+    longest: float = math.inf
+
+
+JPEG = Format("JPEG", {"quality": 95, "subsampling": 0}, 65_500)
+FORMATS = {".png": Format("PNG"), ".jpg": JPEG, ".jpeg": JPEG, ".webp": Format("WEBP", {"lossless": True}, 16_383)}
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,7 @@ def save_grid(
     """Draws rows of pictures, each row under its prompt, and blocks of columns under their titles.
 
     Args:
+        path: whose ending is one of FORMATS; the file is at `fitting` of it.
         images: uint8 [rows, columns, h, w, 3]; the columns are split evenly over the titles.
         prompts: one a row. titles: one a block of columns.
     Returns: the sheet, uint8 [height, width, 3].
@@ -76,12 +91,19 @@ def save_grid(
             picture = Image.fromarray(images[row, column])
             picture = picture.resize((layout.width, layout.height), Image.Resampling.NEAREST)
             sheet.paste(picture, (layout.left(column), layout.top(row) + LABEL))
-    about = PngInfo()
+    path = fitting(path, *layout.size)
+    about, form = PngInfo(), FORMATS[path.suffix.lower()]
     facts = {"prompts": list(prompts), "titles": list(titles), "layout": layout.__dict__}
     about.add_itxt(TEXT, json.dumps(facts, ensure_ascii=False))
     with replacing(path) as partial:
-        sheet.save(partial, format="PNG", pnginfo=about)
+        sheet.save(partial, format=form.name, **form.options, **({"pnginfo": about} if form.name == "PNG" else {}))
     return np.asarray(sheet)
+
+
+def fitting(path: Path, width: int, height: int) -> Path:
+    """The path itself, or with .png behind it where its format cannot hold that many pixels: a drawing is not lost."""
+    too_large = max(width, height) > FORMATS[path.suffix.lower()].longest
+    return path.with_name(f"{path.name}.png") if too_large else path
 
 
 def read_grid(path: Path) -> Grid:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import FAULTS
+from raydense.core.messages import command
 from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 
@@ -81,7 +82,7 @@ def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     good = [c["name"] for c in status["checkpoints"] if c["complete"]]
     yield "last checkpoint", f"{good[-1]} ({len(good)} kept)" if good else "none yet"
     if status["state"] == "unfinished" and good:
-        yield "to continue", f"raydense train --resume {status['run']}"
+        yield "to continue", command("train", "--resume", status["run"])
 
 
 def _progress(config: Config, metrics: list[dict[str, Any]], telemetry: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raydense.config import ConfigError
+from raydense.core.messages import command
 from raydense.files.durable import write_text
 from raydense.report.curves import learning_figures, reward_figures, step_figure, watch_figures
 from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
@@ -32,8 +33,10 @@ def write_report(root: Path, out: Path | None = None) -> Path:
 
     Raises: ConfigError if `root` holds no run, or the file cannot be written.
     """
-    page = render(read_run(root))
     target = out or root / "report.html"
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out={target}: a report is HTML; give a name that ends in .html")
+    page = render(read_run(root))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, page)
@@ -60,6 +63,7 @@ def render(run: RunData) -> str:
     step, gains = step_figure(run), prompt_gains(run)
     return environment.get_template("page.html").render(
         run=run,
+        command=command,
         style=(files("raydense.report") / "page.css").read_text("utf-8"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         tiles=list(_tiles(run, gains)),

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raydense.build import build_learner
+from raydense.build import build_learner, resolve_device
 from raydense.config import Config, ConfigError, changed_config
 from raydense.core.interfaces import Learner
 from raydense.core.types import (
@@ -106,6 +106,7 @@ def train_offline(
     started = time.perf_counter()
     config = offline_config(source, overrides)
     check_one_worker(config, "--replay-from")
+    resolve_device(config.learner.device, "learner.device")
     pinned = continue_inputs(
         config,
         RunDirectory(source),

@@ -89,6 +89,11 @@ SETTINGS = {  # --set …: what the line says
     "seed=[1": "--set 'seed=[1': the value is not valid YAML",
     # files and models
     "policy.model=/absent": "policy.model=/absent is not a directory; give an existing one or a hub id",
+    "policy.model=models/sd 15": "policy.model=models/sd 15 is not a directory; give an existing one or a hub id",
+    "policy.model=C:/models": "policy.model=C:/models is not a directory",
+    "policy.model=models/sd15": "policy.model=models/sd15 is no directory here, and cannot be had from the hub (tried",
+    "reward.scorer.model=models/clip": "scorer clip: model=models/clip is no directory here, and cannot be had",
+    "policy.init_lora=models/lora": "policy.init_lora=models/lora is not there; give a file, or a directory with one",
     "policy.model=pkg://no_package/x": "policy.model=pkg://no_package/x: no installed package 'no_package'",
     "prompts.train=absent.txt": "prompts.train=absent.txt: cannot be read (No such file or directory)",
     "prompts.train=set://paper": "prompts.train=set://paper: there is no such set; allowed: set://paper-train",
@@ -109,6 +114,11 @@ FILES = {  # content of a configuration file: what the line says
     b"seed: \xff\n": "is not UTF-8 text; save it as UTF-8",
     b"seed: 1\nseed: 2\n": "is not valid YAML: 'seed' is there twice",
 }
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
 
 @pytest.fixture

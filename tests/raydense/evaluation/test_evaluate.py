@@ -21,7 +21,8 @@ from raydense.config import ConfigError, load_config
 from raydense.core.statistics import clustered_interval, win_rate
 from raydense.diffusion.lora_files import read_lora
 from raydense.evaluation.candidates import continue_sources, find_sources, fit_models, shared_config
-from raydense.evaluation.evaluate import read_columns, with_scorers
+from raydense.evaluation.evaluate import read_columns, with_scorers, without_learner
+from raydense.planning.placement import place
 from raydense.planning.preflight import check_pipeline
 
 LORA = "lora/pytorch_lora_weights.safetensors"
@@ -168,6 +169,12 @@ def test_several_judges_score_the_same_pictures(small_runs: Runs, scorer_dir: Pa
     assert found["scores"]["first"]["train"]["clip"] == [row["clip"]["after"] for row in own.values()]
     assert np.min(found["scores"]["first"]["train"]["bright"]) > 1
     assert (tmp_path / "evaluation.md").read_text().count("wins against the base") == 2
+
+
+def test_samplers_alone_have_the_whole_cluster_whatever_the_learner_had() -> None:
+    config = without_learner(load_config(overrides=["learner.device=cuda:1", "learner.num_gpus=2"]))
+    assert place(config, 0).sampler_gpus == 0
+    assert place(config, 2).sampler_gpus == 1
 
 
 def test_a_judges_value_is_read_as_set_reads_it(small_runs: Runs) -> None:

@@ -93,8 +93,14 @@ def test_a_grid_of_both_and_a_strip(small_runs: Runs, tmp_path: Path) -> None:
 def test_the_embedded_model_needs_nothing_but_a_prompt(tmp_path: Path) -> None:
     result = sample("a red circle", "--base", "--images", "1", "--seed", "5", "--out", tmp_path / "a.png")
     assert result.exit_code == 0, result.output
-    assert sample("a red circle", "--base", "--images", "1", "--seed", "6", "--out", tmp_path / "b.png").exit_code == 0
-    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+    other = ("--images", "1", "--seed", "6", "--trajectory", "--out", tmp_path / "b.jpg")
+    assert sample("a red circle", "--base", *other).exit_code == 0
+    with Image.open(tmp_path / "a.png") as first, Image.open(tmp_path / "b.jpg") as second:
+        assert (first.format, second.format) == ("PNG", "JPEG")
+        assert first.size == second.size
+        assert np.abs(np.asarray(first, dtype=int) - np.asarray(second.convert("RGB"), dtype=int)).max() > 100
+    with Image.open(tmp_path / "b-trajectory.jpg") as strip:
+        assert strip.format == "JPEG"
 
 
 def test_bad_input_is_one_line(small_runs: Runs, tmp_path: Path) -> None:
@@ -102,6 +108,11 @@ def test_bad_input_is_one_line(small_runs: Runs, tmp_path: Path) -> None:
     for arguments, said in (
         ((), "nothing to draw: give --lora, --base or both"),
         (("--lora", "/absent"), "/absent is not there; give a run's directory or a LoRA file"),
+        (
+            ("--base", "--out", "x.gif"),
+            "--out=x.gif does not say what to write; give a name that ends in .png, .jp",
+        ),
+        (("--base", "--out", "x"), "--out=x does not say what to write"),
         (("--base", "--out", tmp_path / "there.png"), "is there already and is never overwritten"),
         (("--base", "--set", "train.lr=1"), "a drawing may change only seed"),
     ):

@@ -88,8 +88,8 @@ def test_a_mark_that_no_model_follows_belongs_to_the_path(tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("models", "location", "said"),
     [
-        ({"a": H100, "b": H100}, "{}", "has no tiny; choose one of a, b as --rates"),
-        ({"a": H100}, "{}#b", "has no b; choose one of a as --rates"),
+        ({"a": H100, "b": H100}, "{}", "has no tiny; choose one of a, b as --rates '"),
+        ({"a": H100}, "{}#b", "has no b; choose one of a as --rates '"),
         ({"a": {"sampler": {"images_per_s": 0}}}, "{}", "sampler.images_per_s is missing or no positive number"),
         ({"a": {**H100, "learner": {}}}, "{}", "learner.transitions_per_s is missing or no positive number"),
         (

@@ -14,7 +14,7 @@ import torch
 from raydense.build import resolve_device
 from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
-from raydense.planning.placement import check_shared_memory, place
+from raydense.planning.placement import check_devices, check_shared_memory, place
 from raydense.planning.preflight import check_pipeline
 
 Make = Callable[..., Config]
@@ -61,6 +61,43 @@ def test_a_sampler_on_the_cpu_takes_no_gpu(small_config: Make) -> None:
     assert place(small_config(sampler={"device": "cpu"}), 1).sampler_gpus == 0
 
 
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "said"),
+    [
+        (["sampler.device=cuda"], 0, "sampler.device=cuda: its actor is given 0 of the cluster's GPUs (0)"),
+        (["sampler.device=cuda:7"], 1, "sampler.device=cuda:7: its actor is given 0.25 of the cluster's GPUs (1), and"),
+        (["sampler.device=cuda:1"], 8, "sampler.device=cuda:1: its actor is given 1 of the cluster's GPUs (8)"),
+        (["sampler.device=cuda", "samplers.num_gpus=0"], 8, "set auto or cpu, or samplers.num_gpus"),
+        (["learner.device=cuda:0"], 0, "learner.device=cuda:0: its actor is given 0 of the cluster's GPUs (0)"),
+        (["learner.device=cuda", "learner.num_gpus=0"], 2, "set auto or cpu, or learner.num_gpus"),
+        (["reward.scorer.device=cuda"], 0, "scorer tiny-clip: device=cuda: its actor is given 0"),
+        (["reward.scorer.device=cuda", "sampler.device=cpu"], 2, "set auto or cpu, or samplers.num_gpus"),
+        (["sampler.device=cuda", "learner.device=cuda:0", "reward.scorer.device=cuda"], 1, None),
+        (["sampler.device=cuda:1", "samplers.num_gpus=2"], 3, None),
+        (["sampler.device=cuda", "samplers.num_gpus=1", "samplers.autoscale=true",
+          "learner.num_gpus=0"], 0, None),
+    ],
+)  # fmt: skip
+def test_an_actor_has_the_device_that_its_setting_names(overrides: list[str], gpus: int, said: str | None) -> None:
+    config = load_config(overrides=overrides)
+    if said is None:
+        place(config, gpus)
+    else:
+        with pytest.raises(ConfigError) as caught:
+            place(config, gpus)
+        assert said in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7", "mps"])
+@pytest.mark.parametrize("key", ["sampler", "learner", "reward.scorer"])
+def test_a_process_has_the_device_that_a_setting_names(key: str, device: str) -> None:
+    setting = "scorer tiny-clip: device" if key == "reward.scorer" else f"{key}.device"
+    check_devices(load_config())
+    with pytest.raises(ConfigError, match=rf"^{setting}={device}: this process sees no GPU.*; set auto or cpu"):
+        check_devices(load_config(overrides=[f"{key}.device={device}"]))
+
+
 def test_no_gpu_left_is_an_error(small_config: Make) -> None:
     config = Config.model_validate({**small_config().model_dump(), "learner": {"num_gpus": 1}})
     with pytest.raises(ConfigError, match=r"learner.num_gpus=1 leaves no GPU of 1 .* set samplers.num_gpus=0"):
@@ -81,8 +118,10 @@ def test_workers_never_share_a_gpu(small_config: Make, gpus: int, learner: dict[
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
-def test_one_gpu_has_one_name(name: str) -> None:
-    assert resolve_device(name) == torch.device("cuda", 0)
+def test_one_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert resolve_device(name, "sampler.device") == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])

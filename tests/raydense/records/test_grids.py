@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydense.records.grids import CELL, GAP, LABEL, read_grid, save_grid
+from raydense.records.grids import CELL, GAP, LABEL, fitting, read_grid, save_grid
 
 
 def flat_pictures(rows: int, columns: int, edge: int) -> np.ndarray:
@@ -70,3 +70,23 @@ def test_a_picture_that_is_no_grid_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "picture.png")
     with pytest.raises(ValueError, match="is no image grid"):
         read_grid(tmp_path / "picture.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "width"),
+    [
+        ("a.png", "PNG", 128), ("a.PNG", "PNG", 128), ("a.jpg", "JPEG", 128), ("a.jpeg", "JPEG", 128),
+        ("a.webp", "WEBP", 128), ("a.JPG", "JPEG", 128), ("a b.v1.webp", "WEBP", 128), ("a.png", "PNG", 70_000),
+        ("a.webp", None, 17_000), ("a.jpg", None, 66_000),  # more than the format can hold
+    ],
+)  # fmt: skip
+def test_a_grid_is_written_as_its_name_says(tmp_path: Path, name: str, written: str | None, width: int) -> None:
+    images = np.full((1, 1, 128, width, 3), 200, np.uint8)
+    height, width, _ = save_grid(tmp_path / name, images, ["a cat"], ["base"]).shape
+    file = fitting(tmp_path / name, width, height)
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.name == (name if written else f"{name}.png")
+    with Image.open(file) as picture:
+        assert picture.format == (written or "PNG")
+        assert picture.size == (width, height)
+        assert np.abs(np.asarray(picture.crop((0, 50, 128, 60)), dtype=int)[:, 8:] - 200).max() <= 3

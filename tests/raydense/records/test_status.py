@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def test_a_run_that_has_only_begun(copy: Path) -> None:
     status = read_status(copy)
     assert (status["progress"]["stage"], status["progress"]["phase"], status["checkpoints"]) == (1, "sampling", [])
     assert "nothing sampled yet" in CliRunner().invoke(app, ["status", str(copy)]).stdout
+
+
+def test_the_command_that_continues_is_one_for_a_shell(copy: Path) -> None:
+    (copy / "summary.json").unlink()
+    odd = copy.rename(copy.with_name("it's a run; #7"))
+    shown = CliRunner(env={"COLUMNS": "400"}).invoke(app, ["status", str(odd)]).stdout
+    assert shlex.join(["raydense", "train", "--resume", str(odd)]) in shown
 
 
 def test_half_a_row_and_half_a_checkpoint(copy: Path) -> None:

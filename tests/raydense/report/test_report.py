@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -180,11 +181,18 @@ def test_a_prompt_is_text_and_never_markup(copy: Path) -> None:
     assert bad in page.text
 
 
+def test_the_command_that_continues_is_one_for_a_shell(copy: Path) -> None:
+    (copy / "summary.json").unlink()
+    odd = copy.rename(copy.with_name("it's a <run>; #7"))
+    assert shlex.join(["raydense", "train", "--resume", str(odd)]) in Page(render(read_run(odd))).text
+
+
 def test_what_is_no_run_or_no_place_is_refused_in_one_line(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, said in (
         ([str(tmp_path)], "holds no config.yaml; give the directory of a"),
         ([str(finished), "--out", str(tmp_path / "file" / "report.html")], "cannot be written"),
+        ([str(finished), "--out", str(tmp_path / "a.pdf")], "a.pdf: a report is HTML; give a name that ends in .html"),
     ):
         result = CliRunner().invoke(app, ["report", *arguments])
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

@@ -107,7 +107,6 @@ def test_a_yes_is_one_and_a_no_is_nothing(value: Any) -> None:
         ((x for x in (1.0, 2.0)), "it gave object for 2 images"),
         ([[1.0], [2.0, 3.0]], "inhomogeneous"),
     ],
-    ids=str,
 )
 def test_what_is_not_a_number_an_image_is_refused(value: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):

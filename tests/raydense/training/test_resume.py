@@ -161,9 +161,19 @@ def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
 def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
     config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    assert cut(config, run, lambda run: rows(run, "step") >= 10, signal.SIGTERM) == 128 + signal.SIGTERM
+    run = tmp_path / "it's $HOME; #7"
+    command = [sys.executable, "-m", "raydense.cli", "train", "--local", config, "--out", run]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while rows(run, "step") < 10:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.terminate()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM
     assert any("-step-" in p.name for p in (run / "checkpoints").iterdir())
+    _, hint = said.split("raydense: stopped; continue with: ")
+    shown = subprocess.check_output(["bash", "-c", f"printf '%s\\n' {hint}"], text=True).splitlines()
+    assert shown == ["raydense", "train", "--resume", str(run)]
     finish("--resume", run)
     assert result(run) == result(undisturbed)
 
