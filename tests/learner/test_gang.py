@@ -19,7 +19,6 @@ from raydense.core.interfaces import GroupsLost, LearnerDied
 from raydense.diffusion.policy import Policy
 
 Start = Callable[..., Any]
-UNCLIPPED = {"max_grad_norm": 1e9}
 
 
 def test_alone_nothing_is_waited_for() -> None:
@@ -35,24 +34,31 @@ def lost() -> None:
     raise GroupsLost("gone")
 
 
-@pytest.fixture
-def groups(make_policy: Callable[..., Policy], make_groups: Callable[..., Any], small_config: Any) -> Any:
+@pytest.fixture(scope="module")
+def config(small_values: dict[str, Any]) -> Config:
+    """Three tuples a step, which two workers share unequally, and no clipping."""
+    train = {**small_values["train"], "batch_groups": 3, "max_grad_norm": 1e9}
+    steps = {**small_values["steps"], "exclude_last": 2}  # METHOD §9: they multiply float32's noise
+    return Config.model_validate({**small_values, "train": train, "steps": steps})
+
+
+@pytest.fixture(scope="module")
+def groups(ray_cluster: None, make_policy: Callable[..., Policy], make_groups: Callable[..., Any]) -> Any:
     """On Ray, of the small configuration's shapes."""
     import ray
 
     return [ray.put(group) for group in make_groups(make_policy(num_steps=4), count=5, keep=3)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start(ray_cluster: None) -> Iterator[Start]:
-    """Starts a learner of so many workers, which is stopped at the end: start(config, workers)."""
+    """Starts a learner of so many workers, which is stopped at the end: start(factory, workers)."""
     from learner.ray_learner import RayLearner
 
     started: list[Any] = []
 
-    def begin(config: Config, workers: int, factory: Any = None) -> Any:
-        made = factory or partial(with_gradient, config)
-        started.append(RayLearner(made, num_cpus=0.5, num_gpus=0, workers=workers, timeout_s=60.0))
+    def begin(factory: Any, workers: int) -> Any:
+        started.append(RayLearner(factory, num_cpus=0.5, num_gpus=0, workers=workers, timeout_s=60.0))
         return started[-1].started()
 
     yield begin
@@ -60,69 +66,82 @@ def start(ray_cluster: None) -> Iterator[Start]:
         learner.shutdown()
 
 
+@pytest.fixture(scope="module")
+def pair(start: Start, config: Config) -> Any:
+    """Two workers of the real learner."""
+    return start(partial(with_gradient, config), 2)
+
+
 def with_gradient(config: Config, fetch: Any, gang: Gang) -> Any:
-    """The real learner, whose state shows its last gradient instead of its optimizer."""
+    """The real learner, whose state shows its last gradient, too."""
     from raydense.build import build_learner
 
     learner = build_learner(config, fetch, gang)
     whole = learner.state_dict
 
     def state_dict() -> dict[str, Any]:
-        return {**whole(), "optimizer": [p.grad.numpy().copy() for p in learner._policy.parameters()]}
+        return {**whole(), "gradient": [p.grad.numpy().copy() for p in learner._policy.parameters()]}
 
     learner.state_dict = state_dict  # type: ignore[method-assign]
     return learner
 
 
-@pytest.mark.ray
-def test_workers_take_the_step_of_one(start: Start, groups: Any, small_config: Any) -> None:
-    config = small_config(train=UNCLIPPED, steps={"exclude_last": 2})  # METHOD §9: they multiply float32's noise
-    found = {}
-    for workers in (1, 3):  # three share four tuples unequally
-        learner = start(config, workers)
+def check_first_step(workers: Any, config: Config, groups: Any) -> None:
+    """That it is the step of one worker, which is computed here."""
+    from learner.ray_learner import fetch_groups
+
+    found = []
+    for learner in (with_gradient(config, fetch_groups, Gang()), workers):
         learner.begin_stage(0, groups)
         (row,) = learner.train(1)
         state = learner.state_dict()
-        found[workers] = row.values, np.concatenate([g.ravel() for g in state["optimizer"]]), state["references"]
-        learner.train(2)
-        assert learner.weights().version == 3  # and it has compared all workers' checksums
-    values, gradient, references = found.pop(1)
-    for other_values, other_gradient, other_references in found.values():
-        assert np.linalg.norm(other_gradient - gradient) <= 1e-5 * np.linalg.norm(gradient)
-        assert {n: pytest.approx(v, rel=1e-4, abs=1e-5) for n, v in values.items() if n != "logit_std"} == {
-            n: v
-            for n, v in other_values.items()
-            if n != "logit_std"  # of a part each, averaged
-        }
-        known, other = references["log_probs"], other_references["log_probs"]
-        assert torch.equal(known.isnan(), other.isnan())  # rank 0 knows what the others computed
-        torch.testing.assert_close(known, other, equal_nan=True, rtol=1e-5, atol=1e-5)
+        found.append((row.values, np.concatenate([g.ravel() for g in state["gradient"]]), state["references"]))
+    (values, gradient, references), (other_values, other_gradient, other_references) = found
+    assert np.linalg.norm(other_gradient - gradient) <= 1e-5 * np.linalg.norm(gradient)
+    assert {n: pytest.approx(v, rel=1e-4, abs=1e-5) for n, v in values.items() if n != "logit_std"} == {
+        n: v
+        for n, v in other_values.items()
+        if n != "logit_std"  # of a part each, averaged
+    }
+    known, other = references["log_probs"], other_references["log_probs"]
+    assert torch.equal(known.isnan(), other.isnan())  # rank 0 knows what the others computed
+    torch.testing.assert_close(known, other, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.ray
-def test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoint(
-    start: Start, groups: Any, small_config: Any
-) -> None:
+def test_workers_take_the_step_of_one(pair: Any, config: Config, groups: Any) -> None:
+    check_first_step(pair, config, groups)
+    pair.train(2)
+    assert pair.weights().version == 3  # and it has compared all workers' checksums
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_three_workers_do(start: Start, config: Config, groups: Any) -> None:
+    """What the test above shows of two; four tuples, which they share unequally."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_groups": 4})})
+    check_first_step(start(partial(with_gradient, config), 3), config, groups)
+
+
+@pytest.mark.ray
+def test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoint(pair: Any, groups: Any) -> None:
     import ray
 
-    from raydense.build import build_learner
-
-    learner = start(small_config(), 2, partial(build_learner, small_config()))
-    learner.begin_stage(0, groups)
-    learner.train(1)
-    state = learner.state_dict()
-    learner.train(3)
-    expected = learner.weights()
-    pid = ray.get(learner._actors[1].__ray_call__.remote(lambda actor: os.getpid()))
+    pair.begin_stage(0, groups)
+    pair.train(1)
+    state = pair.state_dict()
+    pair.train(3)
+    expected = pair.weights()
+    pid = ray.get(pair._actors[1].__ray_call__.remote(lambda actor: os.getpid()))
     psutil.Process(pid).kill()
     began = time.monotonic()
     with pytest.raises(LearnerDied):
-        learner.train(5)
+        pair.train(5)
     assert time.monotonic() - began < 30  # not the exchange's time-out, which is 60 s
-    learner.started().load_state_dict(state)
-    learner.begin_stage(0, groups)
-    learner.train(3)
-    assert learner.weights().checksum == expected.checksum
+    pair.started().load_state_dict(state)
+    pair.begin_stage(0, groups)
+    pair.train(3)
+    assert pair.weights().checksum == expected.checksum
 
 
 def fake_learner_factory() -> Callable[..., Any]:
@@ -151,8 +170,8 @@ def fake_learner_factory() -> Callable[..., Any]:
 
 
 @pytest.mark.ray
-def test_workers_agree_on_lost_groups_and_differing_weights_are_found_out(start: Start, small_config: Any) -> None:
-    learner = start(small_config(), 2, fake_learner_factory())
+def test_workers_agree_on_lost_groups_and_differing_weights_are_found_out(start: Start) -> None:
+    learner = start(fake_learner_factory(), 2)
     for _ in range(2):  # nobody is left waiting
         with pytest.raises(GroupsLost):
             learner.train(1)

@@ -44,9 +44,17 @@ def config(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
     return path
 
 
+def train(config: Path, gamma: str, seed: int, out: Path) -> None:
+    settings = ("--set", f"steps.gamma={gamma}", "--set", f"seed={seed}")
+    assert CliRunner().invoke(app, ["train", "--local", str(config), *settings, "--out", str(out)]).exit_code == 0
+
+
 @pytest.fixture(scope="module")
 def swept(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """Four runs: the first and the last were there already, as plain runs; the sweep made the two between."""
     out = tmp_path_factory.mktemp("sweep") / "out"
+    for gamma, seed in (("0.8", 3), ("1", 4)):
+        train(config, gamma, seed, out / f"steps.gamma={gamma},seed={seed}")
     return out, sweep(config, *GRID, "--out", out)
 
 
@@ -139,11 +147,11 @@ def test_what_cannot_run_is_said_before_anything_does(
 def test_each_run_is_a_plain_run(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
     out, result = swept
     assert result.exit_code == 0, result.output
-    plain = tmp_path / "plain"
-    arguments = ["train", "--local", str(config), "--set", "steps.gamma=1", "--set", "seed=4", "--out", str(plain)]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert "2 of 4 runs are finished already" in result.output
+    assert "gamma=1, seed 3: starts" in result.output
+    train(config, "1", 3, tmp_path / "plain")
     for name in (LORA, "scores.json", "metrics.jsonl"):
-        assert (out / "steps.gamma=1,seed=4" / name).read_bytes() == (plain / name).read_bytes()
+        assert (out / "steps.gamma=1,seed=3" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 def test_a_finished_sweep_runs_nothing_again(swept: tuple[Path, Result], config: Path) -> None:

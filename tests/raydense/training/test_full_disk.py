@@ -6,24 +6,25 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from raydense.cli import app
 from raydense.files.durable import write_text
 from raydense.records.checkpoint_files import load_checkpoint
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
+    """A file system of 0.6 MB."""
     mount = tmp_path / "disk"
     mount.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(mount)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
     yield mount
@@ -37,10 +38,9 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(
     config, run = tmp_path / "config.yaml", small_disk / "run"
     settings = {"stage": {"count": 40, "groups": 6, "steps": 2}, "checkpoint": {"keep_last": 100}}
     config.write_text(yaml.safe_dump({**small_values, **settings}))
-    command = [sys.executable, "-m", "raydense.cli", "train", str(config), "--local", "--out", str(run)]
-    ended = subprocess.run(command, capture_output=True, text=True)
+    ended = CliRunner().invoke(app, ["train", str(config), "--local", "--out", str(run)])
 
-    assert ended.returncode == 1
+    assert ended.exit_code == 1
     assert "No space left on device" in ended.stderr
     assert "Traceback" not in ended.stderr
     written = sorted(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))

@@ -6,19 +6,19 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
-from raydense.cli import main
+from raydense.cli import app, main
 from raydense.records.metrics import read_rows
 
 LONG = {
@@ -29,9 +29,11 @@ LONG = {
 }
 Condition = Callable[[Path], bool]
 
-# Children are forked from a server that has imported torch already: real processes, real signals, no import time.
+# What is cut is forked from a server that has imported everything: a real process, real signals, no import time.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["raydense.cli", "raydense.fleets.local_runner", "raydense.training.run"])
+PROCESSES.set_forkserver_preload(
+    ["raydense.cli", "raydense.fleets.local_runner", "raydense.training.run", "raydense.rewards.clip", "tensorboardX"]
+)
 
 
 def start(*arguments: str | Path) -> BaseProcess:
@@ -40,16 +42,13 @@ def start(*arguments: str | Path) -> BaseProcess:
     return process
 
 
+def train(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["train", "--local", *map(str, arguments)])
+
+
 def finish(*arguments: str | Path) -> None:
-    process = start(*arguments)
-    process.join(120)
-    assert process.exitcode == 0
-
-
-def say(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs to the end in a process of its own, for what it prints."""
-    command = [sys.executable, "-m", "raydense.cli", "train", "--local", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    ended = train(*arguments)
+    assert ended.exit_code == 0, ended.output
 
 
 def shown_in_tensorboard(run: Path, name: str) -> list[tuple[int, float]]:
@@ -65,9 +64,13 @@ def rows(run: Path, kind: str) -> int:
     return sum(json.loads(line)["kind"] == kind for line in lines if line.endswith("\n"))
 
 
+def trained(steps: int) -> Condition:
+    return lambda run: rows(run, "step") >= steps
+
+
 def cut(config: Path, run: Path, reached: Condition, sign: int = signal.SIGKILL) -> int | None:
-    """Starts a run, sends it a signal as soon as the condition holds, and returns its exit code."""
-    process = start(config, "--out", run)
+    """Starts or continues a run, sends it a signal as soon as the condition holds, and returns its exit code."""
+    process = start("--resume", run) if (run / "config.yaml").exists() else start(config, "--out", run)
     deadline = time.monotonic() + 120
     while not reached(run):
         assert process.is_alive(), "the run ended before the moment to cut it"
@@ -101,18 +104,30 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CUTS: dict[str, Condition] = {
     "before the first checkpoint": lambda run: (run / "images" / "base.png").exists(),
-    "while sampling": lambda run: (run / "segments" / "stage-0001" / "unit-000001.arrow").exists(),
-    "while training": lambda run: rows(run, "step") >= 13,
-    "after an evaluation": lambda run: rows(run, "evaluation") >= 3,
     "while checkpointing": lambda run: any((run / "checkpoints").glob("stage-*-step-*.partial")),
+    "while sampling": lambda run: (run / "segments" / "stage-0001" / "unit-000001.arrow").exists(),
+    "while training": trained(13),
+    "after an evaluation": lambda run: rows(run, "evaluation") >= 3,
 }
 
 
+def test_a_run_killed_at_every_moment_continues_to_the_same_bytes(
+    config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    check_cuts(CUTS, config, tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", CUTS)
-def test_a_killed_run_continues_to_the_same_bytes(moment: str, config: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert cut(config, run, CUTS[moment]) == -signal.SIGKILL
-    assert not (run / "summary.json").exists()
+def test_a_run_killed_once_does(moment: str, config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """What the test above shows of all moments in one run."""
+    check_cuts([moment], config, tmp_path / "run", undisturbed)
+
+
+def check_cuts(moments: Iterable[str], config: Path, run: Path, undisturbed: Path) -> None:
+    for moment in moments:  # in the order in which a run comes by
+        assert cut(config, run, CUTS[moment]) == -signal.SIGKILL, moment
+        assert not (run / "summary.json").exists()
     finish("--resume", run)
     assert result(run) == result(undisturbed)
     assert shown_in_tensorboard(run, "loss") == [
@@ -130,13 +145,25 @@ def overlapped(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFa
     return root / "config.yaml", root / "run"
 
 
-@pytest.mark.parametrize("steps", [5, 13, 17])  # while the second, the third and no stage is under way beside
-def test_an_overlapped_run_continues_to_the_same_bytes(
-    steps: int, overlapped: tuple[Path, Path], tmp_path: Path
+STEPS = (5, 13, 17)  # while the second, the third and no stage is under way beside
+
+
+def test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes(
+    overlapped: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    config, undisturbed = overlapped
-    run = tmp_path / "run"
-    assert cut(config, run, lambda run: rows(run, "step") >= steps) == -signal.SIGKILL
+    check_overlapped(STEPS, *overlapped, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", STEPS)
+def test_an_overlapped_run_killed_once_does(steps: int, overlapped: tuple[Path, Path], tmp_path: Path) -> None:
+    """What the test above shows of all three moments in one run."""
+    check_overlapped([steps], *overlapped, tmp_path / "run")
+
+
+def check_overlapped(moments: Iterable[int], config: Path, undisturbed: Path, run: Path) -> None:
+    for steps in moments:
+        assert cut(config, run, trained(steps)) == -signal.SIGKILL, steps
     finish("--resume", run)
     assert result(run) == result(undisturbed)
     stages = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "stage"]
@@ -182,19 +209,19 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    cut(config, run, lambda run: rows(run, "step") >= 13)
+    cut(config, run, trained(13))
     newest = max(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))
     damaged = newest / "lora.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    ended = say("--resume", run)
+    ended = train("--resume", run)
     assert f"{damaged}: is missing or damaged" in ended.stdout
     assert result(run) == result(undisturbed)
 
 
 def test_what_a_run_may_not_change_is_refused_with_the_difference(undisturbed: Path) -> None:
-    ended = say("--resume", undisturbed, "--set", "train.lr=0.5", "--set", "stage.count=4")
-    assert ended.returncode == 2
+    ended = train("--resume", undisturbed, "--set", "train.lr=0.5", "--set", "stage.count=4")
+    assert ended.exit_code == 2
     assert "train.lr: 0.01 -> 0.5" in ended.stderr
     assert "stage.count" not in ended.stderr.split("refused:")[1]
