@@ -28,6 +28,7 @@ Part = Mapping[str, Any]
 class PipelineFiles:
     """Each part's configuration; None where it is neither in a directory nor in the hub's cache.
 
+    variant: of its weights, where a part has no other.
     notes: on what a run takes otherwise than these files have it, one line each.
     """
 
@@ -36,6 +37,7 @@ class PipelineFiles:
     unet: Part | None
     vae: Part | None
     text_encoder: Part | None
+    variant: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -51,8 +53,8 @@ def read_pipeline(model: str, revision: str | None, *, fetch: bool) -> PipelineF
                 raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
     elif fetch:
         _fetch(model, revision)
-    parts = {part: _read(model, revision, directory, name) for part, name in FILES.items()}
-    return PipelineFiles(model, **parts, notes=())
+    scheduler, unet, vae, text_encoder = (_read(model, revision, directory, name) for name in FILES.values())
+    return PipelineFiles(model, scheduler, unet, vae, text_encoder)
 
 
 def local_directory(setting: str, location: str) -> Path | None:

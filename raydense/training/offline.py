@@ -108,9 +108,9 @@ def train_offline(
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
     given = read_preferences(preferences, config) if preferences else None
+    learner = _learner(config, given)
     run_dir = RunDirectory.create(out, config, mirror)
     fleet = OfflineFleet(segments)
-    learner = _learner(config, given)
     store, stop = CheckpointStore(run_dir.checkpoints, config.checkpoint.keep_last), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")

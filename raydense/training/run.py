@@ -13,7 +13,7 @@ from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepE
 from raydense.core.metrics import MetricSink
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
-from raydense.planning.preflight import Inputs, check_inputs
+from raydense.planning.preflight import Inputs, check_inputs, with_variant
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.mirror import Mirror
@@ -41,7 +41,7 @@ def train(
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     inputs = check_inputs(config)
-    with _settled(config, inputs.pipeline, local) as config:
+    with _settled(with_variant(config, inputs.pipeline), inputs.pipeline, local) as config:
         run_dir = RunDirectory.create(out, config, mirror)
         try:
             return _Run(config, inputs, run_dir, local, display).execute()

@@ -21,6 +21,8 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from raydense.cli import app
+from raydense.config import load_config
+from raydense.evaluation.export import example_code
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 RESTORED = "segment"
@@ -93,6 +95,21 @@ def test_sixteen_bit_sampling_and_autocast_learning_train_end_to_end(
     steps = rows(tmp_path / "run", "step")
     assert steps[0]["log_ratio/abs_max"] == 0.0
     assert steps[0]["log_ratio/old_abs_mean"] < 1e-5  # equal precision, equal arithmetic
+
+
+def test_a_pipeline_with_16_bit_files_alone_is_trained_from_them_and_the_run_keeps_which(
+    train: Callable[..., Result], pipeline_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    result = train(policy={"model": str(tmp_path / "model")}, stage={"count": 1, "groups": 5, "steps": 1})
+    assert result.exit_code == 0, result.output
+    said = "policy.model has only fp16 weights for unet, vae, text_encoder, so these are loaded"
+    assert said in " ".join(result.output.split())
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert config.policy.variant == "fp16"
+    assert ", variant='fp16', safety_checker=None)" in example_code(config, "a cat")
 
 
 # -- policy.init_lora -----------------------------------------------------------------------------------------
