@@ -30,6 +30,7 @@ Part = Mapping[str, Any]
 class PipelineFiles:
     """Each part's configuration; None where it is neither in a directory nor in the hub's cache.
 
+    variant: of its weights, where a part has no other.
     notes: on what a run takes otherwise than these files have it, one line each.
     """
 
@@ -40,6 +41,7 @@ class PipelineFiles:
     text_encoder: Part | None
     tokenizer: Part | None = None
     index: Part | None = None
+    variant: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -28,7 +28,7 @@ PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preferenc
 PICTURE = "before-after.png"
 EXAMPLE = """\
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained({model!r}{revision}, safety_checker=None)
+pipeline = StableDiffusionPipeline.from_pretrained({model!r}{weights}, safety_checker=None)
 pipeline.load_lora_weights(".", weight_name="{file}")
 {tokenizer}pipeline.scheduler = DDIMScheduler{scheduler}
 pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}{size}).images[0].save("example.png")
@@ -109,7 +109,11 @@ def example_code(config: Config, prompt: str) -> str:
         size = "".join(f", {k}={v} * pipeline.vae_scale_factor" for k, v in (("height", height), ("width", width)))
     return EXAMPLE.format(
         model=resolve(policy.model),
-        revision=f", revision={policy.revision!r}" if policy.revision else "",
+        weights="".join(
+            f", {name}={value!r}"
+            for name, value in (("revision", policy.revision), ("variant", policy.variant))
+            if value is not None
+        ),
         file=FILE_NAME,
         prompt=prompt,
         steps=f"num_inference_steps={config.steps.count}",

@@ -78,15 +78,22 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     pipeline = read_pipeline(config.policy.model, config.policy.revision, fetch=fetch)
     check_parts(pipeline)
     _check_latents(config, pipeline)
-    notes = (*_check_files(config, pipeline), *_check_chain(config, pipeline))
+    pipeline = _check_files(config, pipeline)
+    notes = (*pipeline.notes, *_check_chain(config, pipeline))
     _check_lora(config, pipeline)
     return replace(pipeline, notes=notes)
 
 
-def _check_files(config: Config, pipeline: PipelineFiles) -> list[str]:
+def with_variant(config: Config, pipeline: PipelineFiles) -> Config:
+    """The configuration with the variant that was found, so that whoever reads it later takes the same weights."""
+    policy = config.policy.model_copy(update={"variant": config.policy.variant or pipeline.variant})
+    return config.model_copy(update={"policy": policy})
+
+
+def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
     """Looks at every file of the pipeline that is on this machine; of weights at their headers alone.
 
-    Returns: notes on weights of a variant that nobody asked for.
+    Returns: the pipeline, and notes on weights of a variant that nobody asked for.
     """
     from diffusers import DDIMScheduler
 
@@ -104,12 +111,10 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> list[str]:
         raise ConfigError(
             f"policy.variant={policy.variant}: policy.model={policy.model} has no such weights; leave it null"
         )
-    only = {variant: [p for p, v in variants.items() if v == variant] for variant in {*variants.values()} - {None}}
-    return [
-        f"policy.model has only {variant} weights for {', '.join(parts)}, so these are loaded"
-        for variant, parts in sorted(only.items())
-        if variant != policy.variant
-    ]
+    others = sorted({variant for variant in variants.values() if variant not in (None, policy.variant)})
+    parts = {other: ", ".join(part for part, variant in variants.items() if variant == other) for other in others}
+    notes = [f"policy.model has only {other} weights for {parts[other]}, so these are loaded" for other in others]
+    return replace(pipeline, variant=others[0] if len(others) == 1 else None, notes=(*pipeline.notes, *notes))
 
 
 def _check_latents(config: Config, pipeline: PipelineFiles) -> None:

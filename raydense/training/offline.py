@@ -118,10 +118,10 @@ def train_offline(
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
     given = read_preferences(preferences, config) if preferences else None
+    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
     run_dir = RunDirectory.create(out, config, mirror)
     run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
     fleet = OfflineFleet(segments)
-    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
     store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")

@@ -15,7 +15,7 @@ from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.files.durable import write_text
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
-from raydense.planning.preflight import Inputs, check_inputs
+from raydense.planning.preflight import Inputs, check_inputs, with_variant
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.metrics import MetricSink
@@ -44,7 +44,7 @@ def train(
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     inputs = check_inputs(config)
-    with _settled(config, inputs.pipeline, local) as config:
+    with _settled(with_variant(config, inputs.pipeline), inputs.pipeline, local) as config:
         pinned = pin_inputs(config)
         run_dir = RunDirectory.create(out, config, mirror)
         try:

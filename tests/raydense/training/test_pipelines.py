@@ -21,6 +21,8 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from raydense.cli import app
+from raydense.config import load_config
+from raydense.evaluation.export import example_code
 from raydense.records.grids import read_grid
 from raydense.records.segments import read_segment
 
@@ -117,6 +119,21 @@ def test_portraits_of_a_pipeline_that_leaves_open_what_it_may(
     assert read_grid(tmp_path / "run" / "images" / "before-after.png").images.shape[2:] == (24, 16, 3)
     segment = next((tmp_path / "run" / "segments").rglob("*.arrow"))
     assert read_segment(segment)[1][0].latents.shape == (3, 5, 4, 12, 8)
+
+
+def test_a_pipeline_with_16_bit_files_alone_is_trained_from_them_and_the_run_keeps_which(
+    train: Callable[..., Result], pipeline_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pipeline_dir, tmp_path / "model")
+    for file in (tmp_path / "model").rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    result = train(policy={"model": str(tmp_path / "model")}, stage={"count": 1, "groups": 5, "steps": 1})
+    assert result.exit_code == 0, result.output
+    said = "policy.model has only fp16 weights for unet, vae, text_encoder, so these are loaded"
+    assert said in " ".join(result.output.split())
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert config.policy.variant == "fp16"
+    assert ", variant='fp16', safety_checker=None)" in example_code(config, "a cat")
 
 
 # -- policy.init_lora -----------------------------------------------------------------------------------------
