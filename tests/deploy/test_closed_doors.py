@@ -68,18 +68,20 @@ def test_no_error_shows_the_keys_of_a_uri() -> None:
 
 @pytest.mark.parametrize(("named", "imported"), [([], False), (["reward.scorer.target=planted:score"], True)])
 def test_a_users_module_is_imported_only_if_the_configuration_names_it(
-    named: list[str], imported: bool, tmp_path: Path
+    named: list[str], imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "planted.py").write_text(
         "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ndef score(images, prompts): return []\n"
     )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
     kind = ["reward.scorer={kind: callable, name: planted, target: 'planted:score'}"] if named else []
     sets = [argument for value in [*kind, *named] for argument in ("--set", value)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "raydense.cli", "train", "--dry-run", *sets]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["train", "--dry-run", *sets])
+    assert done.exit_code == 0, done.stderr
     assert (tmp_path / "ran").exists() is imported
+    assert ("planted" in sys.modules) is imported
+    sys.modules.pop("planted", None)
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ def test_a_run_records_the_number_and_its_result_is_that_of_the_number(
 def test_on_ray_too(small_values: dict[str, Any], ray_cluster: None, tmp_path: Path) -> None:
     file, out = tmp_path / "auto.yaml", tmp_path / "run"
     values = {**small_values, "learner": {"micro_batch": "auto"}, "stage": {"count": 1, "groups": 4, "steps": 1}}
+    values["samplers"] = {**values["samplers"], "count": 1}
     file.write_text(yaml.safe_dump(values))
     result = CliRunner().invoke(app, ["train", str(file), "--out", str(out)])
     assert result.exit_code == 0, result.output
