@@ -145,7 +145,7 @@ def test_a_repository_in_the_hubs_cache(cached: Path) -> None:
     (cached / "text_encoder" / "model.safetensors").rename(cached / "text_encoder" / "model.fp16.safetensors")
     weights: Any = choose_weights(folder, "model")
     assert weights.variant == "fp16"
-    assert ("final_layer_norm.weight", (16,)) in weights.shapes().items()
+    assert (16,) in weights.shapes().values()
     (cached / "text_encoder" / "model.fp16.safetensors").unlink()
     assert choose_weights(folder, "model") is None  # whether the hub has some is not known
     assert choose_weights(ModelFolder("policy.model", "owner/other", None, "text_encoder"), "model") is None
