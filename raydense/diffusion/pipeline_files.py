@@ -68,9 +68,20 @@ def local_directory(setting: str, location: str) -> Path | None:
         raise ConfigError(f"{setting}={error}; give a directory or a hub id") from None
     if path.is_dir():
         return path
-    if path.exists() or location.startswith((".", "~")) or path.is_absolute() or location.count("/") > 1:
+    if path.exists() or location.startswith((".", "~")) or path.is_absolute() or not _could_be_on_the_hub(location):
         raise ConfigError(f"{setting}={location} is not a directory; give an existing one or a hub id")
     return None
+
+
+def _could_be_on_the_hub(location: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(location)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _read(model: str, revision: str | None, directory: Path | None, name: str) -> Part | None:

@@ -151,6 +151,23 @@ def test_a_repository_in_the_hubs_cache(cached: Path) -> None:
     assert choose_weights(ModelFolder("policy.model", "owner/other", None, "text_encoder"), "model") is None
 
 
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("my model", "is not a directory; give an existing one or a hub id"),
+        ("a..b", "is not a directory; give an existing one or a hub id"),
+        ("/absent", "is not a directory; give an existing one or a hub id"),
+        ("a/b/c", "is not a directory; give an existing one or a hub id"),
+        ("pkg://no_package/x", "no installed package 'no_package'"),
+    ],
+)
+def test_a_location_of_nothing_is_not_asked_of_the_hub(location: str, said: str) -> None:
+    folder = ModelFolder("scorer s: model", location)
+    for use in (folder.names, folder.check_files, lambda: choose_weights(folder, "model", fetch=True)):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            use()
+
+
 def test_the_vocabulary_may_be_one_file_or_two(pipeline_dir: Path, tmp_path: Path) -> None:
     shutil.copytree(pipeline_dir / "tokenizer", tmp_path / "tokenizer")
     folder = ModelFolder("policy.model", str(tmp_path), None, "tokenizer")
