@@ -75,7 +75,7 @@ def local_directory(setting: str, location: str) -> Path | None:
 
 def _could_be_on_the_hub(location: str) -> bool:
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public all the same
 
     try:
         validate_repo_id(location)
