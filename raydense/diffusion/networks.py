@@ -112,8 +112,9 @@ def check_network(cls: Any, folder: ModelFolder, variant: str | None = None) -> 
 
 def _misfit_of_transformers(cls: Any, folder: ModelFolder, tensors: dict[str, Tensor]) -> str:
     """As the library would load tensors of these names and shapes: it knows old names and harmless ones."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     with quiet_libraries():
-        _, info = cls.from_pretrained(
+        network, info = cls.from_pretrained(
             None,
             config=cls.config_class.from_pretrained(folder.path, **folder.where),
             state_dict=tensors,
@@ -121,7 +122,12 @@ def _misfit_of_transformers(cls: Any, folder: ModelFolder, tensors: dict[str, Te
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
-    return _reported(info)
+    own = network.state_dict()
+    misshapen = [  # transformers 4 reports the names alone
+        (entry, shapes.get(entry, ()), own[entry].shape) if isinstance(entry, str) else entry
+        for entry in info["mismatched_keys"]
+    ]
+    return _reported({**info, "mismatched_keys": misshapen})
 
 
 def _misfit_of_diffusers(cls: Any, folder: ModelFolder, tensors: dict[str, Tensor], are_shards: bool) -> str:

@@ -193,6 +193,8 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
                     f"scorer {scorer.name}: tokenizer={scorer.tokenizer} holds no vocab.txt; give a directory with the "
                     "one of bert-base-uncased"
                 )
+            if scorer.tokenizer is not None:
+                ModelFolder(f"scorer {scorer.name}: tokenizer", scorer.tokenizer).check_files()
             if scorer.checkpoint is not None:
                 _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
                 imagereward.check_checkpoint(scorer.name, scorer.checkpoint)

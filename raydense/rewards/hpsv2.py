@@ -117,8 +117,9 @@ def check_checkpoint(name: str, version: str, checkpoint: str) -> None:
     path = find_checkpoint(version, checkpoint)
     source = f"scorer {name}: checkpoint={path}"
     state = read_state_dict(path, source, key="state_dict", device="meta")
+    package = open_clip(antialias=False)
     with torch.device("meta"):
-        model, *_ = _create_model(open_clip(antialias=False), "meta")
+        model, *_ = _create_model(package, "meta")
     check_fit(model, state, source)
 
 

@@ -71,15 +71,15 @@ def test_tensors_that_do_not_fit_are_named(models: Path, network: str, damage: s
     cls, _, name = NETWORKS[network]
     stored = next(key for key in load_file(models / NETWORKS[network][1]) if key.endswith(name))
     shape = list(load_file(models / NETWORKS[network][1])[stored].shape)
-    edits: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
-        "missing": (lambda t: {k: v for k, v in t.items() if k != stored}, f"1 missing: {name}"),
-        "surplus": (lambda t: {**t, "ema.decay": torch.ones(1)}, "1 surplus: ema.decay"),
-        "misshapen": (lambda t: {**t, stored: torch.ones(3, 5)}, f"1 misshapen: {name} [3, 5], not {shape}"),
-        "prefixed": (lambda t: {f"module.{k}": v for k, v in t.items()}, "surplus: module."),
+    edits: dict[str, tuple[Callable[[Tensors], Tensors], tuple[str, ...]]] = {
+        "missing": (lambda t: {k: v for k, v in t.items() if k != stored}, ("; 1 missing: ", name)),
+        "surplus": (lambda t: {**t, "ema.decay": torch.ones(1)}, ("; 1 surplus: ema.decay",)),
+        "misshapen": (lambda t: {**t, stored: torch.ones(3, 5)}, ("; 1 misshapen: ", f"{name} [3, 5], not {shape}")),
+        "prefixed": (lambda t: {f"module.{k}": v for k, v in t.items()}, (" missing: ", " surplus: module.")),
     }
     edit, said = edits[damage]
     change(models, network, edit)
-    refuse(models, network, f".safetensors is not this {cls.__name__}; ", said)
+    refuse(models, network, f".safetensors is not this {cls.__name__}; ", *said)
 
 
 def test_names_that_the_libraries_translate_are_no_fault(models: Path) -> None:
@@ -145,7 +145,9 @@ def test_a_value_that_is_no_number_is_found_when_it_is_loaded(models: Path, netw
         return tensors
 
     change(models, network, one_value)
-    with pytest.raises(ConfigError, match=rf"\.safetensors has NaN or infinity as float32 in {NETWORKS[network][2]};"):
+    with pytest.raises(
+        ConfigError, match=rf"\.safetensors has NaN or infinity as float32 in .*{NETWORKS[network][2]};"
+    ):
         load(models, network)
 
 
@@ -208,7 +210,6 @@ def test_a_tokenizer_that_cannot_be_read(models: Path, file: str, content: str, 
 )
 def test_a_tokenizer_without_a_vocabulary_is_not_made_up(models: Path, load_it: Any, folder: str) -> None:
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
-        (models / folder / name).unlink()
-    assert len(getattr(load_it(models / folder), "tokenizer", load_it(models / folder))) < 5  # the library makes one
+        (models / folder / name).unlink(missing_ok=True)  # transformers 4 writes no tokenizer.json
     with pytest.raises(ConfigError, match=r"holds neither tokenizer\.json nor vocab\.json with merges\.txt; add them"):
         load_part(load_it, folder_of(models, folder), vocabulary=True)

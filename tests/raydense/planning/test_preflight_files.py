@@ -104,7 +104,8 @@ def scorer(kind: str, directory: Path) -> Any:
             )
         case "hpsv2":
             return HPSv2ScorerConfig(kind="hpsv2", name="s", checkpoint=str(directory / "model.pt"))
-    return ImageRewardScorerConfig(kind="imagereward", name="s", checkpoint=str(directory / "model.pt"))
+    files = {"checkpoint": str(directory / "model.pt"), "tokenizer": str(directory)}
+    return ImageRewardScorerConfig(kind="imagereward", name="s", **files)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +116,13 @@ def scorer(kind: str, directory: Path) -> Any:
         ("aesthetic", "head.pth"),
         ("hpsv2", "model.pt"),
         ("imagereward", "model.pt"),
+        ("imagereward", "vocab.txt"),
     ],
 )
 def test_every_file_of_a_judge_is_looked_at(scorer_dir: Path, tmp_path: Path, kind: str, file: str) -> None:
     directory = Path(shutil.copytree(scorer_dir, tmp_path / "scorer"))
     torch.save(AestheticHead(8).state_dict(), directory / "head.pth")
+    (directory / "vocab.txt").write_text("[PAD]\n")
     if kind in ("clip", "aesthetic"):
         check_scorer(scorer(kind, directory))
     (directory / file).write_bytes(b"<html>Sign in</html>")
