@@ -1,7 +1,7 @@
 """The command line: one line a command, each in a module of `raydense.commands`. Heavy imports wait until one runs.
 
 Exit codes: 0 done; 1 failed; 2 bad input, found before any actor started; 128 + N stopped by signal N (130 Ctrl-C,
-143 SIGTERM), with a directory that `raydense train --resume` continues.
+143 SIGTERM), with a directory that `raydense train --resume` continues. A reader that leaves (`| head`) stops nothing.
 """
 
 from __future__ import annotations

@@ -48,18 +48,18 @@ def _guarded(stream: TextIO) -> TextIO:
 class _Unbroken(io.FileIO):
     """A pipe or terminal whose reader may leave, as `head` does: what is written then goes nowhere.
 
-    A run of days must not end of a closed window; what it learns lies in its directory. Files are another matter: a
-    full disk is an error.
+    A run of days must not end of a closed window; what it learns lies in its directory. A file is another matter: a
+    full disk is an error, once.
     """
 
     def write(self, data: Buffer) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            left = error.errno in (errno.EPIPE, errno.EIO)
-            if not left or stat.S_ISREG(os.fstat(self.fileno()).st_mode):
+            left = error.errno in (errno.EPIPE, errno.EIO) and not stat.S_ISREG(os.fstat(self.fileno()).st_mode)
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if not left:
                 raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
         return memoryview(data).nbytes

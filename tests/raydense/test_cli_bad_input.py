@@ -112,6 +112,7 @@ FILES = {  # content of a configuration file: what the line says
     b"": "must be a mapping of sections, got NoneType",
     b"seed: [1\n": "is not valid YAML",
     b"seed: \xff\n": "is not UTF-8 text; save it as UTF-8",
+    b"? [a]\n: b\n": "is not valid YAML: a key is no text",
     b"seed: 1\nseed: 2\n": "is not valid YAML: 'seed' is there twice",
 }
 

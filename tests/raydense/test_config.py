@@ -119,6 +119,8 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("reward.monitors=[{kind: callable, name: clip, target: 'a:b'}]", "scorer names must differ"),
         ("reward.scorer.name=a/b", "reward.scorer.name: 'a/b' becomes part of a file's name; give 1 to 100 characters"),
         ("reward.monitors=[{kind: callable, name: .x, target: 'a:b'}]", "reward.monitors.0.name: '.x' becomes part"),
+        ('name="a\\ud83d"', "name='a\\ud83d' holds \\ud83d, half of a character or a byte that is no UTF-8; write it"),
+        ("prompts.train=\udcff.txt", "prompts: train='\\udcff.txt' holds \\udcff, half of a character or a byte"),
         ("sampler=3", "sampler=3: input should be a valid dictionary"),
     ],
 )

@@ -23,10 +23,10 @@ from typer.testing import CliRunner
 
 from raydense.cli import app, main
 from raydense.config import Config, ConfigError, load_config
-from raydense.core.statistics import mean_interval
+from raydense.core.statistics import Interval, mean_interval
 from raydense.evaluation.sweep import Trial, parse_grid, parse_seeds, plan_sweep
 from raydense.evaluation.sweep_runs import SweepRunner
-from raydense.evaluation.sweep_table import outcomes, write_results
+from raydense.evaluation.sweep_table import Outcome, outcomes, plot, write_results
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 GRID = ("--grid", "steps.gamma=0.8,1", "--seeds", "3,4", "--jobs", "2")
@@ -288,6 +288,19 @@ def test_the_plot_is_a_picture_with_a_panel_a_prompt_set(swept: tuple[Path, Resu
         assert picture.width > 1.5 * picture.height
         colours = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert len(np.unique(colours, axis=0)) > 20
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    sure = Interval(0.1, 0.0, 0.2)
+    both = [
+        Outcome(
+            (("name", name), ("prompts.train", "$^$")), "train", "$a$ $b{", (1,), 0.0, 0.1, (0.1,), sure, sure, None
+        )
+        for name in ("$x_{$", "$")
+    ]
+    plot(tmp_path / "plot.png", both)
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width > 100
 
 
 def test_one_seed_has_an_interval_over_its_prompts(swept: tuple[Path, Result], config: Path) -> None:

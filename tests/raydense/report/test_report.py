@@ -26,6 +26,7 @@ from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
 from raydense.report.step_draws import draw_counts, expected_shares
+from raydense.report.svg import draw
 
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",
@@ -179,6 +180,11 @@ def test_a_prompt_is_text_and_never_markup(copy: Path) -> None:
     assert not page.all("script")
     assert not [attributes for _, attributes in page.tags if "onload" in attributes]
     assert bad in page.text
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    figure = draw("key", "title", "caption", "alternative", lambda axes: axes.set_title("$a$ $b{ [red] :cat:"))
+    assert "$a$ $b{ [red] :cat:" in figure.svg
 
 
 def test_the_command_that_continues_is_one_for_a_shell(copy: Path) -> None:

@@ -70,6 +70,7 @@ def test_a_setting_that_is_a_text_takes_what_looks_like_something_else(text: str
         ('"a" # b', "the value is not valid YAML"),
         ("[a, b] # both", "the value is not valid YAML"),
         ("{name: a, name: b}", "the value is not valid YAML ('name' is there twice)"),
+        ("{[a]: b}", "the value is not valid YAML (a key is no text)"),
         ("[&a b, *a]", "the value is not valid YAML (&, * and ! begin no value)"),
         ("{name: !x y}", "&, * and ! begin no value"),
         ("[a]\n---\n[b]", "the value is not valid YAML"),
