@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -91,7 +90,7 @@ def _kohya_scale(layer: str, parts: Tensors, source: str) -> float:
     if _ALPHA not in parts:
         return 1.0
     alpha = parts[_ALPHA]
-    if alpha.numel() != 1 or not math.isfinite(alpha.item()):
-        raise ConfigError(f"{source}: {layer}.{_ALPHA} is not one finite number")
+    if alpha.numel() != 1:
+        raise ConfigError(f"{source}: {layer}.{_ALPHA} {list(alpha.shape)} is not one number")
     rank = next(iter(parts[_DOWN].shape), 0) or 1  # a tensor without one is refused where shapes are compared
     return (alpha.item() or rank) / rank

@@ -131,8 +131,8 @@ def test_layers_of_a_smaller_rank_begin_as_a_new_lora_does(
         ({f"{LAYER}.lora_down.weight": torch.tensor(1.0)}, "1 tensors do not have their layer's rank: "),
         ({f"{LAYER}.lora_down.weight": torch.ones(0, 8)}, "1 tensors do not have their layer's rank: "),
         ({"emb_params": torch.ones(2, 8)}, "1 of its layers are not the two factors of a LoRA: emb_params"),
-        ({f"{LAYER}.alpha": torch.tensor(float("nan"))}, f"{LAYER}.alpha is not one finite number"),
-        ({f"{LAYER}.alpha": torch.ones(2)}, f"{LAYER}.alpha is not one finite number"),
+        ({f"{LAYER}.alpha": torch.tensor(float("nan"))}, f"has NaN or infinity in {LAYER}.alpha"),
+        ({f"{LAYER}.alpha": torch.ones(2)}, f"{LAYER}.alpha [2] is not one number"),
         ({f"{LAYER}.lora_up.weight": torch.ones(8, 3)}, "1 tensors do not have their layer's rank: "),
     ],
 )
