@@ -117,7 +117,7 @@ def check_checkpoint(name: str, version: str, checkpoint: str) -> None:
     path = find_checkpoint(version, checkpoint)
     source = f"scorer {name}: checkpoint={path}"
     state = read_state_dict(path, source, key="state_dict", device="meta")
-    package = open_clip(antialias=False)
+    package = open_clip(False)
     with torch.device("meta"):
         model, *_ = _create_model(package, "meta")
     check_fit(model, state, source)
@@ -146,7 +146,7 @@ def find_checkpoint(version: str, checkpoint: str | None) -> Path:
 
 
 @functools.cache
-def open_clip(antialias: bool) -> ModuleType:
+def open_clip(antialias: bool, /) -> ModuleType:
     """The package's `open_clip`, privately loaded (see above), its resize with `antialias` stated.
 
     Raises: ModuleNotFoundError if hpsv2, or the vocabulary that it lacks, is not installed.

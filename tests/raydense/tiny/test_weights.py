@@ -48,6 +48,11 @@ def test_tensors_are_stored_in_half_precision() -> None:
     assert len(stored) > 400 and {dtype for dtype in stored if dtype.is_floating_point} == {torch.float16}
 
 
+def test_the_text_encoder_has_the_names_that_every_transformers_reads() -> None:
+    names = load_file(WEIGHTS / "pipeline" / "text_encoder" / "model.safetensors")
+    assert names and all(name.startswith("text_model.") for name in names)  # transformers 4 knows no others
+
+
 def test_the_pipeline_has_stable_diffusions_classes(pipeline: Any) -> None:
     assert type(pipeline) is StableDiffusionPipeline
     assert type(pipeline.vae) is AutoencoderKL
