@@ -27,8 +27,9 @@ from raydense.training.preferences import KIND
 PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
 PICTURE = "before-after.png"
 EXAMPLE = """\
+import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained({model!r}{weights}, safety_checker=None)
+pipeline = StableDiffusionPipeline.from_pretrained({model!r}{weights}, torch_dtype=torch.float32, safety_checker=None)
 pipeline.load_lora_weights(".", weight_name="{file}")
 {tokenizer}pipeline.scheduler = DDIMScheduler{scheduler}
 pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}{size}).images[0].save("example.png")

@@ -102,6 +102,16 @@ def test_a_report_and_an_export_are_made(runs: Path) -> None:
     assert (runs / "exported" / name).read_bytes() == (runs / "finished/lora" / name).read_bytes()
 
 
+def test_the_exported_example_draws_with_the_embedded_model(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are of several precisions, as many a pipeline's are."""
+    raydense("export", "finished", "--to", "exported")
+    monkeypatch.chdir(runs / "exported")
+    exec((runs / "exported/example.py").read_text("utf-8"), {})
+    with Image.open("example.png") as picture:
+        assert picture.size == (64, 64)
+        assert len(set(picture.convert("RGB").getdata())) > 10
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_resolved_configurations_are_still_read(name: str) -> None:
     path = ANSWERS / f"{name}.yaml"

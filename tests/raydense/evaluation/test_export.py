@@ -153,7 +153,7 @@ def test_the_examples_scheduler_takes_the_runs_steps(
     config = small_config(policy={"model": str(tmp_path / "model")}, steps={"count": 4, "spacing": spacing})
     lines = example_code(config, "a cat").splitlines()
     names: dict[str, Any] = {}
-    exec("\n".join(line for line in lines[:4] if "load_lora" not in line), names)
+    exec("\n".join(line for line in lines[:5] if "load_lora" not in line), names)
     theirs, ours = names["pipeline"].scheduler, settle_chain(json.loads(file.read_text()), 4, spacing)
     theirs.set_timesteps(4)
     assert theirs.timesteps.tolist() == ours.timesteps.tolist()
@@ -193,7 +193,7 @@ def test_the_example_sets_a_prompts_length_where_the_tokenizer_does_not(
 )
 def test_a_pipeline_that_is_not_here_is_converted_where_the_example_runs(overrides: list[str], expected: str) -> None:
     config = load_config(preset="single-prompt", overrides=[*overrides, "policy.model=/absent"])
-    line = example_code(config, "a cat").splitlines()[3]
+    line = example_code(config, "a cat").splitlines()[4]
     assert line.startswith("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=")
     assert line.endswith(expected)
 

@@ -133,7 +133,7 @@ def test_a_pipeline_with_16_bit_files_alone_is_trained_from_them_and_the_run_kee
     assert said in " ".join(result.output.split())
     config = load_config(tmp_path / "run" / "config.yaml")
     assert config.policy.variant == "fp16"
-    assert ", variant='fp16', safety_checker=None)" in example_code(config, "a cat")
+    assert ", variant='fp16', torch_dtype=torch.float32, safety_checker=None)" in example_code(config, "a cat")
 
 
 # -- policy.init_lora -----------------------------------------------------------------------------------------
