@@ -58,7 +58,7 @@ def test_the_example_runs_as_it_stands_and_the_lora_changes_its_picture(
 ) -> None:
     code = (exported / "example.py").read_text("utf-8")
     lines = code.splitlines(keepends=True)
-    assert len(lines) == 5
+    assert len(lines) == 6
     monkeypatch.chdir(exported)
     tuned = run_example(code)
     base = run_example("".join(line for line in lines if "load_lora_weights" not in line))
