@@ -235,12 +235,16 @@ def _look_at_vocabulary(location: str, revision: str | None) -> Checksums:
 
 
 def _look_at_source(target: str, revision: str | None) -> Checksums:
-    """The file of `module:function`, not of what that imports."""
+    """The file of `module:function`, not of what that imports; it may lie in the current directory too."""
+    name = target.partition(":")[0]
     try:
-        spec = find_spec(target.partition(":")[0])
-    except (ImportError, ValueError):
-        return {}
-    return _look_at_file(spec.origin, revision) if spec and spec.has_location and spec.origin else {}
+        spec = find_spec(name)
+    except Exception:  # whatever a user's package raises: the check of the scorer says so
+        spec = None
+    if spec and spec.has_location and spec.origin:
+        return _look_at_file(spec.origin, revision)
+    here = Path(*name.split("."))  # an installed command does not have it on Python's path before the scorer is made
+    return _look_at_file(f"{here}.py", revision) or _look_at_file(str(here / "__init__.py"), revision)
 
 
 SCORER_FILES: Mapping[str, Mapping[str, Look]] = {

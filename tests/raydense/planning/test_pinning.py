@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,23 @@ def test_every_file_that_a_configuration_names_is_pinned(project: Config, tmp_pa
         "scorer aesthetic: clip_model": ("owner/hub-id", "owner/hub-id", []),
         "scorer aesthetic: head": ("head.pt", f"{home}/head.pt", ["."]),
     }
+
+
+@pytest.mark.parametrize("file", ["own_scorer.py", "own_scorer/__init__.py", "own/scorer.py"])
+def test_a_function_in_the_current_directory_is_pinned_before_it_is_imported(
+    file: str, small_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", ".", str(tmp_path))])
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(SCORER)
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    scorer = {"kind": "callable", "name": "bright", "target": f"{module}:bright"}
+    config = small_config(reward={"scorer": scorer})
+    before = pin_inputs(config).pins["scorer bright: target"].sha256
+    assert list(before) == ["."]
+    (tmp_path / file).write_text(SCORER + "\n")
+    assert pin_inputs(config).pins["scorer bright: target"].sha256 not in (before, {})
 
 
 def test_where_each_lies_is_a_setting(project: Config) -> None:
