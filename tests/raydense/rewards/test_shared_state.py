@@ -16,6 +16,11 @@ import torch
 from raydense.core.interfaces import SharedStateChanged
 from raydense.rewards.shared_state import SHARED, keep_shared_state
 
+
+def ignore(*_: Any) -> None:
+    """A handler that nobody else has."""
+
+
 CHANGES: dict[str, Callable[[], Any]] = {
     "torch's default dtype from torch.float32 to torch.float64": partial(torch.set_default_dtype, torch.float64),
     "torch's default device from cpu to meta": partial(torch.set_default_device, "meta"),
@@ -38,8 +43,8 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "torch.backends.cudnn.allow_tf32 from True to False": partial(setattr, torch.backends.cudnn, "allow_tf32", False),
     "numpy's error handling": partial(np.seterr, all="raise"),
     "the working directory": partial(os.chdir, "/"),
-    "the handler of SIGINT": partial(signal.signal, signal.SIGINT, signal.SIG_IGN),
-    "the handler of SIGTERM": partial(signal.signal, signal.SIGTERM, signal.SIG_IGN),
+    "the handler of SIGINT": partial(signal.signal, signal.SIGINT, ignore),
+    "the handler of SIGTERM": partial(signal.signal, signal.SIGTERM, ignore),
 }
 
 
