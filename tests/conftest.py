@@ -28,16 +28,21 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, workers starve
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on small tensors more threads only wait, above all beside other work
 
 ROOT = Path(__file__).parents[1]
-RAY = "files that start Ray"
+RAY = "files on the session's Ray"
 LONG = (  # these begin first, so that no process is left with one of them at the end
+    "raydense/checks/test_chaos.py",
+    "deploy/test_watched_run.py",
     "raydense/training/test_resume.py",
+    "raydense/planning/test_placement.py",
     "raydense/training/test_pipelines.py",
+    "deploy/test_actors_on_nodes.py",
+    "raydense/evaluation/test_sweep.py",
 )
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
-# -- how the plain suite is spread over two processes: a file stays in one, and so do all that start Ray ---------------
+# -- how the plain suite is spread over two processes: a file stays in one, and so do all on the session's Ray ---------
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -56,7 +61,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class _ByFile(LoadScopeScheduling):
-    """Module fixtures are made once; there is one cluster of the session, and never two at work beside each other."""
+    """Module fixtures are made once, and so is the session's cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
         return _group(nodeid.partition("::")[0])
@@ -64,7 +69,7 @@ class _ByFile(LoadScopeScheduling):
 
 @cache
 def _group(file: str) -> str:
-    return RAY if re.search(r"\bmark\.ray\b", (ROOT / file).read_text("utf-8")) else file
+    return RAY if re.search(r"\bray_cluster\b", (ROOT / file).read_text("utf-8")) else file
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
