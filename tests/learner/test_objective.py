@@ -112,10 +112,10 @@ def test_tied_tuples_are_counted_and_pull_only_as_far_as_they_are_ordered(
     random, _ = batched_loss(policy, batch, "initial policy")
     marginal, metrics = batched_loss(policy, batch, "initial policy", ties="marginal")
     assert float(metrics["reward/ties"]) == pytest.approx(2 / 3)
-    assert float(metrics["loss"]) == pytest.approx(float(marginal.mean()))
-    assert float(marginal[0]) == 0.0
-    assert 0 < float(marginal[1]) < float(random[1])  # the order that was drawn is one of two
-    assert float(marginal[2]) == float(random[2])
+    assert float(metrics["loss"]) == pytest.approx(marginal.mean().item())
+    assert marginal[0].item() == 0.0
+    assert 0 < marginal[1].item() < random[1].item()  # the order that was drawn is one of two
+    assert marginal[2].item() == random[2].item()
 
 
 def test_the_cases_test_both_sides_of_the_clip(
