@@ -171,7 +171,7 @@ def reserved():
 
 try:
     reserved()
-    cluster.add_node(num_cpus=0, num_gpus=2)
+    cluster.add_node(num_cpus=4, num_gpus=2)
     cluster.wait_for_nodes()
     reserved()
 finally:
