@@ -110,7 +110,9 @@ def test_what_a_repository_may_lack(pipeline_dir: Path, tmp_path: Path, hub: Ser
 
 def test_what_it_may_not_is_said(pipeline_dir: Path, tmp_path: Path, hub: Serve) -> None:
     hub(without(pipeline_dir, tmp_path / "model", "vae/config.json"))
-    with pytest.raises(ConfigError, match=r"policy.model=owner/name cannot be had from the hub"):
+    with pytest.raises(
+        ConfigError, match=r"policy.model=owner/name is no directory here, and cannot be had from the hub"
+    ):
         read_pipeline("owner/name", None, fetch=True)
 
 

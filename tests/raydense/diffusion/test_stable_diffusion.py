@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raydense.config import Config, ConfigError
 from raydense.diffusion.policy import Policy
@@ -233,9 +233,13 @@ def test_a_tokenizer_without_a_length_is_cut_to_the_text_encoders_positions(
     assert "prompt 3: the model reads 10 tokens of 'a red fox on a hill'; cut off: " in note
 
 
-def test_a_tokenizer_of_another_text_encoder_is_refused(model: Path, small_config: Callable[..., Config]) -> None:
-    with (
-        changed(model, text(vocab_size=20)),
-        pytest.raises(ConfigError, match="its tokenizer has 54 tokens, but its text encoder's vocab_size=20; give a"),
-    ):
-        check_inputs(small_config(policy={"model": str(model)}))
+def test_a_tokenizer_of_another_text_encoder_is_refused(
+    model: Path, small_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(model, tmp_path / "model"))
+    values = json.loads((other / "text_encoder" / "config.json").read_text())
+    values |= {"vocab_size": 20, "bos_token_id": 18, "eos_token_id": 19, "pad_token_id": 19}
+    CLIPTextModel(CLIPTextConfig(**values)).save_pretrained(other / "text_encoder")
+    said = "its tokenizer has 54 tokens, but its text encoder's vocab_size=20; give a"
+    with pytest.raises(ConfigError, match=said):
+        check_inputs(small_config(policy={"model": str(other)}))

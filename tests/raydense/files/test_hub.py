@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raydense.core import hub
+from raydense.files import hub
 
 
 def silent(connection: socket.socket) -> None:

@@ -157,7 +157,7 @@ def test_relative_paths_are_found_from_anywhere(project: Config, tmp_path: Path,
     assert found.policy.init_lora == f"{home}/init"
     assert found.prompts.train == f"{run.root}/prompts/train.jsonl"
     assert found.reward.judges[0].model_dump()["model"] == f"{home}/clip"
-    assert check_inputs(found.model_copy(update={"reward": project.reward.model_copy(update={"monitors": ()}),
+    assert check_inputs(found.model_copy(update={"reward": found.reward.model_copy(update={"monitors": ()}),
         "policy": found.policy.model_copy(update={"init_lora": None})})).prompts.train == ("a dog",)  # fmt: skip
 
 

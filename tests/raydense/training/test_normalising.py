@@ -147,7 +147,7 @@ def test_an_evaluation_gives_the_run_the_scores_that_it_gave_itself(run: Path, t
 
 def test_an_evaluation_by_a_mixture_of_no_run_takes_the_base_models_scale(run: Path, tmp_path: Path) -> None:
     other = mixture(name="other", components=mixture()["components"][:1])
-    command = ["evaluate", str(run), "--local", "--scorer", yaml.safe_dump(other), "--out", str(tmp_path)]
+    command = ["evaluate", str(run), "--local", "--scorer", json.dumps(other), "--out", str(tmp_path)]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "by the statistics of the base model's pictures here" in " ".join(done.output.split())

@@ -25,7 +25,7 @@ from raydense.records.metrics import read_rows
 
 LONG = {
     "stage": {"count": 3, "groups": 6, "steps": 8},
-    "checkpoint": {"every_steps": 3},
+    "checkpoint": {"every_steps": 3, "keep_last": 9},
     "replay": {"segments": True},
     "evaluate": {"every_steps": 6, "prompts": 2, "images_per_prompt": 2, "grid_prompts": 2, "grid_images": 2},
 }

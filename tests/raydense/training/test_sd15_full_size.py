@@ -184,6 +184,7 @@ def test_the_same_path_in_a_small_configuration(
 ) -> None:
     values = settings(pipeline_dir, scorer_dir, rank=2)
     values["sampler"]["latent_size"] = 8
+    values["train"]["lr"] = 1e-2  # one step must show in a small network's bfloat16
     values["prompts"] = {"train": small_values["prompts"]["train"]}  # the small tokenizer knows letters alone
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     arguments = ["train", str(tmp_path / "config.yaml"), "--local", "--out", str(tmp_path / "run")]
