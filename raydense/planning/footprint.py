@@ -15,22 +15,16 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import PreTrainedModel
 
 from raydense.diffusion.lean import keep_less
-
-NETWORKS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {  # of a pipeline, from their configurations
-    "unet": lambda config: UNet2DConditionModel.from_config(dict(config)),
-    "vae": lambda config: AutoencoderKL.from_config(dict(config)),
-    "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
-}
+from raydense.diffusion.networks import NETWORKS
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -120,12 +114,14 @@ def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:
 
 
 def on_meta(part: str, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
-    """One of `NETWORKS`, whose weights have shapes and no content."""
-    before = torch.get_default_dtype()
+    """One of the pipeline's networks, whose weights have shapes and no content."""
+    cls, before = NETWORKS[part], torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):
-            return NETWORKS[part](config)
+            return (
+                cls(cls.config_class(**config)) if issubclass(cls, PreTrainedModel) else cls.from_config(dict(config))
+            )
     finally:
         torch.set_default_dtype(before)
 
