@@ -25,8 +25,8 @@ from raydense.core.replay import ReplayBuffer
 from raydense.core.types import PolicyWeights, TrajectoryGroup, UnitReport, WorkUnit
 
 store_mb, count, spill = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-ray.init(object_store_memory=store_mb * 2**20, object_spilling_directory=str(spill), num_cpus=2,
-         include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", object_store_memory=store_mb * 2**20, object_spilling_directory=str(spill),
+         num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 class FakeSampler:
     def __init__(self, name):
