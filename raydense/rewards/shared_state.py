@@ -51,6 +51,21 @@ def _set_autocast(before: tuple[tuple[str, bool, torch.dtype], ...]) -> None:
         torch.set_autocast_dtype(device, dtype)
 
 
+def _autocast_nesting() -> int:
+    nesting = torch.autocast_increment_nesting()
+    torch.autocast_decrement_nesting()
+    return nesting - 1
+
+
+def _set_autocast_nesting(before: int) -> None:
+    """Where autocast was entered and never left, torch would keep its 16-bit copies of weights that change later."""
+    while _autocast_nesting() > before:
+        torch.autocast_decrement_nesting()
+    while _autocast_nesting() < before:
+        torch.autocast_increment_nesting()
+    torch.clear_autocast_cache()
+
+
 def _set_handler(number: signal.Signals, handler: Any) -> None:
     signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
@@ -61,6 +76,7 @@ SHARED: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "torch's default device": (torch.get_default_device, _set_default_device),
     "torch's grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
     "torch's autocast": (_autocast, _set_autocast),
+    "torch's autocast nesting": (_autocast_nesting, _set_autocast_nesting),
     "torch's threads": (torch.get_num_threads, torch.set_num_threads),
     "torch's float32 matmul precision": (_matmul_precision, torch.set_float32_matmul_precision),
     "torch's deterministic mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),

@@ -26,6 +26,7 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "torch's default device from cpu to meta": partial(torch.set_default_device, "meta"),
     "torch's grad mode from True to False": partial(torch.set_grad_enabled, False),
     "torch's autocast": lambda: torch.autocast("cpu", torch.bfloat16).__enter__(),
+    "torch's autocast nesting from 0 to 1": torch.autocast_increment_nesting,
     "torch's flash attention from True to False": partial(torch.backends.cuda.enable_flash_sdp, False),
     "torch's mem_efficient attention from True": partial(torch.backends.cuda.enable_mem_efficient_sdp, False),
     "torch's math attention from True": partial(torch.backends.cuda.enable_math_sdp, False),
@@ -72,6 +73,18 @@ def test_a_change_is_named_and_put_back(said: str, then: BaseException | None) -
 
 def test_everything_that_is_watched_was_changed_here() -> None:
     assert {name for name in SHARED if any(said.startswith(name) for said in CHANGES)} == set(SHARED)
+
+
+def test_weights_that_change_after_an_autocast_that_was_never_left_are_cast_anew() -> None:
+    layer, ones = torch.nn.Linear(4, 4, bias=False), torch.ones(1, 4)
+    with pytest.raises(SharedStateChanged):
+        keep_shared_state("scorer x", lambda: torch.autocast("cpu", torch.bfloat16).__enter__())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(ones).any()
+    with torch.no_grad():
+        layer.weight.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer(ones).any()
 
 
 def test_several_changes_are_one_line() -> None:
