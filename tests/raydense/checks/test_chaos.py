@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]  # beside much other work; a quarter of that alone
 
 SHORT = {"stage": {"count": 3, "groups": 12, "steps": 6}}
 
@@ -24,7 +24,7 @@ def chaos(small_values: dict[str, Any], tmp_path: Path, *options: str) -> list[d
     config.write_text(yaml.safe_dump({**small_values, **SHORT}))
     command = [sys.executable, "-m", "raydense.cli", "chaos", config, "--pause", "1", "--seed", "3", *options]
     command += ["--out", tmp_path / "chaos", "--json"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=540, env={**os.environ})
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=1100, env={**os.environ})
     assert ended.returncode == 0, ended.stderr[-3000:]
     outcomes: list[dict[str, Any]] = json.loads(ended.stdout)
     assert all(outcome["same_bytes"] and outcome["balanced"] for outcome in outcomes)
