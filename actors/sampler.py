@@ -17,7 +17,7 @@ from torch import Tensor
 from actors.image_statistics import image_statistics
 from actors.judges import Judges
 from raydense.core.finite import all_finite
-from raydense.core.interfaces import InertWeights, NonFiniteError, Scorer
+from raydense.core.interfaces import NonFiniteError, Scorer
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -33,6 +33,7 @@ from raydense.core.types import (
 )
 from raydense.diffusion.ddim import gaussian_log_prob
 from raydense.diffusion.policy import Policy
+from raydense.diffusion.proof import prove_effect
 
 
 @torch.no_grad()
@@ -48,6 +49,7 @@ def rollout(policy: Policy, noise: Tensor, prompt_embeds: Tensor, storage_dtype:
     """
     count = len(noise)
     states, log_probs = [noise[:, 0].to(storage_dtype)], []
+    prompt_embeds = prompt_embeds.to(policy.dtype)  # once, instead of in every call
     for step in range(policy.schedule.num_steps):
         t = torch.full((count,), step, device=noise.device)
         mean, sigma, _ = policy.transition(states[-1], t, prompt_embeds)
@@ -182,23 +184,10 @@ class DiffusionSampler:
             self._bound = ""  # what is live has no name until this has gone well
             self._policy.bind(weights)
             if weights.version > 0 and not self._proved and _add_something(weights):
-                self._prove_effect()
+                probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe"))
+                prove_effect(self._policy, probe.to(self._policy.device), self._embed("a photo")[None])
+                self._proved = True
             self._bound = weights.checksum
-
-    def _prove_effect(self) -> None:
-        """Trained weights must change a fixed probe's noise prediction. Raises: InertWeights."""
-        probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe")).to(self._policy.device)
-        first, embeds = torch.zeros(1, dtype=torch.long, device=probe.device), self._embed("a photo")[None]
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # nothing is compiled for a single use
-            tuned = self._policy.predict(probe, first, embeds)
-            with self._policy.reference():
-                base = self._policy.predict(probe, first, embeds)
-        if torch.equal(tuned, base):
-            raise InertWeights(
-                f"weights version {self._policy.version} predict the same noise as the base model: training has had no "
-                "effect; look at train.lr, train.clip and log_ratio/clip_fraction"
-            )
-        self._proved = True
 
     def _embed(self, prompt: str) -> Tensor:
         if prompt not in self._embeds:

@@ -102,11 +102,15 @@ def have_ties(rewards: Tensor) -> Tensor:
 
 
 def pair_accuracy(logits: Tensor, rewards: Tensor) -> Tensor:
-    """Share of the pairs of unequal reward whose logits agree with it; 0.5 for equal logits or no such pair. Scalar."""
+    """Share of a tuple's pairs of unequal reward whose logits agree with it: [B, n] → [B].
+
+    0.5 for equal logits, and for a tuple without such a pair.
+    """
     better = (rewards[:, :, None] > rewards[:, None, :]).float()
     gap = logits[:, :, None] - logits[:, None, :]
     agree = (gap > 0).float() + 0.5 * (gap == 0).float()
-    return (agree * better).sum() / better.sum() if better.any() else torch.tensor(0.5, device=logits.device)
+    pairs = better.sum((1, 2))
+    return torch.where(pairs > 0, (agree * better).sum((1, 2)) / pairs, 0.5)
 
 
 def _check_shapes(**tensors: Tensor) -> None:

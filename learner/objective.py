@@ -104,7 +104,7 @@ def preference_loss(
             None of them (warm-up): the bare log π_θ, which is not clipped.
         c, clip: C and δ.
         ties: what equal rewards are to the loss; without any, it is the same to the last bit.
-    Returns: loss float32 [B], and detached scalars, each a mean over the batch.
+    Returns: loss float32 [B], and what `batch_metrics` takes: detached, [B, ...] each.
     """
     log_probs = transition_log_probs(policy, batch)[batch.draws]
     ratios = (
@@ -115,17 +115,26 @@ def preference_loss(
     if ties == "marginal":
         loss = torch.where(tied, marginal_plackett_luce_loss(logits, batch.rewards), loss)
     with torch.no_grad():
-        raw = torch.stack([log_probs - r for r in references]) if references else torch.zeros(1)
-        metrics = {
-            "loss": loss.mean(),
+        to_references = [log_probs - r for r in references] or [torch.zeros_like(log_probs)]
+        distances = torch.stack(to_references, dim=1).flatten(1).abs()
+        values = {
+            "loss": loss.detach(),
             "pair_accuracy": pair_accuracy(logits, batch.rewards),
-            "log_ratio/clip_fraction": (raw.abs() > clip).float().mean(),
-            "log_ratio/abs_mean": raw.abs().mean(),
-            "log_ratio/abs_max": raw.abs().max(),
+            "log_ratio/clip_fraction": (distances > clip).float().mean(1),
+            "log_ratio/abs_mean": distances.mean(1),
+            "log_ratio/abs_max": distances.amax(1),
             # drift from π_old; at a stage's first step, where θ is π_old, the noise of re-scoring
-            "log_ratio/old_abs_mean": (log_probs - batch.old_log_probs).abs().mean(),
-            "logit_std": logits.std(),
-            "reward/gap": (batch.rewards.amax(-1) - batch.rewards.amin(-1)).mean(),
-            "reward/ties": tied.float().mean(),  # tuples with equal rewards
+            "log_ratio/old_abs_mean": (log_probs - batch.old_log_probs).abs().flatten(1).mean(1),
+            "logit_std": logits.detach(),  # [B, n]
+            "reward/gap": batch.rewards.amax(-1) - batch.rewards.amin(-1),
+            "reward/ties": tied.float(),  # tuples with equal rewards
         }
-    return loss, metrics
+    return loss, values
+
+
+def batch_metrics(values: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
+    """Means over a batch's tuples, but for the largest ratio and the spread of the logits. Args: [B, ...] each."""
+    means = {name: float(array.mean(dtype=np.float64)) for name, array in values.items()}
+    largest = float(values["log_ratio/abs_max"].max())
+    spread = float(values["logit_std"].std(ddof=1, dtype=np.float64))
+    return {**means, "log_ratio/abs_max": largest, "logit_std": spread}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._pytree import tree_map
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map
 from learner.batch_source import BatchSource, DrawnBatch
 from learner.batching import Ties
 from learner.gang import Gang
-from learner.objective import preference_loss
+from learner.objective import batch_metrics, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.threads import cpu_threads
@@ -61,7 +62,6 @@ class SGDLearner(Generic[Handle]):
         betas: tuple[float, float],
         eps: float,
         max_grad_norm: float,
-        autocast: torch.dtype | None,
         threads: int,
         gang: Gang | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class SGDLearner(Generic[Handle]):
         self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
         self._loss: Any = {"c": c, "clip": clip, "ties": ties}
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
-        self._max_grad_norm, self._autocast, self._threads = max_grad_norm, autocast, threads
+        self._max_grad_norm, self._threads = max_grad_norm, threads
         self._optimizer = torch.optim.AdamW(
             policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
         )
@@ -115,13 +115,13 @@ class SGDLearner(Generic[Handle]):
         batch = self._gang.agree(lambda: self._batches.take(self._step))
         self._optimizer.zero_grad(set_to_none=True)
         values = self._accumulate_gradient(batch)
-        norm = float(clip_grad_norm_(self._policy.parameters(), self._max_grad_norm))
         self._step += 1
-        if not (math.isfinite(values["loss"]) and math.isfinite(norm)):
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             return self._skip(batch)
         self._optimizer.step()
+        self._policy.update()
         self._skipped = 0
-        return StepMetrics(self._step, {**values, "grad_norm": norm, "skipped": 0.0}, batch.pulled_bytes)
+        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes)
 
     def _skip(self, batch: DrawnBatch) -> StepMetrics:
         """Leaves the weights and the optimizer as they are; raises when it happens too often in a row."""
@@ -136,25 +136,36 @@ class SGDLearner(Generic[Handle]):
         return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes)
 
     def _accumulate_gradient(self, batch: DrawnBatch) -> dict[str, float]:
-        """Adds the whole batch's gradient, every worker's share together; returns metrics averaged over the batch."""
+        """Puts the whole batch's clipped gradient in place, every worker's share together; returns its metrics.
+
+        The device is waited for once, at the end.
+        """
         plan, device = batch.plan, self._policy.device
         self._references.forget_changed(batch.fingerprints)
         initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
         to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))
-        scalars: dict[str, Tensor] = {}
+        measured: dict[str, Tensor] = {}
         for rows, part in batch.parts:
-            with torch.autocast(device.type, self._autocast) if self._autocast else nullcontext():
-                references = [part.old_log_probs] if to_old else []
-                if to_init:
-                    initial[rows] = self._references.look_up(part)
-                    references.append(initial[rows])
-                loss, metrics = preference_loss(self._policy, part, references, **self._loss)
+            references = [part.old_log_probs] if to_old else []
+            if to_init:
+                initial[rows] = self._references.look_up(part)
+                references.append(initial[rows])
+            loss, values = preference_loss(self._policy, part, references, **self._loss)
             (loss.sum() / len(plan)).backward()  # type: ignore[no-untyped-call]
-            for name, value in metrics.items():
-                scalars[name] = scalars.get(name, 0.0) + value * (len(part) / len(plan))
-        measured = torch.cat([torch.stack([*scalars.values()]), initial.flatten()])
-        self._gang.add_up([*(p.grad for p in self._policy.parameters() if p.grad is not None), measured])
-        read = measured.cpu().numpy()  # at once: every read waits for the device
+            for name, value in values.items():
+                measured.setdefault(name, value.new_zeros(len(plan), *value.shape[1:]))[rows] = value
+        measured["initial"] = initial
+        self._gang.add_up([*(p.grad for p in self._policy.parameters() if p.grad is not None), *measured.values()])
+        norm = clip_grad_norm_(self._policy.parameters(), self._max_grad_norm)
+        read = _read({**measured, "grad_norm": norm})
+        known, total = read.pop("initial"), float(read.pop("grad_norm"))
         if to_init:
-            self._references.remember(plan, read[len(scalars) :].reshape(initial.shape))
-        return dict(zip(scalars, read[: len(scalars)].tolist(), strict=True))
+            self._references.remember(plan, known)
+        return {**batch_metrics(read), "grad_norm": total}
+
+
+def _read(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """Copies to the CPU in one piece: every read waits for the device."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu()
+    pieces = torch.split(flat, [tensor.numel() for tensor in tensors.values()])
+    return {name: piece.view(t.shape).numpy() for (name, t), piece in zip(tensors.items(), pieces, strict=True)}

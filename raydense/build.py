@@ -81,7 +81,13 @@ def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict
 
 
 def build_policy(
-    config: Config, *, dtype: str, device: torch.device, with_decoder: bool, gradient_checkpointing: bool = False
+    config: Config,
+    *,
+    dtype: str,
+    device: torch.device,
+    with_decoder: bool,
+    merged: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> Policy:
     return load_policy(
         config.policy.model,
@@ -97,6 +103,7 @@ def build_policy(
         device=device,
         with_decoder=with_decoder,
         decode_batch=config.sampler.decode_batch,
+        merged=merged,
         gradient_checkpointing=gradient_checkpointing,
         channels_last=config.policy.channels_last,
         compiled=config.policy.compile,
@@ -157,6 +164,7 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
             dtype=config.sampler.dtype,
             device=resolve_device(config.sampler.device, "sampler.device"),
             with_decoder=True,
+            merged=not config.sampler.exact,
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)
@@ -203,7 +211,7 @@ def build_learner(
     with cpu_threads(config.learner.threads):
         policy = build_policy(
             config,
-            dtype="float32",
+            dtype=config.learner.dtype,
             device=resolve_device(config.learner.device, "learner.device"),
             with_decoder=False,
             gradient_checkpointing=config.learner.gradient_checkpointing,
@@ -240,7 +248,6 @@ def make_learner(
         betas=train.betas,
         eps=train.eps,
         max_grad_norm=train.max_grad_norm,
-        autocast=torch.bfloat16 if config.learner.dtype == "bfloat16" else None,
         threads=config.learner.threads,
         gang=gang,
     )

@@ -92,6 +92,11 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
+        if self.train.reg_to_pi_old and not self.sampler.exact:
+            raise ValueError(
+                "train.reg_to_pi_old=true needs log-probabilities that the sampler computes as the learner does; "
+                "set sampler.exact=true too"
+            )
         if self.learner.num_workers > (tuples := self.train.batch_tuples):
             raise ValueError(
                 f"learner.num_workers={self.learner.num_workers} exceeds the {tuples} tuples of a batch "

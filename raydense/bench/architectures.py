@@ -85,11 +85,14 @@ MODELS: Mapping[str, BenchModel] = {
 }
 
 
-def bench_policy(name: str, config: Config, *, dtype: torch.dtype, device: torch.device, with_decoder: bool) -> Policy:
+def bench_policy(
+    name: str, config: Config, *, dtype: torch.dtype, device: torch.device, with_decoder: bool, merged: bool = False
+) -> Policy:
     """The policy of `MODELS[name]`."""
     model = MODELS[name]
     if model.unet is None or model.vae is None or model.text is None:
-        return build_policy(config, dtype=str(dtype).removeprefix("torch."), device=device, with_decoder=with_decoder)
+        named = str(dtype).removeprefix("torch.")
+        return build_policy(config, dtype=named, device=device, with_decoder=with_decoder, merged=merged)
     text = {**model.text, "max_position_embeddings": TOKENS}
     return Policy(
         _random(lambda: UNet2DConditionModel(**model.unet), dtype, device),
@@ -101,6 +104,7 @@ def bench_policy(name: str, config: Config, *, dtype: torch.dtype, device: torch
         lora=lora_config(config),
         seed=config.seed,
         decode_batch=config.sampler.decode_batch,
+        merged=merged,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,
         compiled=config.policy.compile,

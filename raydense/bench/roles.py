@@ -59,7 +59,8 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     device, dtype = resolve_device(config.sampler.device, "sampler.device"), getattr(torch, config.sampler.dtype)
     line, groups = Timeline(device), list[TrajectoryGroup]()
     with PeakMemory(device) as memory, cpu_threads(config.sampler.threads):
-        policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=True)
+        merged = not config.sampler.exact
+        policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=True, merged=merged)
         scorer = bench_scorer(job.model, config, device)
         sampler, weights = _watched_sampler(job, policy, scorer, line), policy.weights()
         watch = UNetWatch(policy, line, ("denoise", "denoise"))  # replaces policy.predict
@@ -111,7 +112,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         return [replace(groups[i % len(groups)], index=i, stage=0) for i in indices]
 
     with PeakMemory(device) as memory, cpu_threads(config.learner.threads), optimizer_marks(line, "optimizer", "other"):
-        policy = bench_policy(job.model, config, dtype=torch.float32, device=device, with_decoder=False)
+        policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=False)
         watch = UNetWatch(policy, line, ("reference", "forward"), after="backward")  # replaces policy.predict
         learner: Any = make_learner(config, policy, fetch)
         learner.begin_stage(0, list(range(config.stage.groups)))

@@ -88,7 +88,8 @@ def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
     sets = inputs.prompts
     unit = stage_units(config, sets.train, 0, 0)[0]
     try:
-        probe = config.model_copy(update={"train": config.train.model_copy(update={"reg_to_pi_old": True})})
+        train, exact = config.train.model_copy(update={"reg_to_pi_old": True}), {"exact": True}
+        probe = config.model_copy(update={"train": train, "sampler": config.sampler.model_copy(update=exact)})
         learner: Any = build_learner(settled(probe, inputs.pipeline, local_gpu), fetch=lambda groups: groups)
         sampler = build_sampler(config)
         sampler.sample(unit, learner.weights())

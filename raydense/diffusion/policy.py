@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
+from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from raydense.core.finite import all_finite
@@ -21,6 +22,7 @@ from raydense.core.seeding import derive_seed
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
+from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
 from raydense.diffusion.model_folder import ModelFolder
 from raydense.diffusion.networks import load_network, load_part
 from raydense.diffusion.stable_diffusion import limit_tokens
@@ -40,6 +42,7 @@ class Policy:
         lora: how the adapter is added.
         seed: of the adapter's A matrices (B starts at 0, so π_θ = π_I).
         decode_batch: images a decoder call, which bounds its memory; None: all at once.
+        merged: whether the LoRA is merged into the weights; such a policy is not trained.
         gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
         channels_last: the U-Net's memory layout; another one moves the last bits.
         compiled: whether the U-Net goes through torch.compile, which moves them too; its first call takes minutes.
@@ -57,12 +60,13 @@ class Policy:
         lora: LoraConfig,
         seed: int,
         decode_batch: int | None = None,
+        merged: bool = False,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         compiled: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
-        self._dtype: torch.dtype = unet.dtype  # diffusers goes through all modules for it, at every call
+        self.dtype: torch.dtype = unet.dtype  # diffusers goes through all modules for it, at every call
         self.device = unet.device
         self.schedule = schedule.to(self.device)
         self.guidance_scale = guidance_scale
@@ -77,9 +81,9 @@ class Policy:
             torch.manual_seed(derive_seed(seed, "lora"))
             unet.add_adapter(lora, ADAPTER)
         self._layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
-        self._parameters = {n: p for n, p in unet.named_parameters() if p.requires_grad}
-        for parameter in self._parameters.values():
-            parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
+        self.merged = merged
+        self._lora: LiveLora = MergedLora(unet, ADAPTER) if merged else LoraBeside(unet)
+        self._parameters = self._lora.parameters
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self._compiled = compiled
@@ -88,13 +92,17 @@ class Policy:
             unet.compile()
         if not self._parameters:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the U-Net")
-        self._null_embeds = self.encode("") if guidance_scale != 1 else None
+        self._null_embeds = self.encode("").to(self.dtype) if guidance_scale != 1 else None
 
     # -- LoRA ---------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[torch.nn.Parameter]:
-        """The LoRA tensors, float32, in a fixed order."""
+        """The LoRA tensors, float32, in a fixed order; whoever changes them calls `update`."""
         return list(self._parameters.values())
+
+    def update(self) -> None:
+        """What the U-Net computes follows the LoRA tensors."""
+        self._lora.update()
 
     def weights(self) -> PolicyWeights:
         """A copy of the live LoRA tensors."""
@@ -124,18 +132,33 @@ class Policy:
                 parameter.copy_(torch.from_numpy(np.array(weights.tensors[name])))
         if (live := tensor_checksum(self._live_tensors())) != weights.checksum:
             raise RuntimeError(f"LoRA version {weights.version}: live checksum {live} is not {weights.checksum}")
+        self.update()
         self.version = weights.version
 
     @contextmanager
     def reference(self) -> Iterator[None]:
         """π_I: inside this context the LoRA is off."""
-        try:
-            for layer in self._layers:
-                layer.enable_adapters(False)
-            yield
-        finally:
-            for layer in self._layers:
-                layer.enable_adapters(True)
+        with self._lora.beside():
+            try:
+                for layer in self._layers:
+                    layer.enable_adapters(False)
+                yield
+            finally:
+                for layer in self._layers:
+                    layer.enable_adapters(True)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Inside this context the policy predicts from a float32 copy of its weights, with the LoRA beside them."""
+        unet, dtype, null = self.unet, self.dtype, self._null_embeds
+        with self._lora.beside():
+            wide = {name: tensor.float() for name, tensor in unet.state_dict().items()} | {**self._parameters}
+            self.unet, self.dtype = lambda *inputs: functional_call(unet, wide, inputs), torch.float32
+            self._null_embeds = None if null is None else self.encode("")
+            try:
+                yield
+            finally:
+                self.unet, self.dtype, self._null_embeds = unet, dtype, null
 
     def _live_tensors(self) -> dict[str, FloatArray]:
         return {n: p.detach().cpu().numpy().copy() for n, p in self._parameters.items()}
@@ -157,24 +180,21 @@ class Policy:
     def predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The guided network output: float32 [N, C, H, W]."""
         x, timesteps, embeds = (
-            x_t.to(self._dtype),
+            x_t.to(self.dtype),
             self.schedule.timesteps[t],
-            prompt_embeds.to(self._dtype),
+            prompt_embeds.to(self.dtype),
         )
         if self._null_embeds is None:
             return self._run_unet(x, timesteps, embeds)
-        null = self._null_embeds.to(embeds).expand_as(embeds)
+        null = self._null_embeds.expand_as(embeds)
         output = self._run_unet(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, embeds]))
         unconditional, conditional = output.chunk(2)
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
-        """16-bit networks run under autocast, so that their float32 LoRA computes as in a learner's autocast."""
-        dtype = self._dtype
         for tensor in (x, timesteps, embeds) if self._compiled else ():
             torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiled once for all batch sizes
-        with torch.autocast(self.device.type, dtype) if dtype.itemsize < 4 else nullcontext():
-            output: Tensor = self.unet(x, timesteps, embeds).sample
+        output: Tensor = self.unet(x, timesteps, embeds).sample
         return output.float()
 
     # -- text and pictures --------------------------------------------------------------------------------
@@ -223,6 +243,7 @@ def load_policy(
     device: torch.device,
     with_decoder: bool,
     decode_batch: int | None = None,
+    merged: bool = False,
     gradient_checkpointing: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
@@ -255,6 +276,7 @@ def load_policy(
         lora=lora,
         seed=seed,
         decode_batch=decode_batch,
+        merged=merged,
         gradient_checkpointing=gradient_checkpointing,
         channels_last=channels_last,
         compiled=compiled,

@@ -61,7 +61,8 @@ def draw(
     drawings = []
     device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
-        policy = build_policy(config, dtype=config.sampler.dtype, device=device, with_decoder=True)
+        merged = not config.sampler.exact
+        policy = build_policy(config, dtype=config.sampler.dtype, device=device, with_decoder=True, merged=merged)
         noise = _noise(config, policy, images).to(device)
         for model in models:
             policy.bind(model.weights)

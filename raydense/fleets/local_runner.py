@@ -72,7 +72,7 @@ def build_local(
     check_devices(config)
     device = resolve_device(config.sampler.device, "sampler.device")
     if device.type == "cuda" and device == resolve_device(config.learner.device, "learner.device"):
-        check_shared_memory(config, pipeline, torch.cuda.mem_get_info(device)[0])
+        check_shared_memory(config, pipeline, torch.cuda.mem_get_info(device)[0], samplers=1)
 
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups

@@ -33,8 +33,8 @@ def build_on_ray(
     with ray_session():
         placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
         check_resources(config, placement)
-        if placement.shares_a_gpu() and (free := _free_gpu_bytes(config, placement)) is not None:
-            check_shared_memory(config, pipeline, free)
+        if (samplers := placement.beside_the_learner()) and (free := _free_gpu_bytes(config, placement)) is not None:
+            check_shared_memory(config, pipeline, free, samplers)
         learner = RayLearner(
             partial(build_learner, config),
             num_cpus=config.learner.num_cpus,
@@ -108,7 +108,7 @@ def _learner_gpu(config: Config) -> FreeGpu | None:
     placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
     check_resources(config, placement)
     free = _free_gpu_bytes(config, placement) if placement.learner_gpus else None
-    return None if free is None else FreeGpu(free, placement.shares_a_gpu())
+    return None if free is None else FreeGpu(free, placement.beside_the_learner())
 
 
 def _free_gpu_bytes(config: Config, placement: Placement) -> int | None:

@@ -15,7 +15,7 @@ from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
 from raydense.planning.preflight import check_models, needs_hub
-from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
+from raydense.planning.units import RENDER_BATCH, PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -188,9 +188,9 @@ def sampler_devices(config: Config) -> int:
 
 
 def _sampler_bytes(config: Config, rolled: Footprint, decoder: Footprint, encoder: int, dtype: torch.dtype) -> int:
-    """Weights of pipeline and scorers, and the larger of denoising and decoding one unit."""
+    """Weights of pipeline and scorers, and the larger of denoising and decoding: a unit, or what is drawn to judge."""
     weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
-    images = config.sampler.unit_prompts * config.sampler.trajectories
+    images = max(config.sampler.unit_prompts * config.sampler.trajectories, RENDER_BATCH)
     decoded = min(images, config.sampler.decode_batch or images)
     work = max(images * guidance_passes(config) * rolled.peak_bytes, decoded * decoder.peak_bytes)
     scorers = sum(map(_scorer_bytes, config.reward.judges))
@@ -202,11 +202,11 @@ def _scorer_bytes(scorer: SingleScorerConfig) -> int:
 
 
 def _learner_bytes(config: Config, trained: Footprint, encoder: int, dtype: torch.dtype) -> int:
-    """float32 weights (and their copy under autocast), LoRA with gradient and moments, one micro-batch."""
+    """Weights, the LoRA with gradient and moments and its copy in the network's dtype, one micro-batch."""
     share = config.worker_tuples
     tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
-    copies = 4 if dtype == torch.float32 else 4 + dtype.itemsize
-    weights = copies * trained.parameters + 4 * encoder + 16 * trained.lora_parameters
+    lora = 16 if dtype == torch.float32 else 16 + 2 * dtype.itemsize  # the copy has a gradient, too
+    weights = dtype.itemsize * trained.parameters + 4 * encoder + lora * trained.lora_parameters
     return int(weights + tuples * _tuple_bytes(config, trained) + CUDA_CONTEXT)
 
 

@@ -6,7 +6,7 @@ The networks are built and run on PyTorch's meta device, where a tensor has a sh
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
@@ -70,11 +70,12 @@ def unet_footprint(
     parameters = _count(unet)
     with torch.device("meta"):
         unet.add_adapter(lora)
+        unet.to(dtype)  # peft leaves float32 here
         keep_less(unet)  # as the learner does; gives layers another class, in place
         x = torch.zeros(1, unet.config.in_channels, *latent_size, dtype=dtype)
         embeds = torch.zeros(1, tokens, unet.config.cross_attention_dim, dtype=dtype)
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    with torch.set_grad_enabled(with_gradient), _Meter() as meter:
+    with torch.set_grad_enabled(with_gradient), _Meter(unet) as meter:
         output = unet(x, torch.zeros(1, device="meta", dtype=torch.long), embeds).sample
         if with_gradient:
             output.float().sum().backward()
@@ -102,7 +103,7 @@ def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> Mapping[str
 def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, int], dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
     vae = on_meta("vae", vae_config, dtype)
-    with torch.no_grad(), _Meter() as meter:
+    with torch.no_grad(), _Meter(vae) as meter:
         vae.decode(torch.zeros(1, vae.config.latent_channels, *latent_size, dtype=dtype, device="meta"))
     return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
 
@@ -133,9 +134,9 @@ def _count(module: torch.nn.Module) -> int:
 class _Meter(ExitStack):
     """Counts work and the most bytes that live at once, of what is computed inside the block."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._attention, self._memory = _FusedAttention(), _PeakMemory()
+        self._attention, self._memory = _Fused(), _PeakMemory(network)
         self._counter = FlopCounterMode(display=False)
 
     def __enter__(self) -> Self:
@@ -153,9 +154,11 @@ class _Meter(ExitStack):
 
 
 class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self) -> None:
+    """Args: network: whose own tensors, and views of them, take no memory of their own."""
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._live: dict[int, int] = {}  # storage → bytes
+        self._live = {tensor.untyped_storage()._cdata: 0 for tensor in network.state_dict().values()}  # storage → bytes
         self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,14 +171,17 @@ class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _FusedAttention(TorchFunctionMode):
-    """Attention as GPUs compute it, without its matrix of scores, which the meta device would materialise."""
+class _Fused(TorchFunctionMode):
+    """What has a kernel of its own, for which the meta device would keep parts: attention, upsampling."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0.0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.interpolate:
+            size = kwargs.get("size") or [int(edge * kwargs["scale_factor"]) for edge in args[0].shape[2:]]
+            return _Upsampling.apply(args[0], (*args[0].shape[:2], *size))  # type: ignore[no-untyped-call]
         if function is not F.scaled_dot_product_attention:
             return function(*args, **(kwargs or {}))
         query, key, value = args[:3] if len(args) >= 3 else (kwargs["query"], kwargs["key"], kwargs["value"])
@@ -184,6 +190,19 @@ class _FusedAttention(TorchFunctionMode):
         self.flops += forward * (3.5 if needs_gradient else 1.0)  # backward: five products, one of them recomputed
         result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
         return result
+
+
+class _Upsampling(torch.autograd.Function):
+    """Shapes alone."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, shape: Sequence[int]) -> Tensor:
+        context.shape = x.shape
+        return x.new_empty(shape)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        return gradients[0].new_empty(context.shape), None
 
 
 class _Attention(torch.autograd.Function):

@@ -19,10 +19,10 @@ GPU_SHARE = 0.8  # of what is free: the plan counts no fragmentation
 
 @dataclass(frozen=True)
 class FreeGpu:
-    """What the learner's GPU has free before it starts, and whether a sampler is to share it."""
+    """What the learner's GPU has free before it starts, and how many samplers are to share it."""
 
     free_bytes: int
-    shared: bool
+    samplers: int
 
 
 def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Config], FreeGpu | None]) -> Config:
@@ -36,7 +36,7 @@ def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Conf
         return config
     plan, gpu = plan_run(config, pipeline, None, tflops=1.0), learner_gpu(config)
     if gpu is not None:
-        budget, what = GPU_SHARE * gpu.free_bytes - (plan.sampler_gpu_bytes if gpu.shared else 0), "its GPU leaves"
+        budget, what = GPU_SHARE * gpu.free_bytes - gpu.samplers * plan.sampler_gpu_bytes, "its GPU leaves"
     else:
         budget, what = config.learner.memory_gb * 1e9 or CPU_BYTES, "learner.memory_gb allows"
     most = math.floor(1 + (budget - plan.learner_gpu_bytes) / plan.tuple_bytes)
@@ -56,4 +56,4 @@ def local_gpu(config: Config) -> FreeGpu | None:
     if device.type != "cuda":
         return None
     sampler = resolve_device(config.sampler.device, "sampler.device")
-    return FreeGpu(torch.cuda.mem_get_info(device)[0], shared=device == sampler)
+    return FreeGpu(torch.cuda.mem_get_info(device)[0], samplers=int(device == sampler))

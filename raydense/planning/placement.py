@@ -22,9 +22,11 @@ class Placement:
     sampler_gpus: float
     learner_gpus: float  # of each of the learner's workers
 
-    def shares_a_gpu(self) -> bool:
-        """Whether the learner and a sampler may lie on one GPU."""
-        return 0 < self.learner_gpus < 1 and 0 < self.sampler_gpus <= 1 - self.learner_gpus
+    def beside_the_learner(self) -> int:
+        """How many samplers may lie on a GPU of the learner."""
+        if not 0 < self.sampler_gpus <= 1 - self.learner_gpus < 1:
+            return 0
+        return min(self.samplers, math.floor(round((1 - self.learner_gpus) / self.sampler_gpus, 6)))
 
 
 def place(config: Config, gpus: int) -> Placement:
@@ -84,13 +86,14 @@ def check_devices(config: Config) -> None:
         resolve_device(device, setting)
 
 
-def check_shared_memory(config: Config, pipeline: PipelineFiles, free_bytes: int) -> None:
-    """Raises: ConfigError if sampler and learner, with all that they hold at work, do not fit into one GPU together."""
+def check_shared_memory(config: Config, pipeline: PipelineFiles, free_bytes: int, samplers: int) -> None:
+    """Raises: ConfigError if so many samplers and the learner, with all that they hold, do not fit into one GPU."""
     plan = plan_run(config, pipeline, None, tflops=1.0)
-    needed = plan.sampler_gpu_bytes + plan.learner_gpu_bytes
+    needed = samplers * plan.sampler_gpu_bytes + plan.learner_gpu_bytes
     if needed > free_bytes:
+        which = "the sampler needs" if samplers == 1 else f"each of {samplers} samplers needs"
         raise ConfigError(
-            f"one GPU for both roles: the sampler needs about {size(plan.sampler_gpu_bytes)} and the learner "
+            f"one GPU for both roles: {which} about {size(plan.sampler_gpu_bytes)} and the learner "
             f"{size(plan.learner_gpu_bytes)}, but {size(free_bytes)} are free; lower sampler.unit_prompts, "
             "sampler.decode_batch or learner.micro_batch, set learner.gradient_checkpointing=true or a 16-bit dtype, "
             "or add a GPU"

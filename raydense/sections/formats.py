@@ -16,7 +16,9 @@ from typing import Any
 
 FORMAT = 2
 # by the format that brought them: settings as they were before it
-BEFORE: Mapping[int, Mapping[str, Any]] = {2: {"steps.spacing": "leading", "train.ties": "random"}}
+BEFORE: Mapping[int, Mapping[str, Any]] = {
+    2: {"sampler.exact": True, "steps.spacing": "leading", "train.ties": "random"}
+}
 
 
 def written_today(

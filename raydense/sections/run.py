@@ -104,6 +104,8 @@ class SamplerConfig(Section):
     """Precision of stored states; the chain goes on from the rounded ones."""
     dtype: NetworkDtype = "float32"
     """Precision of U-Net and decoder."""
+    exact: bool = False
+    """The LoRA beside the weights, as the learner computes it, instead of merged into them: slower."""
     decode_batch: PositiveInt | None = None
     """Images a decoder call; null: all of a work unit."""
     device: Device = "auto"
@@ -235,7 +237,7 @@ class LearnerConfig(Section):
     cache_references: bool = True
     """false: log π_I anew for each draw, in the composition of its own micro-batch."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast; LoRA and Adam's moments stay float32."""
+    """Precision of the U-Net; LoRA and Adam's moments stay float32."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more work."""
     device: Device = "auto"

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from actors.sampler import rollout
 from learner.batching import BatchDraws
-from learner.objective import gather_transitions, preference_loss
+from learner.objective import batch_metrics, gather_transitions, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.diffusion.ddim import make_schedule
@@ -151,11 +151,12 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     for case, options in CASES.items():
         policy.unet.zero_grad(set_to_none=True)
         references = [log_probs[name] for name in options["references"]]
-        loss, metrics = preference_loss(policy, batch, references, c=10.0, clip=options["clip"], ties="random")
+        loss, values = preference_loss(policy, batch, references, c=10.0, clip=options["clip"], ties="random")
+        metrics = batch_metrics({name: value.numpy() for name, value in values.items()})
         loss.mean().backward()
         result[f"{case}/loss"] = loss.detach().numpy()
         for name in ("log_ratio/clip_fraction", "log_ratio/abs_mean", "logit_std"):
-            result[f"{case}/metric/{name}"] = metrics[name].numpy().reshape(1)
+            result[f"{case}/metric/{name}"] = np.array([metrics[name]], np.float32)
         for name, parameter in policy.unet.named_parameters():
             if parameter.grad is not None:
                 result[f"{case}/gradient/{name}"] = parameter.grad.numpy().copy()

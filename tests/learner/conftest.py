@@ -69,7 +69,6 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "betas": (0.9, 0.999),
             "eps": 1e-8,
             "max_grad_norm": 1.0,
-            "autocast": None,
             "threads": 1,
         }
         fetch, ties = changes.pop("fetch", lambda groups: groups), changes.pop("ties", "random")

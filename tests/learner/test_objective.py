@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from learner import losses
 from learner.batching import BatchDraws
-from learner.objective import TransitionBatch, gather_transitions, preference_loss
+from learner.objective import TransitionBatch, batch_metrics, gather_transitions, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
@@ -24,9 +28,17 @@ CASES = {"initial policy": ("init",), "behaviour policy": ("old",), "both": ("in
 def batched_loss(
     policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP, ties: Any = "random"
 ) -> tuple[torch.Tensor, Any]:
-    """With the references of a case."""
+    """With the references of a case: the loss of each tuple, and the batch's metrics."""
     log_probs = {"init": ReferenceCache(policy, groups=5, keep=4).look_up(batch), "old": batch.old_log_probs}
-    return preference_loss(policy, batch, [log_probs[name] for name in CASES[case]], c=C, clip=clip, ties=ties)
+    references = [log_probs[name] for name in CASES[case]]
+    loss, values = preference_loss(policy, batch, references, c=C, clip=clip, ties=ties)
+    return loss, batch_metrics({name: value.numpy() for name, value in values.items()})
+
+
+def test_metrics_are_means_over_tuples_the_largest_ratio_and_the_spread_of_all_logits() -> None:
+    logits = np.array([[1.0, 5.0], [2.0, -3.0]], np.float32)
+    found = batch_metrics({"loss": np.float32([1, 2]), "log_ratio/abs_max": np.float32([3, 1]), "logit_std": logits})
+    assert found == {"loss": 1.5, "log_ratio/abs_max": 3.0, "logit_std": pytest.approx(statistics.stdev([1, 5, 2, -3]))}
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +225,27 @@ def test_a_transition_drawn_twice_is_computed_once(
     monkeypatch.undo()
     expected = slow_preference_loss(policy, batch, "initial policy")
     np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("ties", ["random", "marginal"])
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_the_loss_is_of_one_device_and_never_waits_for_it(
+    groups: list[TrajectoryGroup],
+    make_batch: Callable[..., TransitionBatch],
+    monkeypatch: pytest.MonkeyPatch,
+    references: int,
+    ties: Any,
+) -> None:
+    """With tensors that say they are on a GPU and have no content: asking for any is an error."""
+    monkeypatch.setattr(losses, "_sets_by_size", losses._sets_by_size.__wrapped__)  # keeps none of them
+    batch = make_batch(groups)
+    with FakeTensorMode():
+        on_gpu = {
+            field.name: torch.empty(value.shape, dtype=value.dtype, device="cuda")
+            for field in fields(batch)
+            if isinstance(value := getattr(batch, field.name), torch.Tensor)
+        }
+        there = replace(batch, **on_gpu)
+        policy: Any = SimpleNamespace(log_prob=lambda x_t, x_next, t, embeds: x_t.float().mean((1, 2, 3)) * len(embeds))
+        loss, values = preference_loss(policy, there, [there.old_log_probs] * references, c=C, clip=CLIP, ties=ties)
+    assert {tensor.device.type for tensor in (loss, *values.values())} == {"cuda"}

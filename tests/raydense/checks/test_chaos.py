@@ -38,17 +38,19 @@ def total(outcomes: list[dict[str, Any]], what: str) -> Counter[str]:
 def test_no_fault_changes_a_byte_and_every_kind_of_fault_took_effect(
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    outcomes = chaos(small_values, tmp_path, "--faults", "6", "--a-run", "3")
-    assert {outcome["schedule"] for outcome in outcomes} == {"synchronous", "overlapped"}
-    assert total(outcomes, "faults").total() == 6
-    assert len(total(outcomes, "faults")) == 5  # every kind
+    outcomes = chaos(small_values, tmp_path, "--faults", "5", "--a-run", "5")
+    assert total(outcomes, "faults").total() == len(total(outcomes, "faults")) == 5  # every kind
     seen = total(outcomes, "ledger")
-    for effect in ("deaths", "hangs", "lost", "retried", "resampled", "restarted"):
+    for effect in ("deaths", "hangs", "retried", "restarted"):
         assert seen[effect] > 0, (effect, seen)
 
 
 @pytest.mark.slow
-def test_nor_do_more_of_them(small_values: dict[str, Any], tmp_path: Path) -> None:
-    """What the test above shows, at another size."""
+def test_nor_do_more_of_them_in_both_schedules(small_values: dict[str, Any], tmp_path: Path) -> None:
+    """What the test above shows, at another size; groups that a node took with it are sampled again."""
     outcomes = chaos(small_values, tmp_path, "--faults", "10", "--a-run", "5")
+    assert {outcome["schedule"] for outcome in outcomes} == {"synchronous", "overlapped"}
     assert set(total(outcomes, "faults").values()) == {2}
+    seen = total(outcomes, "ledger")
+    for effect in ("deaths", "hangs", "lost", "retried", "resampled", "restarted"):
+        assert seen[effect] > 0, (effect, seen)

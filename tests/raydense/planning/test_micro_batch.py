@@ -20,8 +20,8 @@ AUTO = "learner.micro_batch=auto"
 PIPELINE = check_pipeline(load_config())
 
 
-def on_a_gpu(bytes_: float, shared: bool = False) -> Callable[[Config], FreeGpu]:
-    return lambda config: FreeGpu(int(bytes_), shared)
+def on_a_gpu(bytes_: float, samplers: int = 0) -> Callable[[Config], FreeGpu]:
+    return lambda config: FreeGpu(int(bytes_), samplers)
 
 
 def without_gpu(config: Config) -> None:
@@ -57,9 +57,10 @@ def test_the_parts_are_as_few_as_fit_and_equal(
 
 def test_a_gpu_that_a_sampler_shares_leaves_less(config: Config, needed: Callable[[int], float]) -> None:
     plan = plan_run(config, PIPELINE, None, tflops=1.0)
-    assert settled(config, PIPELINE, on_a_gpu(needed(8), shared=False)).learner.micro_batch == 8
-    shared = settled(config, PIPELINE, on_a_gpu(needed(8) + plan.sampler_gpu_bytes / GPU_SHARE, shared=True))
-    assert shared.learner.micro_batch == 8
+    assert settled(config, PIPELINE, on_a_gpu(needed(8), samplers=0)).learner.micro_batch == 8
+    for count in (1, 2):
+        free = needed(8) + count * plan.sampler_gpu_bytes / GPU_SHARE
+        assert settled(config, PIPELINE, on_a_gpu(free, samplers=count)).learner.micro_batch == 8
 
 
 def test_every_worker_takes_its_share(config: Config) -> None:

@@ -14,7 +14,7 @@ import torch
 from raydense.build import resolve_device
 from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
-from raydense.planning.placement import check_devices, check_shared_memory, place
+from raydense.planning.placement import Placement, check_devices, check_shared_memory, place
 from raydense.planning.preflight import check_pipeline
 
 Make = Callable[..., Config]
@@ -127,8 +127,8 @@ def test_one_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch, name: str) -> Non
 @pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
 def test_the_papers_settings_share_one_gpu_and_spread_over_several(preset: str) -> None:
     config = load_config(preset=preset)
-    assert place(config, 1).shares_a_gpu()
-    assert not place(config, 4).shares_a_gpu()
+    assert place(config, 1).beside_the_learner() == 1
+    assert place(config, 4).beside_the_learner() == 0
     assert place(config, 4).samplers == 3
 
 
@@ -136,13 +136,22 @@ def test_memory_is_checked_before_a_gpu_is_shared(small_config: Make) -> None:
     config = small_config()
     pipeline = check_pipeline(config)
     plan = plan_run(config, pipeline, None, tflops=1.0)
-    needed = plan.sampler_gpu_bytes + plan.learner_gpu_bytes
-    check_shared_memory(config, pipeline, needed)
-    with pytest.raises(
-        ConfigError, match=r"^one GPU for both roles: .* are free; lower sampler.unit_prompts"
-    ) as caught:
-        check_shared_memory(config, pipeline, needed - 1)
-    assert "\n" not in str(caught.value)
+    for samplers, whose in ((1, "the sampler needs"), (3, "each of 3 samplers needs")):
+        needed = samplers * plan.sampler_gpu_bytes + plan.learner_gpu_bytes
+        check_shared_memory(config, pipeline, needed, samplers)
+        with pytest.raises(
+            ConfigError, match=rf"^one GPU for both roles: {whose} .* are free; lower sampler.unit_prompts"
+        ) as caught:
+            check_shared_memory(config, pipeline, needed - 1, samplers)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samplers", "learner", "beside"),
+    [(0.5, 0.5, 1), (0.25, 0.5, 2), (0.1, 0.7, 3), (0.1, 0.0, 0), (0.5, 1.0, 0), (0.6, 0.5, 0), (0.0, 0.5, 0)],
+)
+def test_every_sampler_that_fits_beside_the_learner_is_counted(samplers: float, learner: float, beside: int) -> None:
+    assert Placement(3, 3, samplers, learner).beside_the_learner() == beside
 
 
 ON_A_CLUSTER = """
@@ -156,7 +165,8 @@ from raydense.planning.preflight import check_pipeline
 
 from ray.cluster_utils import Cluster
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "include_dashboard": False})
+gpus = [int(count) for count in sys.argv[3:]]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": gpus[0], "include_dashboard": False})
 ray.init(address=cluster.address, log_to_driver=False)
 config = load_config(Path(sys.argv[1]))
 
@@ -171,9 +181,10 @@ def reserved():
 
 try:
     reserved()
-    cluster.add_node(num_cpus=4, num_gpus=2)
-    cluster.wait_for_nodes()
-    reserved()
+    for more in gpus[1:]:
+        cluster.add_node(num_cpus=4, num_gpus=more)
+        cluster.wait_for_nodes()
+        reserved()
 finally:
     ray.shutdown()
     cluster.shutdown()
@@ -181,10 +192,14 @@ finally:
 
 
 @pytest.mark.ray
-def test_actors_really_reserve_it(small_config: Make, tmp_path: Path) -> None:
-    """On one GPU, then on three: how many samplers, and what is left."""
+@pytest.mark.parametrize(
+    ("gpus", "found"),
+    [(["3"], ["2 0.00"]), pytest.param(["1", "2"], ["1 0.00", "2 0.00"], marks=pytest.mark.slow, id="one, then three")],
+)
+def test_actors_really_reserve_it(small_config: Make, tmp_path: Path, gpus: list[str], found: list[str]) -> None:
+    """How many samplers, and what is left."""
     (tmp_path / "config.yaml").write_text(small_config(samplers={"count": None}).to_yaml())
-    command = [sys.executable, "-c", ON_A_CLUSTER, tmp_path / "config.yaml", tmp_path / "segments"]
+    command = [sys.executable, "-c", ON_A_CLUSTER, tmp_path / "config.yaml", tmp_path / "segments", *gpus]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["1 0.00", "2 0.00"]
+    assert done.stdout.splitlines()[-len(found) :] == found

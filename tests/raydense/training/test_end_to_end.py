@@ -1,4 +1,4 @@
-"""Whole runs through the command line: one process and two sizes of fleet, to the same bytes.
+"""Whole runs through the command line: one process and several sizes of fleet, to the same bytes.
 
 Two samplers, as by default, have these bytes too: `test_faults.py`.
 """
@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,17 +80,21 @@ def with_monitors(small_values: dict[str, Any], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def runs(config: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The finished run directories by name; those on Ray use the session's cluster."""
+def run_named(config: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The finished run directory of a name; those on Ray use the session's cluster."""
     root = tmp_path_factory.mktemp("runs")
-    outs = {name: root / name.replace(",", "").replace(" ", "-") for name in RUNS}
-    for name, arguments in RUNS.items():
-        result = CliRunner().invoke(app, ["train", str(config), "--out", str(outs[name]), *arguments])
+
+    @cache
+    def finished(name: str) -> Path:
+        out = root / name.replace(",", "").replace(" ", "-")
+        result = CliRunner().invoke(app, ["train", str(config), "--out", str(out), *RUNS[name]])
         said = result.stdout
         assert result.exit_code == 0, f"{name}:\n{result.output}"
         assert "small, seed 3: mean score, before and after" in said
         assert LORA in said
-    return outs
+        return out
+
+    return finished
 
 
 def read_rows(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -96,9 +102,9 @@ def read_rows(run: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
-@pytest.mark.parametrize("other", [name for name in RUNS if name != "local"])
-def test_where_it_runs_changes_no_byte(runs: dict[str, Path], other: str) -> None:
-    ours, theirs = runs["local"], runs[other]
+@pytest.mark.parametrize("other", ["ray, 3 samplers", pytest.param("ray, 1 sampler", marks=pytest.mark.slow)])
+def test_where_it_runs_changes_no_byte(run_named: Callable[[str], Path], other: str) -> None:
+    ours, theirs = run_named("local"), run_named(other)
     names = [LORA, "metrics.jsonl", "scores.json", "images/base.png", "images/before-after.png"]
     checkpoints = sorted(p.relative_to(ours) for p in ours.glob("checkpoints/*/lora.safetensors"))
     assert {p.parent.name for p in checkpoints} >= {"stage-0001", "stage-0002"}
@@ -106,9 +112,9 @@ def test_where_it_runs_changes_no_byte(runs: dict[str, Path], other: str) -> Non
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_run_directory_holds_everything(runs: dict[str, Path], config: Path, name: str) -> None:
-    run = runs[name]
+@pytest.mark.parametrize("name", ["local", "ray, 3 samplers"])
+def test_the_run_directory_holds_everything(run_named: Callable[[str], Path], config: Path, name: str) -> None:
+    run = run_named(name)
     assert load_config(run / "config.yaml") == load_config(config, overrides=RUNS[name][1:2])
     last = load_file(run / "checkpoints/stage-0002/lora.safetensors")
     stages = read_rows(run, "stage")
@@ -122,8 +128,8 @@ def test_the_run_directory_holds_everything(runs: dict[str, Path], config: Path,
         assert both.height == one.height
 
 
-def test_the_metrics_account_for_every_stage_and_step(runs: dict[str, Path]) -> None:
-    stages, steps = read_rows(runs["local"], "stage"), read_rows(runs["local"], "step")
+def test_the_metrics_account_for_every_stage_and_step(run_named: Callable[[str], Path]) -> None:
+    stages, steps = read_rows(run_named("local"), "stage"), read_rows(run_named("local"), "step")
     assert [row["replay/groups"] for row in stages] == [5, 5]
     # 3 trajectories of 5 states of 256 float16, 4 log-probs and a reward each; the prompt's embedding of 12 × 16
     assert [row["replay/bytes"] for row in stages] == [5 * (3 * (5 * 256 * 2 + 4 * 4 + 4) + 12 * 16 * 4)] * 2
@@ -134,9 +140,9 @@ def test_the_metrics_account_for_every_stage_and_step(runs: dict[str, Path]) -> 
     assert all(row["reward/ties"] == 0 for row in steps)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_summary_says_what_was_gained_and_with_what(runs: dict[str, Path], name: str) -> None:
-    summary = json.loads((runs[name] / "summary.json").read_text("utf-8"))
+@pytest.mark.parametrize("name", ["local", "ray, 3 samplers"])
+def test_the_summary_says_what_was_gained_and_with_what(run_named: Callable[[str], Path], name: str) -> None:
+    summary = json.loads((run_named(name) / "summary.json").read_text("utf-8"))
     assert (summary["name"], summary["seed"], summary["scorer"]) == ("small", 3, "clip")
     assert summary["runner"] == ("local" if name == "local" else "ray")
     assert summary["wall_s"] > sum(summary["phases_s"].values()) * 0.5 > 0
@@ -150,9 +156,9 @@ def test_the_summary_says_what_was_gained_and_with_what(runs: dict[str, Path], n
         assert 0 < row["gain"]["se"] < 0.5 * row["before"]["se"]
 
 
-def test_the_summary_follows_from_the_single_scores(runs: dict[str, Path]) -> None:
-    summary = json.loads((runs["local"] / "summary.json").read_text("utf-8"))
-    scores = json.loads((runs["local"] / "scores.json").read_text("utf-8"))
+def test_the_summary_follows_from_the_single_scores(run_named: Callable[[str], Path]) -> None:
+    summary = json.loads((run_named("local") / "summary.json").read_text("utf-8"))
+    scores = json.loads((run_named("local") / "scores.json").read_text("utf-8"))
     for prompts, row in summary["reward"].items():
         before, after = (
             np.array([by_scorer["clip"][when] for by_scorer in scores[prompts].values()])
@@ -167,8 +173,8 @@ def test_the_summary_follows_from_the_single_scores(runs: dict[str, Path]) -> No
 
 @pytest.mark.parametrize("runner", ["local", "ray"])
 def test_ctrl_c_leaves_a_directory_that_can_be_used(with_monitors: Path, tmp_path: Path, runner: str) -> None:
-    out = tmp_path / "run"
-    process = start(with_monitors, out, "--set", "stage.count=1000", *(["--local"] if runner == "local" else []))
+    out, where = tmp_path / "run", {"local": ["--local"], "ray": []}
+    process = start(with_monitors, out, "--set", "stage.count=1000", "--set", "samplers.count=1", *where[runner])
     try:
         deadline = time.monotonic() + 400  # on a busy machine; 30 s on a quiet one
         while not (out / "checkpoints/stage-0001/manifest.json").exists():

@@ -1,0 +1,46 @@
+"""That a policy draws with the weights that it was given, seen in what its network predicts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from raydense.core.interfaces import InertWeights
+from raydense.diffusion.policy import Policy
+
+ROUNDING = 3.0  # times the error that the base model's own prediction has in the network's dtype
+FLOAT32 = 1e-4  # of the prediction's norm: merging W + ΔW in float32, under guidance
+
+
+@torch.no_grad()
+def prove_effect(policy: Policy, x: Tensor, prompt_embeds: Tensor) -> None:
+    """Trained weights change a probe's prediction, and to what the LoRA beside the weights gives in float32.
+
+    The latter within `ROUNDING` times the dtype's error, plus `FLOAT32`; where nothing is merged, there is nothing to
+    compare. Costs five network calls and, merged, a float32 copy of the network.
+    Args: x [1, C, H, W]; prompt_embeds [1, L, D].
+    Raises: InertWeights; RuntimeError if they were merged wrongly.
+    """
+    first = torch.zeros(1, dtype=torch.long, device=x.device)
+
+    def predictions() -> tuple[Tensor, Tensor]:
+        tuned = policy.predict(x, first, prompt_embeds)
+        with policy.reference():
+            return tuned, policy.predict(x, first, prompt_embeds)
+
+    with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a single use
+        tuned, base = predictions()
+        if torch.equal(tuned, base):
+            raise InertWeights(
+                f"weights version {policy.version} predict the same noise as the base model: training has had no "
+                "effect; look at train.lr, train.clip and log_ratio/clip_fraction"
+            )
+        if policy.merged:
+            with policy.in_float32():
+                exact, exact_base = predictions()
+            error, allowed = (tuned - exact).norm(), ROUNDING * (base - exact_base).norm() + FLOAT32 * exact.norm()
+            if not error <= allowed:
+                raise RuntimeError(
+                    f"weights version {policy.version}: merged into the network they predict another noise than beside "
+                    f"it in float32 (off by {error:.2g}, {allowed:.2g} is rounding); set sampler.exact=true"
+                )

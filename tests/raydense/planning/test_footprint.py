@@ -1,0 +1,78 @@
+"""What a network is planned to take, against what PyTorch's own allocator counts when it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from peft import LoraConfig
+from torch.profiler import ProfilerActivity, profile
+
+from raydense.diffusion.lean import keep_less
+from raydense.planning.footprint import _Meter, decoder_footprint, unet_footprint
+
+UNET: dict[str, Any] = {"sample_size": 16, "block_out_channels": (64, 128, 128, 128), "cross_attention_dim": 64}
+VAE: dict[str, Any] = {
+    "block_out_channels": (32, 64),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
+LORA = LoraConfig(r=4, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+CLOSE = 0.15
+ROWS = 4
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def allocated(run: Any) -> int:
+    """The most bytes at once of what is allocated while it runs, by the CPU's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        run()
+    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_a_unets_row_takes_what_is_planned(dtype: torch.dtype, with_gradient: bool) -> None:
+    unet = UNet2DConditionModel(**UNET).to(dtype).requires_grad_(False).eval()
+    config = dict(unet.config)
+    unet.add_adapter(LORA)
+    keep_less(unet)
+    x, t = torch.zeros(ROWS, 4, 16, 16, dtype=dtype), torch.zeros(ROWS, dtype=torch.long)
+    embeds = torch.zeros(ROWS, 77, 64, dtype=dtype)
+
+    def run() -> None:
+        with torch.set_grad_enabled(with_gradient):
+            output = unet(x, t, embeds).sample
+            if with_gradient:
+                output.float().sum().backward()
+
+    run()  # whatever is allocated once
+    unet.zero_grad(set_to_none=True)
+    plan = unet_footprint(config, LORA, latent_size=(16, 16), tokens=77, dtype=dtype, with_gradient=with_gradient)
+    assert plan.peak_bytes * ROWS == pytest.approx(allocated(run), rel=CLOSE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_picture_takes_what_is_planned(dtype: torch.dtype) -> None:
+    vae = AutoencoderKL(**VAE).to(dtype).eval()
+    latents = torch.zeros(ROWS, 4, 16, 16, dtype=dtype)
+    plan = decoder_footprint(dict(vae.config), latent_size=(16, 16), dtype=dtype)
+    with torch.no_grad():
+        assert plan.peak_bytes * ROWS == pytest.approx(allocated(lambda: vae.decode(latents)), rel=CLOSE)
+
+
+def test_the_meter_counts_what_lives_at_once_and_no_weights() -> None:
+    with torch.device("meta"):
+        network = torch.nn.Linear(1000, 1000)
+    with torch.no_grad(), _Meter(network) as meter:
+        x = torch.zeros(1, 1000, device="meta")
+        for _ in range(50):
+            x = network(x)
+    assert meter.peak_bytes == 2 * 4000  # a product and its operand
