@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+SIDE = 128  # pixels of a side that are looked at, evenly spaced: a picture of 512 x 512 takes a sixteenth of the time
 GRID = 16  # cells a side, to which pictures are averaged before they are compared
 LEVELS = 64  # of grey, for the entropy
 LUMA = np.array([299, 587, 114])  # ITU-R BT.601, in thousandths
@@ -18,6 +19,8 @@ def image_statistics(images: NDArray[np.uint8]) -> dict[str, float]:
     similarity: mean Pearson correlation of two of the pictures, averaged to 16 x 16 cells a channel; −1 … 1, and 1
         where all are alike. 0 for a single picture.
     """
+    step = max(1, max(images.shape[1:3]) // SIDE)
+    images = images[:, ::step, ::step]
     grey = (images @ LUMA) // 1000
     return {
         "saturation": _saturation(images),

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from actors.image_statistics import image_statistics
 from actors.judges import Judges
 from raydense.core.finite import all_finite
 from raydense.core.interfaces import NonFiniteError, Scorer
+from raydense.core.memory import memory_advice
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
@@ -34,6 +36,8 @@ from raydense.core.types import (
 from raydense.diffusion.ddim import gaussian_log_prob
 from raydense.diffusion.policy import Policy
 from raydense.diffusion.proof import prove_effect
+
+EMBEDDINGS = 64  # prompts whose embeddings stay on the device
 
 
 @torch.no_grad()
@@ -123,7 +127,7 @@ class DiffusionSampler:
         self._run_seed, self._trajectories, self._keep = run_seed, trajectories, keep
         self._shared_noise, self._latent_shape = shared_noise, latent_shape
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
-        self._embeds: dict[str, Tensor] = {}
+        self._embed = lru_cache(EMBEDDINGS)(policy.encode)
         self._bound = ""
         self._proved = False  # that trained weights have an effect
         self._denoising, self._judging = threading.Lock(), threading.Lock()
@@ -133,11 +137,11 @@ class DiffusionSampler:
 
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
         """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
+        noise = self._pinned(torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices]))
         with self._alone(self._denoising):
             damage = self._judges.damage
             self._bind(weights, unit.weights_version)
             started = time.perf_counter()
-            noise = torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices])
             embeds = [self._embed(prompt) for prompt in unit.prompts]
             repeated = torch.stack(embeds).repeat_interleave(self._trajectories, dim=0)
             latents, log_probs, images = self._draw(noise, repeated)
@@ -157,10 +161,11 @@ class DiffusionSampler:
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         """Draws one picture a (prompt, seed); the same seed gives the same noise whatever the weights."""
+        draws = [generator(self._run_seed, "render", seed) for seed in unit.seeds]
+        noise = self._pinned(torch.stack([self._noise(one) for one in draws]))
         with self._alone(self._denoising):
             damage = self._judges.damage
             self._bind(weights, unit.weights_version)
-            noise = torch.stack([self._noise(generator(self._run_seed, "render", seed)) for seed in unit.seeds])
             embeds = torch.stack([self._embed(prompt) for prompt in unit.prompts])
             _, _, images = self._draw(noise, embeds)
         with self._alone(self._judging), torch.cuda.stream(self._beside):
@@ -174,8 +179,10 @@ class DiffusionSampler:
             yield
 
     def _draw(self, noise: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Latents, log-probs, and pictures. Raises: NonFiniteError."""
-        return denoise(self._policy, noise.to(self._policy.device), embeds, self._storage_dtype)
+        """Latents, log-probs, and pictures. Raises: NonFiniteError, DeviceMemoryError."""
+        with memory_advice("lower sampler.unit_prompts or sampler.decode_batch, or set a 16-bit sampler.dtype"):
+            there = noise.to(self._policy.device, non_blocking=noise.is_pinned())
+            return denoise(self._policy, there, embeds, self._storage_dtype)
 
     def _bind(self, weights: PolicyWeights, version: int) -> None:
         if weights.version != version:
@@ -189,10 +196,9 @@ class DiffusionSampler:
                 self._proved = True
             self._bound = weights.checksum
 
-    def _embed(self, prompt: str) -> Tensor:
-        if prompt not in self._embeds:
-            self._embeds[prompt] = self._policy.encode(prompt)
-        return self._embeds[prompt]
+    def _pinned(self, noise: Tensor) -> Tensor:
+        """Drawn while the unit before is denoised, it is copied to a GPU without a wait for it."""
+        return noise.pin_memory() if self._policy.device.type == "cuda" else noise
 
     def _noise(self, draws: torch.Generator) -> Tensor:
         shape = (self._policy.schedule.num_steps + 1, *self._latent_shape)

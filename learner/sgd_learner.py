@@ -19,6 +19,7 @@ from learner.gang import Gang
 from learner.objective import batch_metrics, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
+from raydense.core.memory import memory_advice
 from raydense.core.threads import cpu_threads
 from raydense.core.types import PolicyWeights, StepMetrics
 from raydense.diffusion.policy import Policy
@@ -41,6 +42,7 @@ class SGDLearner(Generic[Handle]):
         references: of the policy.
         total_steps: of the whole run, for the warm-up ratio.
         gang: the workers; None: this one is alone.
+        rows: transitions of every U-Net call with gradient, where all must be of one size.
         The rest: METHOD §4 and §6, as in `TrainConfig`.
     """
 
@@ -64,10 +66,11 @@ class SGDLearner(Generic[Handle]):
         max_grad_norm: float,
         threads: int,
         gang: Gang | None = None,
+        rows: int | None = None,
     ) -> None:
-        self._policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
+        self.policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
         self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
-        self._loss: Any = {"c": c, "clip": clip, "ties": ties}
+        self._loss: Any = {"c": c, "clip": clip, "ties": ties, "rows": rows}
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._threads = max_grad_norm, threads
         self._optimizer = torch.optim.AdamW(
@@ -78,8 +81,8 @@ class SGDLearner(Generic[Handle]):
 
     def weights(self) -> PolicyWeights:
         """θ as it is; its version is the number of gradient steps taken."""
-        self._policy.version = self._step
-        return self._policy.weights()
+        self.policy.version = self._step
+        return self.policy.weights()
 
     def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
         """Replaces the replay buffer's content; groups are fetched when a batch draws them."""
@@ -106,7 +109,7 @@ class SGDLearner(Generic[Handle]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._policy.bind(state["weights"])
+        self.policy.bind(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._references.load_state_dict(state["references"])
         self._step, self._skipped = state["step"], state["skipped"]
@@ -114,12 +117,13 @@ class SGDLearner(Generic[Handle]):
     def _train_step(self) -> StepMetrics:
         batch = self._gang.agree(lambda: self._batches.take(self._step))
         self._optimizer.zero_grad(set_to_none=True)
-        values = self._accumulate_gradient(batch)
+        with memory_advice("set learner.micro_batch=auto or lower it, or set learner.gradient_checkpointing=true"):
+            values = self._accumulate_gradient(batch)
         self._step += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             return self._skip(batch)
         self._optimizer.step()
-        self._policy.update()
+        self.policy.update()
         self._skipped = 0
         return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes)
 
@@ -140,27 +144,28 @@ class SGDLearner(Generic[Handle]):
 
         The device is waited for once, at the end.
         """
-        plan, device = batch.plan, self._policy.device
+        plan, device = batch.plan, self.policy.device
         self._references.forget_changed(batch.fingerprints)
         initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
         to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))
         measured: dict[str, Tensor] = {}
-        for rows, part in batch.parts:
+        known = self._references.look_up([part for _, part in batch.parts]) if to_init else []
+        for i, (rows, part) in enumerate(batch.parts):
             references = [part.old_log_probs] if to_old else []
             if to_init:
-                initial[rows] = self._references.look_up(part)
-                references.append(initial[rows])
-            loss, values = preference_loss(self._policy, part, references, **self._loss)
+                initial[rows] = known[i]
+                references.append(known[i])
+            loss, values = preference_loss(self.policy, part, references, **self._loss)
             (loss.sum() / len(plan)).backward()  # type: ignore[no-untyped-call]
             for name, value in values.items():
                 measured.setdefault(name, value.new_zeros(len(plan), *value.shape[1:]))[rows] = value
         measured["initial"] = initial
-        self._gang.add_up([*(p.grad for p in self._policy.parameters() if p.grad is not None), *measured.values()])
-        norm = clip_grad_norm_(self._policy.parameters(), self._max_grad_norm)
+        self._gang.add_up([*(p.grad for p in self.policy.parameters() if p.grad is not None), *measured.values()])
+        norm = clip_grad_norm_(self.policy.parameters(), self._max_grad_norm)
         read = _read({**measured, "grad_norm": norm})
-        known, total = read.pop("initial"), float(read.pop("grad_norm"))
+        log_probs, total = read.pop("initial"), float(read.pop("grad_norm"))
         if to_init:
-            self._references.remember(plan, known)
+            self._references.remember(plan, log_probs)
         return {**batch_metrics(read), "grad_norm": total}
 
 

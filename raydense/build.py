@@ -232,10 +232,11 @@ def make_learner(
     gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
     if not config.policy.compile:  # which sees for itself what the backward pass needs
         keep_less(policy.unet)  # gives layers another class, in place
+    rows = call_rows(config) if policy.device.type == "cuda" else None  # on a CPU a call's size changes no bit
     return SGDLearner(
         policy,
         make_batches(config, fetch, policy.device, gang, capacity),
-        ReferenceCache(policy, capacity, config.sampler.keep, enabled=config.learner.cache_references),
+        ReferenceCache(policy, capacity, config.sampler.keep, enabled=config.learner.cache_references, rows=rows),
         total_steps=config.stage.count * config.stage.steps,
         c=train.c,
         clip=train.clip,
@@ -250,7 +251,15 @@ def make_learner(
         max_grad_norm=train.max_grad_norm,
         threads=config.learner.threads,
         gang=gang,
+        rows=rows,
     )
+
+
+def call_rows(config: Config) -> int:
+    """The most transitions of a micro-batch, which is settled: none of its draws shared."""
+    assert config.learner.micro_batch != "auto"
+    tuples = min(config.learner.micro_batch or config.worker_tuples, config.worker_tuples)
+    return tuples * config.train.tuple_size * config.steps.draws
 
 
 def make_batches(

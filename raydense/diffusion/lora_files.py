@@ -20,8 +20,7 @@ from raydense.core.messages import first_few, one_line
 from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora import KEY
-from raydense.diffusion.lora_formats import from_kohya, is_kohya, refuse_foreign, unet_part
-from raydense.diffusion.lora_settings import Adapter, read_adapter
+from raydense.diffusion.lora_formats import Adapter, from_kohya, is_kohya, read_adapter, refuse_foreign, unet_part
 from raydense.files.weight_files import read_checkpoint, read_safetensors
 from raydense.sections.base import TextEncoderLora
 

@@ -1,15 +1,22 @@
-"""What the LoRA files of others hold beside the U-Net's two factors a layer: read, refused by name, or left out."""
+"""What the LoRA files of others hold beside the U-Net's two factors a layer: read, refused by name, or left out.
+
+And what their metadata, or the JSON beside them, says of the tensors, in peft's terms.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from peft.utils.other import get_pattern_key
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from raydense.config import ConfigError
-from raydense.core.messages import first_few
+from raydense.core.messages import first_few, one_line
 from raydense.sections.base import TextEncoderLora
 
 Tensors = Mapping[str, torch.Tensor]
@@ -25,6 +32,9 @@ FOREIGN = (  # what a tensor's name gives away, and whose it is
     (re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"), "a LyCORIS file with whole differences of weights"),
     (re.compile(r"^(lora_te2_|text_encoder_2\.)"), "a LoRA of Stable Diffusion XL"),
 )
+
+UNSUPPORTED = ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "lora_bias")  # they change what tensors mean
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft initialisations that move the base's weights too
 
 _TEXT = re.compile(r"^(lora_te\d*_|(base_model\.model\.)?text_(encoder|model)\.)")
 _KOHYA_UNET = "lora_unet_"
@@ -94,3 +104,56 @@ def _kohya_scale(layer: str, parts: Tensors, source: str) -> float:
         raise ConfigError(f"{source}: {layer}.{_ALPHA} {list(alpha.shape)} is not one number")
     rank = next(iter(parts[_DOWN].shape), 0) or 1  # a tensor without one is refused where shapes are compared
     return (alpha.item() or rank) / rank
+
+
+class Adapter(BaseModel):
+    """Of peft's configuration of an adapter, what decides how its tensors are read."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    peft_type: str | None = None
+    lora_alpha: FiniteFloat | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
+
+    def alpha(self, module: str, rank: int) -> float:
+        """That of one layer, by peft's rule; its rank where none is stated."""
+        patterns = {re.sub(r"^(\^?)unet\.", r"\1", key): value for key, value in (self.alpha_pattern or {}).items()}
+        stated = patterns.get(get_pattern_key([*patterns], module), self.lora_alpha)
+        return float(rank) if stated is None else stated
+
+
+def read_adapter(text: str, source: str, where: str, prefix: str = "") -> Adapter:
+    """Reads peft's settings of an adapter.
+
+    Args:
+        text: JSON.
+        where: it stands, for errors.
+        prefix: of the keys that are meant, `unet.` in diffusers' metadata; keys without one are meant too.
+    Raises: ConfigError naming file and key.
+    """
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {where} is not JSON ({one_line(error)})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source}: {where} holds {_short(settings)} where an object of settings belongs")
+    settings = {key.removeprefix(prefix): value for key, value in settings.items()}
+    try:
+        adapter = Adapter.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key, message = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Input ")
+        raise ConfigError(f"{source}: in {where}, {prefix}{key}={_short(problem['input'])} {message}") from None
+    used = [name for name in UNSUPPORTED if settings.get(name)]
+    if str(settings.get("init_lora_weights")).lower().startswith(CHANGES_BASE):
+        used.append(f"init_lora_weights={_short(settings['init_lora_weights'])}")
+    if (adapter.peft_type or "LORA").upper() != "LORA":
+        used.append(f"peft_type={adapter.peft_type}")
+    if used:
+        raise ConfigError(f"{source}: its {', '.join(used)} cannot be taken over; give a plain LoRA")
+    return adapter
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -57,3 +57,11 @@ def test_any_size_of_picture(size: tuple[int, int]) -> None:
     images = np.random.default_rng(1).integers(0, 256, (3, *size, 3), dtype=np.uint8)
     assert all(np.isfinite(value) for value in image_statistics(images).values())
     assert image_statistics(images)["similarity"] < 1
+
+
+def test_of_a_large_picture_evenly_spaced_pixels_are_enough() -> None:
+    draws = np.random.default_rng(2)
+    coarse = draws.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    large = coarse.repeat(16, axis=1).repeat(16, axis=2)  # 512 x 512
+    assert image_statistics(large) == pytest.approx(image_statistics(large[:, ::2, ::2]))
+    assert image_statistics(large) == pytest.approx(image_statistics(coarse), rel=1e-9)

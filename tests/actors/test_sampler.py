@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.sampler import DiffusionSampler
+from actors.sampler import EMBEDDINGS, DiffusionSampler
 from raydense.core.interfaces import InertWeights, NonFiniteError, ScoreError, SharedStateChanged
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
@@ -385,3 +385,12 @@ def test_threads_of_the_process_come_back(
     before = torch.get_num_threads()
     make_sampler(threads=before + 1).sample(UNIT, initial)
     assert torch.get_num_threads() == before
+
+
+def test_embeddings_on_the_device_are_few(
+    make_sampler: Callable[..., DiffusionSampler], initial: PolicyWeights
+) -> None:
+    sampler = make_sampler()
+    for index in range(0, 2 * EMBEDDINGS, 32):
+        sampler.render(RenderUnit(tuple(f"prompt {i}" for i in range(index, index + 32)), (0,) * 32, 0), initial)
+    assert sampler._embed.cache_info().currsize == EMBEDDINGS

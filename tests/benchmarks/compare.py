@@ -2,7 +2,10 @@
 
 Both take the same gradient steps on the same draws, and the same rollouts, in this process, alternating; reported are
 median and spread of the ratio of times. First it is asserted that loss and gradient agree to 1e-5, and that the
-baseline's U-Net calls take what plain diffusers takes, within 5 %. `--memory` compares peak memory of two processes.
+baseline's U-Net calls take what plain diffusers takes, within 5 %. `--what memory` compares peak memory of two
+processes, `--what pipeline` a work unit with diffusers' own pipeline. On a GPU:
+
+    python tests/benchmarks/compare.py --model sd15 --device cuda --dtype bfloat16 --what step pipeline
 """
 
 from __future__ import annotations
@@ -16,44 +19,57 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pipelines import against_pipeline
 from published import Published
 
 from actors.sampler import rollout
 from learner.batch_source import BatchSource
 from learner.gang import Gang
 from raydense.bench.architectures import MODELS, bench_policy
+from raydense.bench.clock import synchronise
 from raydense.build import latent_shape, make_batches, make_learner
+from raydense.checks.noise import drifted
 from raydense.config import Config
-from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
+ROUNDED = 0.5  # the same in 16 bits, where the published way computes under autocast
 COMPILED = 2e-5  # the same, where torch.compile rounds elsewhere; before, the code as it is written is held to EQUAL
 CALLS = 1.05  # the baseline's U-Net calls against plain diffusers
 OVERRIDES = {
     # as many draws a stage as the presets': 8 steps of 48 groups, 2,500 of 4
     "tiny": ["sampler.guidance_scale=7.5", "train.batch_groups=4", "stage.steps=96", "learner.micro_batch=null"],
     "unet-78m": ["learner.threads=2", "stage.steps=10000"],
+    "sd15": ["stage.steps=10000"],
 }
-ROUNDS = {"tiny": 95, "unet-78m": 9}
-DRIFT = {"tiny": 2e-3, "unet-78m": 1e-4}  # standard deviation of LoRA B: away from π_I, mostly within the clip
+CPU, CUDA = torch.device("cpu"), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WHAT = ["step", "rollout", "memory", "pipeline"]
+ROUNDS = {"tiny": 95, "unet-78m": 9, "sd15": 5}
+DRIFT = {"tiny": 2e-3, "unet-78m": 1e-4, "sd15": 1e-4}  # standard deviation of LoRA B: mostly within the clip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=list(OVERRIDES), default="tiny")
-    parser.add_argument("--what", choices=["step", "rollout", "memory"], nargs="*", default=["step", "rollout"])
+    parser.add_argument("--what", choices=WHAT, nargs="*", default=WHAT[:2])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--images", type=int, default=12, help="of --what pipeline")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--set", nargs="*", default=[], help="overrides of the preset, for both")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--memory-of", choices=["ours", "published"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    config = MODELS[arguments.model].config(*OVERRIDES[arguments.model], *arguments.set)
+    dtypes = f"learner.dtype={arguments.dtype}", f"sampler.dtype={arguments.dtype}"
+    config = MODELS[arguments.model].config(*OVERRIDES[arguments.model], *dtypes, *arguments.set)
+    device = torch.device(arguments.device)
     torch.set_num_threads(config.learner.threads)
     if arguments.memory_of:
         print(peak_bytes_of(arguments.memory_of, arguments.model, config))
@@ -63,12 +79,16 @@ def main() -> None:
     if "memory" in arguments.what:
         result["memory"] = compare_memory(sys.argv)
     if "step" in arguments.what or "rollout" in arguments.what:
-        pair = Pair(arguments.model, config)
-        result["unet_call_ratio"] = pair.check_calls()
+        pair = Pair(arguments.model, config, device)
+        if device.type == "cpu":
+            result["unet_call_ratio"] = pair.check_calls()
         if "step" in arguments.what:
             result["step"] = pair.compare_steps(rounds)
         if "rollout" in arguments.what:
             result["rollout"] = pair.compare_rollouts(rounds)
+    if "pipeline" in arguments.what:
+        ours, theirs = against_pipeline(arguments.model, config, device, arguments.images)
+        result["pipeline"] = ratios(theirs, ours, range(rounds))
     print(json.dumps(result, indent=1))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
@@ -77,9 +97,10 @@ def main() -> None:
 class Pair:
     """Both implementations with the same LoRA, on the same stored groups."""
 
-    def __init__(self, model: str, config: Config) -> None:
-        self.config = config
-        self.policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
+    def __init__(self, model: str, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.model: Any = partial(bench_policy, model, config, device=device, with_decoder=False)
+        self.policy = self.model(dtype=getattr(torch, config.learner.dtype))
         self.policy.bind(drifted(self.policy, DRIFT[model]))
         self.published = Published(self.policy, config)
         self.shape = latent_shape(config, self.policy)
@@ -97,7 +118,7 @@ class Pair:
         """
         weights = self.policy.weights()
         with torch.compiler.set_stance("force_eager"):
-            self._check_gradient(*self._begin(), within=EQUAL)
+            self._check_gradient(*self._begin(), within=EQUAL if self.policy.dtype == torch.float32 else ROUNDED)
         if self.config.policy.compile:
             self.policy.bind(weights)
             self.published.unet.load_state_dict(self.policy.unet.state_dict())
@@ -118,7 +139,7 @@ class Pair:
     def _begin(self) -> tuple[Any, BatchSource[int]]:
         """A learner at the beginning of a stage, and the draws of its batches."""
         learner: Any = make_learner(self.config, self.policy, self.fetch)
-        draws = batch_source(self.config, self.fetch)
+        draws = batch_source(self.config, self.fetch, self.device)
         for source in (learner, draws):
             source.begin_stage(0, list(range(self.config.stage.groups)))
         return learner, draws
@@ -146,10 +167,12 @@ class Pair:
         storage = getattr(torch, sampler.storage_dtype)
         draws = torch.Generator().manual_seed(0)
         one, unit = sampler.trajectories, sampler.trajectories * sampler.unit_prompts
-        noise = torch.randn((unit, steps + 1, *self.shape), generator=draws)
+        noise = torch.randn((unit, steps + 1, *self.shape), generator=draws).to(self.device)
+        merged = self.model(dtype=getattr(torch, sampler.dtype), merged=True)
+        merged.bind(self.policy.weights())
         embeds = self.policy.encode("a red circle").expand(unit, -1, -1)
         self.published.unet.load_state_dict(self.policy.unet.state_dict())
-        latents, log_probs = rollout(self.policy, noise[:one], embeds[:one], storage)
+        latents, log_probs = rollout(merged, noise[:one], embeds[:one], storage)
         again, log_probs_again = self.published.rollout(noise[:one], "a red circle", storage)
         torch.testing.assert_close(again.float(), latents.float(), rtol=0, atol=0.02)
         torch.testing.assert_close(log_probs_again[:, 0], log_probs[:, 0], rtol=1e-4, atol=1e-4)
@@ -157,7 +180,7 @@ class Pair:
         def theirs(_: int) -> None:
             self.published.rollout(noise[:one], "a red circle", storage)
 
-        return ratios(theirs, lambda _: rollout(self.policy, noise, embeds, storage), range(rounds), unit / one)
+        return ratios(theirs, lambda _: rollout(merged, noise, embeds, storage), range(rounds), unit / one)
 
     def check_calls(self) -> float:
         """The baseline's U-Net call against that of a diffusers pipeline with the LoRA loaded."""
@@ -192,8 +215,10 @@ def ratios(
         prepare(step)
         times = {0: 0.0, 1: 0.0}
         for which in (0, 1) if turn % 2 else (1, 0):
+            synchronise(CUDA)
             started = time.perf_counter()
             (theirs, ours)[which](step)
+            synchronise(CUDA)
             times[which] = time.perf_counter() - started
             seconds[which] += times[which]
         found.append(times[0] * share / times[1])
@@ -213,16 +238,6 @@ def _skip_to(learner: Any, draws: BatchSource[int], step: int) -> None:
     learner._step = step
 
 
-def drifted(policy: Policy, scale: float) -> PolicyWeights:
-    """A LoRA some way from π_I."""
-    draws = np.random.default_rng(0)
-    tensors = {
-        name: array + np.float32(scale) * draws.standard_normal(array.shape).astype(np.float32) * ("lora_B" in name)
-        for name, array in policy.weights().tensors.items()
-    }
-    return PolicyWeights.of(0, tensors)
-
-
 def make_groups(policy: Policy, config: Config, shape: tuple[int, ...], count: int) -> list[TrajectoryGroup]:
     """Groups that the policy rolled out, as it is now."""
     draws, kept = torch.Generator().manual_seed(0), config.sampler.keep
@@ -230,18 +245,20 @@ def make_groups(policy: Policy, config: Config, shape: tuple[int, ...], count: i
     for index in range(count):
         prompt = f"a {['red', 'blue', 'green', 'yellow'][index]} circle"
         embeds = policy.encode(prompt)
-        noise = torch.randn((kept, config.steps.count + 1, *shape), generator=draws)
+        noise = torch.randn((kept, config.steps.count + 1, *shape), generator=draws).to(policy.device)
         latents, log_probs = rollout(policy, noise, embeds.expand(kept, -1, -1), torch.float16)
         rewards = torch.randn(kept, generator=draws).numpy()
         groups.append(
-            TrajectoryGroup(0, index, prompt, embeds.numpy(), latents.numpy(), log_probs.numpy(), rewards, 0, "")
+            TrajectoryGroup(
+                0, index, prompt, embeds.cpu().numpy(), latents.cpu().numpy(), log_probs.cpu().numpy(), rewards, 0, ""
+            )
         )
     return groups
 
 
-def batch_source(config: Config, fetch: Any) -> BatchSource[int]:
+def batch_source(config: Config, fetch: Any, device: torch.device = CPU) -> BatchSource[int]:
     """The run's own draws."""
-    return make_batches(config, fetch, torch.device("cpu"), Gang(), config.stage.groups)
+    return make_batches(config, fetch, device, Gang(), config.stage.groups)
 
 
 def peak_bytes_of(which: str, model: str, config: Config) -> int:

@@ -24,7 +24,7 @@ class Published:
     """Its own U-Nets, with the LoRA of `policy` as it is now; the rest of the pipeline is shared."""
 
     def __init__(self, policy: Policy, config: Config) -> None:
-        self.unet = copy.deepcopy(policy.unet).to(memory_format=torch.contiguous_format)
+        self.unet = copy.deepcopy(policy.unet).float().to(memory_format=torch.contiguous_format)
         self.reference = copy.deepcopy(self.unet)
         self.reference.delete_adapters("default")
         self.unet.disable_gradient_checkpointing()

@@ -81,8 +81,7 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             ties=ties,
             **{name: changes.pop(name, value) for name, value in draws.items()},
         )
-        return SGDLearner(
-            policy, batches, ReferenceCache(policy, capacity, keep=4), ties=ties, **{**options, **changes}
-        )
+        references = ReferenceCache(policy, capacity, keep=4, rows=changes.get("rows"))
+        return SGDLearner(policy, batches, references, ties=ties, **{**options, **changes})
 
     return make

@@ -80,7 +80,7 @@ def with_gradient(config: Config, fetch: Any, gang: Gang) -> Any:
     whole = learner.state_dict
 
     def state_dict() -> dict[str, Any]:
-        return {**whole(), "gradient": [p.grad.numpy().copy() for p in learner._policy.parameters()]}
+        return {**whole(), "gradient": [p.grad.numpy().copy() for p in learner.policy.parameters()]}
 
     learner.state_dict = state_dict  # type: ignore[method-assign]
     return learner

@@ -25,6 +25,7 @@ def policies(make_policy: Callable[..., Policy], request: pytest.FixtureRequest)
     draws = torch.Generator().manual_seed(0)
     for parameter in plain.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws)
+    plain.update()
     lean = make_policy(**request.param)
     lean.bind(plain.weights())
     keep_less(lean.unet)

@@ -17,7 +17,7 @@ from torch import Tensor
 from raydense.config import ConfigError
 from raydense.diffusion.lora import FILE_NAME, KEY
 from raydense.diffusion.lora_files import read_lora
-from raydense.diffusion.lora_settings import read_adapter
+from raydense.diffusion.lora_formats import read_adapter
 
 Predict = Callable[[str], tuple[Tensor, tuple[Tensor, ...]]]
 WRONG = {

@@ -1,0 +1,41 @@
+"""How far rounding moves a log-ratio: in the policy's own dtype against float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydense.core.seeding import derive_seed
+from raydense.core.types import PolicyWeights
+from raydense.diffusion.policy import Policy
+
+EARLY = 1e-5  # standard deviation of B after a few gradient steps
+
+
+@torch.no_grad()
+def log_ratio_errors(policy: Policy, x_t: Tensor, x_next: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+    """ρ = log π_θ − log π_I as the policy computes it, less ρ in float32: [N]. Takes four calls of N rows.
+
+    Args: as of `Policy.log_prob`.
+    """
+
+    def log_ratios() -> Tensor:
+        tuned = policy.log_prob(x_t, x_next, t, prompt_embeds)
+        with policy.reference():
+            return tuned - policy.log_prob(x_t, x_next, t, prompt_embeds)
+
+    own = log_ratios()
+    with policy.in_float32():
+        return own - log_ratios()
+
+
+def drifted(policy: Policy, scale: float = EARLY) -> PolicyWeights:
+    """The policy's weights with noise of this standard deviation added to B, as training would leave them."""
+    draws = np.random.default_rng(derive_seed(0, "drift"))
+    weights = policy.weights()
+    tensors = {
+        name: array + scale * draws.standard_normal(array.shape).astype(np.float32) * (".lora_B." in name)
+        for name, array in weights.tensors.items()
+    }
+    return PolicyWeights.of(weights.version, {name: array.astype(np.float32) for name, array in tensors.items()})
