@@ -22,7 +22,7 @@ def chaos(small_values: dict[str, Any], tmp_path: Path, *options: str) -> list[d
     """The outcomes of the runs, all of which ended with the undisturbed bytes and a balanced ledger."""
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**small_values, **SHORT}))
-    command = [sys.executable, "-m", "raydense.cli", "chaos", config, "--pause", "1", "--seed", "3", *options]
+    command = [sys.executable, "-m", "raydense.cli", "chaos", config, "--pause", "1", *options]
     command += ["--out", tmp_path / "chaos", "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=1100, env={**os.environ})
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -35,20 +35,19 @@ def total(outcomes: list[dict[str, Any]], what: str) -> Counter[str]:
     return sum((Counter(outcome[what]) for outcome in outcomes), Counter())
 
 
-def test_no_fault_changes_a_byte_and_every_kind_of_fault_took_effect(
-    small_values: dict[str, Any], tmp_path: Path
-) -> None:
-    outcomes = chaos(small_values, tmp_path, "--faults", "5", "--a-run", "5")
-    assert total(outcomes, "faults").total() == len(total(outcomes, "faults")) == 5  # every kind
+def test_neither_a_lost_node_nor_a_killed_driver_changes_a_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
+    """The other kinds: a killed sampler and learner in `test_faults.py`, a frozen sampler in `test_ray_fleet.py`."""
+    outcomes = chaos(small_values, tmp_path, "--faults", "2", "--a-run", "2", "--seed", "4")
+    assert total(outcomes, "faults") == {"remove node": 1, "kill driver": 1}
     seen = total(outcomes, "ledger")
-    for effect in ("deaths", "hangs", "retried", "restarted"):
+    for effect in ("deaths", "retried", "restarted"):
         assert seen[effect] > 0, (effect, seen)
 
 
 @pytest.mark.slow
-def test_nor_do_more_of_them_in_both_schedules(small_values: dict[str, Any], tmp_path: Path) -> None:
-    """What the test above shows, at another size; groups that a node took with it are sampled again."""
-    outcomes = chaos(small_values, tmp_path, "--faults", "10", "--a-run", "5")
+def test_nor_does_any_kind_of_fault_in_both_schedules(small_values: dict[str, Any], tmp_path: Path) -> None:
+    """What the test above shows, with every kind twice; groups that a node took with it are sampled again."""
+    outcomes = chaos(small_values, tmp_path, "--faults", "10", "--a-run", "5", "--seed", "3")
     assert {outcome["schedule"] for outcome in outcomes} == {"synchronous", "overlapped"}
     assert set(total(outcomes, "faults").values()) == {2}
     seen = total(outcomes, "ledger")
