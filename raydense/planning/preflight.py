@@ -30,6 +30,8 @@ from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
 from raydense.sections.rewards import SingleScorerConfig
 
+LOG_RATIO_NOISE = 1e-3  # root mean square over steps in bfloat16; see bench/README.md
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -79,7 +81,7 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     check_parts(pipeline)
     _check_latents(config, pipeline)
     pipeline = _check_files(config, pipeline)
-    notes = (*pipeline.notes, *_check_chain(config, pipeline))
+    notes = (*pipeline.notes, *_check_chain(config, pipeline), *_rounding_note(config))
     _check_lora(config, pipeline)
     return replace(pipeline, notes=notes)
 
@@ -137,6 +139,17 @@ def _check_chain(config: Config, pipeline: PipelineFiles) -> tuple[str, ...]:
     except ValueError as error:
         raise ConfigError(f"policy.model={pipeline.model}: {error}") from None
     return (chain.note,) if chain.note else ()
+
+
+def _rounding_note(config: Config) -> tuple[str, ...]:
+    """A clip that is smaller than what rounding does to a log-ratio."""
+    learner, clip = config.learner, config.train.clip
+    if learner.dtype == "float32" or clip >= 3 * LOG_RATIO_NOISE:
+        return ()
+    return (
+        f"train.clip={clip:g} is below three times the error that learner.dtype={learner.dtype} has in a log-ratio, "
+        f"about {LOG_RATIO_NOISE:g}: it cuts noise too; learner.dtype=float32 has none, raydense doctor measures it",
+    )
 
 
 def _check_lora(config: Config, pipeline: PipelineFiles) -> None:

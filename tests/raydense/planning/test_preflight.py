@@ -85,3 +85,15 @@ def test_models_of_another_spacing_are_told_apart(small_config: Callable[..., Co
         "guidance 3"
     ]
     assert shared_config([Source("run", "run", ours)], ours)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clip", "told"), [("bfloat16", 1e-4, True), ("bfloat16", 1e-2, False), ("float32", 1e-4, False)]
+)
+def test_a_clip_within_the_rounding_of_log_ratios_is_told(
+    small_config: Callable[..., Config], dtype: str, clip: float, told: bool
+) -> None:
+    notes = check_inputs(small_config(learner={"dtype": dtype}, train={"clip": clip})).notes
+    assert [note.partition(" is below three times the error that ")[0] for note in notes] == [
+        "train.clip=0.0001"
+    ] * told
