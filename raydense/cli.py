@@ -30,6 +30,7 @@ from raydense.commands import (
 from raydense.commands.common import EXIT_BAD_INPUT
 from raydense.core.terminal import guard_output
 from raydense.core.text import half_character
+from raydense.core.waiting import share_the_machine
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 
@@ -82,6 +83,7 @@ def _check_arguments(arguments: Sequence[str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `raydense` command; `arguments` default to the process's own."""
     guard_output()
+    share_the_machine()
     _check_neighbours()
     _check_arguments(sys.argv[1:] if arguments is None else arguments)
     app(arguments)

@@ -12,6 +12,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def duration(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def command(*arguments: str | Path) -> str:
     """A command of ours as a shell takes it, whatever is in a path."""
     return shlex.join(["raydense", *map(str, arguments)])

@@ -15,8 +15,9 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+
+from raydense.core.messages import duration
 
 LINE_EVERY_S = 5.0  # between two lines of one phase, where there is no live display
 LogFormat = Literal["auto", "plain", "json"]
@@ -41,13 +42,12 @@ class ProgressDisplay:
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
-            TextColumn("left", markup=False),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             console=console,
             transient=True,
             disable=not self._is_live,
         )
-        self._task = self._live.add_task("starting", total=None, facts="")
+        self._task = self._live.add_task("starting", total=None, facts="", left="")
         self._phase = ""
         self._phase_started = self._last_line = time.monotonic()
 
@@ -73,25 +73,34 @@ class ProgressDisplay:
         else:
             self._live.console.print(shown)
 
-    def update(self, phase: str, done: int, total: int, facts: Facts | None = None) -> None:
-        """Moves the bar of a phase; in a log, at most a line every few seconds and one at the end."""
+    def update(
+        self,
+        phase: str,
+        done: int,
+        total: int,
+        facts: Facts | None = None,
+        left_s: float | Literal["phase"] | None = "phase",
+    ) -> None:
+        """Moves the bar of a phase; in a log, at most a line every few seconds and one at the end.
+
+        Args: left_s: seconds until all is done; None: not known yet; phase: all is done when this phase is.
+        """
         facts, now = facts or {}, time.monotonic()
         if phase != self._phase:
             self._phase, self._phase_started = phase, now
-            self._live.reset(self._task, description=phase, total=total, facts="")
+            self._live.reset(self._task, description=phase, total=total, facts="", left="")
+        of_phase = (now - self._phase_started) / done * (total - done) if done else None
+        left = of_phase if left_s == "phase" else left_s
+        ending = "" if left is None or (of_phase == left and done == total) else f"about {duration(left)} left"
         if self._is_live:
-            self._live.update(self._task, completed=done, total=total, facts=_text(facts))
+            self._live.update(self._task, completed=done, total=total, facts=_text(facts), left=ending)
         elif done == total or now - self._last_line > LINE_EVERY_S:
             self._last_line = now
-            self._line(phase, done, total, facts, now - self._phase_started)
-
-    def _line(self, phase: str, done: int, total: int, facts: Facts, elapsed: float) -> None:
-        left = elapsed / done * (total - done) if done else None
-        if self._json:
-            self._event("progress", {"phase": phase, "done": done, "total": total, "left_s": left, **facts})
-        else:
-            ending = f", {left:.0f} s left" if left and done < total else ""
-            self.say(f"{phase}: {done}/{total} {_text(facts)}".rstrip() + ending)
+            if self._json:
+                counts = {"phase": phase, "done": done, "total": total, "left_s": of_phase, "run_left_s": left}
+                self._event("progress", {**counts, **facts})
+            else:
+                self.say(", ".join(filter(None, (f"{phase}: {done}/{total} {_text(facts)}".rstrip(), ending))))
 
     def _event(self, event: str, content: Mapping[str, Any]) -> None:
         line = {"time": round(time.time(), 3), "event": event, **content}

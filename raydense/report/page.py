@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raydense.config import ConfigError
-from raydense.core.messages import command
+from raydense.core.messages import command, duration
 from raydense.files.durable import write_text
 from raydense.report.curves import learning_figures, reward_figures, step_figure, watch_figures
 from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
@@ -157,12 +157,6 @@ def number(value: float | None, sign: str = "") -> str:
     if 0 < abs(value) < 1e-3:
         return f"{value:{sign}.2e}"
     return f"{value:{sign},.{digits}f}".replace("-", "−")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def tone(value: float) -> str:

@@ -29,6 +29,7 @@ from raydense.records.telemetry import Arrivals, Meter, RunLog
 from raydense.records.thumbnails import save_thumbnails
 from raydense.training.judging import draw_grid, judge_prompts
 from raydense.training.normalising import StageScales
+from raydense.training.stage_display import StageDisplay, first_reward
 from raydense.training.stage_loop import StageState
 from raydense.training.stage_metrics import judgement_values, nothing_but_ties, stage_values
 from raydense.training.stopping import StopFlag, StopRequested
@@ -66,7 +67,6 @@ class Recorder:
         self._pictures = pictures
         self._scales = scales
         self._watch = HackingWatch(config.reward, scales, run_dir.root)
-        self._rewards: list[float] = []  # of the stage so far
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
         self._pulled_bytes = self._steps = 0  # of the stage so far, in this process
@@ -75,6 +75,9 @@ class Recorder:
         self._sampling = False  # whether the run waits for units
         self._arrivals: dict[int, Arrivals] = {}  # by stage: overlapped, one is collected while another trains
         self._images_rate, self._steps_rate = Meter(), Meter()
+        self._stages = StageDisplay(
+            display, config.stage.count, first_reward(run_dir.metrics) if metrics_bytes else None
+        )
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -99,17 +102,15 @@ class Recorder:
     # -- stage_loop.Observer ------------------------------------------------------------------------------
 
     def stage_started(self, stage: int, weights: PolicyWeights) -> None:
-        self._rewards = []
         self._sampling = True
         self._pulled_bytes = self._steps = 0
+        self._stages.started()
         self._phase_started = time.perf_counter()
         self._arrivals.setdefault(stage, Arrivals(self._phase_started))
         self._images_rate.restart()
 
     def unit_collected(self, report: UnitReport, done: int, total: int) -> None:
-        elapsed = time.perf_counter() - self._phase_started
         rewards = [r for group in report.groups for r in group.rewards]
-        speed = done * len(rewards) / elapsed
         stage = report.unit.stage
         self._log.telemetry(
             "unit",
@@ -127,10 +128,7 @@ class Recorder:
             self._tell_rate("throughput/images_per_s", self._images_rate.add(len(rewards)), Position(stage))
         self._tell_fleet(stage)
         self._log.monitors_failed(report.failures, stage, self._first_step(stage))
-        self._rewards += rewards
-        facts = {"throughput/images_per_s": speed, "reward/mean": float(np.mean(self._rewards))}
-        if self._sampling:  # else this stage's steps are on display, and units come from beside them
-            self._display.update(f"{self._title(stage)} sampling", done, total, facts)
+        self._stages.collected(stage, rewards, done, total, shown=self._sampling)
         if self._sampling and self._stop.signal_number is not None:
             raise StopRequested(self._stop.signal_number)
 
@@ -138,6 +136,7 @@ class Recorder:
         self, stage: int, reports: Sequence[UnitReport], account: Mapping[str, int], again: bool
     ) -> None:
         step, elapsed = self._first_step(stage), time.perf_counter() - self._phase_started
+        self._stages.sampled(stage)
         rate = self._arrivals.pop(stage).rate
         facts = {} if rate is None else {"throughput/images_per_s": rate}
         self._end_phase("sampling", Position(stage), elapsed, **facts)
@@ -154,9 +153,10 @@ class Recorder:
         checksum = groups[0].weights_checksum
         self._log.metrics("stage", stage, step, values, intervals=ends, weights_checksum=checksum)
         self._checkpoints.note_reward(stage, values["reward/mean"])
+        self._stages.sampled(stage, values["reward/mean"])
         if values["reward/tied_groups"] == 1 and not self._learns_orders:
-            self._display.say(f"{self._title(stage)}: {nothing_but_ties(self._config.train.ties)}")
-        self._watch.react(sighting, self._title(stage), self._display.say, self._dir.shown)
+            self._display.say(f"{self._stages.title(stage)}: {nothing_but_ties(self._config.train.ties)}")
+        self._watch.react(sighting, self._stages.title(stage), self._display.say, self._dir.shown)
 
     def steps_taken(self, position: Position, metrics: Sequence[StepMetrics], state: StageState) -> None:
         self.position = position
@@ -168,8 +168,7 @@ class Recorder:
             self._log.metrics("step", position.stages, row.step, row.values)
         last, per_stage = metrics[-1], self._config.stage.steps
         self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
-        facts = {name: last.values.get(name, math.nan) for name in ("loss", "log_ratio/clip_fraction")}
-        self._display.update(f"{self._title(position.stages)} training", position.steps, per_stage, facts)
+        self._stages.trained(position.stages, position.steps, per_stage, last.values.get("loss", math.nan))
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
             self.checkpoint(position, state)
@@ -180,6 +179,7 @@ class Recorder:
         self, stage: int, weights: PolicyWeights, account: Mapping[str, int], following: StageState
     ) -> None:
         self._account = dict(account)  # groups may have been lost while it trained
+        self._stages.finished()
         self._log.telemetry("ledger", stage, self._first_step(stage + 1), self._fleet_counts(), **account)
         elapsed = time.perf_counter() - self._phase_started
         facts = {"throughput/steps_per_s": self._steps / elapsed, "replay/pulled_bytes": self._pulled_bytes}
@@ -270,8 +270,8 @@ class Recorder:
             "segments": segments,
         }
 
-    def _title(self, stage: int) -> str:
-        return f"stage {stage + 1}/{self._config.stage.count}"
+    def base_judged(self) -> None:
+        self._stages.base_judged(self.seconds["judging"])
 
     def _tell_rate(self, name: str, rate: float | None, position: Position) -> None:
         """Between a stage's rows, for who watches; None: not yet time to."""

@@ -180,6 +180,7 @@ class _Run:
         before = self._dir.read_base_judgement() if checkpoint else None
         if before is None:
             before = self._judge(fleet, recorder, base.version)
+            recorder.base_judged()
             self._dir.write_base_judgement(before)
         if checkpoint is None:
             recorder.checkpoint(recorder.position)

@@ -123,7 +123,7 @@ def test_a_job_runs_to_its_end_and_its_logs_are_followed(
     out, directory = tmp_path / "run", project(with_code)
     entry = ["python", "-m", "raydense.cli"] if with_code else ["raydense"]
     done = head.job("submit", "--working-dir", directory, "--", *entry, "train", "config.yaml", "--out", out)
-    assert "stage 2/2 training: 3/3" in done.stdout  # plain lines, followed
+    assert "stage 2 of 2, learning: 3/3" in done.stdout  # plain lines, followed
     assert "succeeded" in done.stdout
     assert json.loads((out / "summary.json").read_text())["runner"] == "ray"
     actors_file, scorer_file = (tmp_path / "note.txt").read_text().splitlines()

@@ -55,3 +55,14 @@ def test_a_terminal_gets_one_live_line_with_count_facts_and_times() -> None:
     assert "score[red]v2 :cat: 0.5" in last
     assert "left" in last
     assert shown.count("\n") <= 4  # it is redrawn in place
+
+
+def test_a_run_says_what_is_left_of_all_of_it_and_nothing_while_that_is_not_known() -> None:
+    log = io.StringIO()
+    with ProgressDisplay(open_console(file=log, width=40)) as display:
+        display.update("stage 1 of 8, drawing and scoring", 8, 8, {"reward": 0.75}, None)
+        display.update("stage 2 of 8, learning", 8, 8, {"loss": 0.5, "reward": 0.8, "base model": 0.75}, 400.0)
+    assert log.getvalue().splitlines() == [
+        "stage 1 of 8, drawing and scoring: 8/8 reward 0.75",
+        "stage 2 of 8, learning: 8/8 loss 0.5, reward 0.8, base model 0.75, about 7 min left",
+    ]

@@ -175,7 +175,7 @@ def test_a_run_says_it_marks_it_and_stops_where_asked(small_values: dict[str, An
     config.write_text(yaml.safe_dump({**small_values, "reward": reward}))
     stopped = train(config, "--local", "--out", run)
     assert stopped.exit_code == 1
-    assert "stage 2/2: reward hacking suspected: the reward rose from" in stopped.output
+    assert "stage 2 of 2: reward hacking suspected: the reward rose from" in stopped.output
     assert "reward.watch.stop: reward hacking suspected" in stopped.stderr
     assert "the reward rose" in json.loads((run / "failure.json").read_text())["what"]
 
