@@ -17,6 +17,8 @@ from filelock import FileLock
 from small_models import write_pipeline, write_scorer
 from xdist.scheduler import LoadScopeScheduling
 
+from raydense.core.waiting import share_the_machine
+
 if TYPE_CHECKING:
     import torch
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from raydense.core.types import PolicyWeights, TrajectoryGroup
     from raydense.diffusion.policy import Policy
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15, workers starve beside any other work
+share_the_machine()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on small tensors more threads only wait, above all beside other work
 
 ROOT = Path(__file__).parents[1]
