@@ -82,14 +82,14 @@ def export(run: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to={to} is not empty and is never overwritten; give a new directory")
     scores, learned_from = read_scores(run), read_origin(lora)["reward"]
+    prompt = scores.prompts["train"][0] if scores else "a photograph"
+    example = example_code(config, prompt, directory.read_scheduler())
     to.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(lora, to / FILE_NAME)
     (to / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     picture = directory.images / PICTURE
     if picture.is_file():
         shutil.copyfile(picture, to / PICTURE)
-    prompt = scores.prompts["train"][0] if scores else "a photograph"
-    example = example_code(config, prompt, directory.read_scheduler())
     (to / "example.py").write_text(example, encoding="utf-8")
     card = model_card(config, scores, example, has_picture=picture.is_file(), learned_from=learned_from)
     (to / "README.md").write_text(card, encoding="utf-8")

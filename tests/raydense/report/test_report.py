@@ -187,6 +187,33 @@ def test_a_name_with_dollars_is_no_formula() -> None:
     assert "$a$ $b{ [red] :cat:" in figure.svg
 
 
+@pytest.mark.parametrize(
+    ("label", "legend", "values"),
+    [
+        ("seconds", "samples", [0.5, 1.0]),
+        ("gradient steps\nof the run", "samples", [-123456.75, 1e9]),
+        ("", "samples", [1e-7, 2e-7]),
+        ("seconds", "wider than the figure " * 10, [0, 1]),
+    ],
+)
+def test_what_stands_around_a_figures_axes_fits(label: str, legend: str, values: list[float]) -> None:
+    def paint(axes: Any) -> None:
+        axes.plot(values, label=legend)
+        axes.set_ylabel(label)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+        drawn.append(axes)
+
+    drawn: list[Any] = []
+    draw("key", "title", "caption", "alternative", paint)
+    around = drawn[0].get_tightbbox().transformed(drawn[0].figure.transFigure.inverted())
+    left, low, right, high = around.extents
+    assert (left, low, high) == pytest.approx((0, 0, 1), abs=0.025)
+    if legend == "samples":
+        assert right == pytest.approx(1, abs=0.025)
+    else:
+        assert drawn[0].get_position().width == pytest.approx(0.3)
+
+
 def test_the_command_that_continues_is_one_for_a_shell(copy: Path) -> None:
     (copy / "summary.json").unlink()
     odd = copy.rename(copy.with_name("it's a <run>; #7"))
