@@ -70,9 +70,10 @@ class Figure:
 def draw(key: str, title: str, caption: str, alternative: str, paint: Callable[[Any], None]) -> Figure:
     """Lets `paint` draw on axes, and takes the result as SVG that scales with the page."""
     with mpl.rc_context({**STYLE, "svg.hashsalt": key}):
-        canvas = Canvas(figsize=(4.6, 2.8), layout="none")
+        canvas = Canvas(figsize=(4.6, 2.8))
         FigureCanvasSVG(canvas)  # by which text is measured, too
         axes = canvas.subplots()
+        axes.locator_params(axis="y", nbins=5)  # enough, and every tick takes its time
         paint(axes)
         _fit(canvas, axes)
         file = io.StringIO()
