@@ -53,7 +53,7 @@ def lora_config(config: Config) -> LoraConfig:
     policy = config.policy
     return LoraConfig(
         r=policy.lora_rank,
-        lora_alpha=policy.lora_alpha if policy.lora_alpha is not None else policy.lora_rank,
+        lora_alpha=policy.alpha,
         init_lora_weights="gaussian",
         target_modules=list(policy.lora_targets),
     )
@@ -67,14 +67,14 @@ def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict
     The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
     where metrics go, and what it is watched for.
     """
-    lora, policy, scorer = lora_config(config), config.policy, config.reward.scorer
+    policy, scorer = config.policy, config.reward.scorer
     whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
     unread: Any = {**whole, "learner": {"labels", "timeout_s"}, "reward": {"watch"}}
     settings = config.model_dump(mode="json", exclude=unread)
     return {
         "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
-        "rank": lora.r,
-        "alpha": lora.lora_alpha,
+        "rank": policy.lora_rank,
+        "alpha": policy.alpha,
         "reward": dict(reward or scorer.model_dump(mode="json", exclude={"batch_size", "device"})),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
     }
@@ -113,12 +113,11 @@ def build_policy(
 def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> PolicyWeights:
     """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
     assert config.policy.init_lora is not None
-    lora = lora_config(config)
     return load_lora(
         config.policy.init_lora,
         shapes,
-        rank=lora.r,
-        alpha=lora.lora_alpha,
+        rank=config.policy.lora_rank,
+        alpha=config.policy.alpha,
         seed=config.seed,
         text_encoder=config.policy.text_encoder_lora,
     )

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # not `stats`, which takes most of a second to load
 
 CONFIDENCE = 0.95  # of every interval
 
@@ -77,8 +77,8 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:
         effective = float(len(clusters))
     effective *= (_quantile(pairs) / _quantile(len(clusters))) ** 2
     tail, won, lost = (1 - CONFIDENCE) / 2, share * effective, (1 - share) * effective
-    low = float(stats.beta.ppf(tail, won, lost + 1)) if won > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, won + 1, lost)) if lost > 0 else 1.0
+    low = float(special.betaincinv(won, lost + 1, tail)) if won > 0 else 0.0
+    high = float(special.betaincinv(won + 1, lost, 1 - tail)) if lost > 0 else 1.0
     return Interval(share, low, high)
 
 
@@ -100,7 +100,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _quantile(count: int) -> float:
     """Of Student's distribution for the mean of `count` values."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) if count > 1 else math.nan
+    return float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2)) if count > 1 else math.nan
 
 
 def _standard_error(values: np.ndarray) -> float:

@@ -9,10 +9,9 @@ import stat
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # rich is loaded where something is shown
     from _typeshed import ReadableBuffer as Buffer
+    from rich.console import Console
 
 
 def open_console(**options: Any) -> Console:
@@ -21,6 +20,8 @@ def open_console(**options: Any) -> Console:
     What the output cannot encode is written as escapes: a run does not end of a letter.
     Args: options: as rich's own; `soft_wrap` is true unless said otherwise.
     """
+    from rich.console import Console
+
     console = Console(**{"soft_wrap": True, **options}, markup=False, emoji=False, highlight=False)
     if isinstance(console.file, io.TextIOWrapper):
         console.file.reconfigure(errors="backslashreplace")

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from raydense.config import ConfigError
 from raydense.core.types import PolicyWeights
 from raydense.files.durable import replacing
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 FILE_NAME = "pytorch_lora_weights.safetensors"
 KEY = "lora_adapter_metadata"  # diffusers' own
+PREFERENCES = "preferences"  # beside the kinds of scorers, as what a LoRA learned from
 
 
 def save_diffusers_lora(
@@ -31,7 +33,7 @@ def save_diffusers_lora(
     One metadata key only: safetensors writes several in no fixed order, and equal weights must give equal bytes.
     Args: origin: what the LoRA is of; joins that key's JSON under names that diffusers passes over.
     """
-    tensors = {_diffusers_name(name): torch.from_numpy(np.array(array)) for name, array in weights.tensors.items()}
+    tensors = {_diffusers_name(name): np.ascontiguousarray(array) for name, array in weights.tensors.items()}
     adapter = {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,

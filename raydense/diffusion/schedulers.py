@@ -90,6 +90,12 @@ def settle_chain(scheduler_config: Mapping[str, Any], num_steps: int, spacing: s
     return replace(chain, note=note)
 
 
+def ddim_settings(scheduler_config: Mapping[str, Any], num_steps: int, spacing: str | None = None) -> dict[str, Any]:
+    """Of the DDIMScheduler that takes the steps of `settle_chain`: what differs from its class's defaults."""
+    arguments, defaults = settle_chain(scheduler_config, num_steps, spacing).arguments, DDIMScheduler().config
+    return {key: value for key, value in arguments.items() if defaults[key] != value}
+
+
 def with_noise(spacing: str | None, offset: int = 1) -> dict[str, Any]:
     """DDIMScheduler's arguments for timesteps so spaced that σ > 0 to the end; none for the pipeline's own."""
     if spacing is None:

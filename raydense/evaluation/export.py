@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDIMScheduler
 from huggingface_hub import ModelCardData
 
-from raydense.build import lora_config
 from raydense.config import Config, ConfigError
-from raydense.diffusion.lora import FILE_NAME, read_origin
+from raydense.diffusion.lora import FILE_NAME, PREFERENCES, read_origin
 from raydense.diffusion.pipeline_files import PipelineFiles, read_pipeline
-from raydense.diffusion.schedulers import NO_CLIPPING, settle_chain, with_noise
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.files.locations import PACKAGE_SCHEME, resolve
 from raydense.records.run_dir import RunDirectory
@@ -22,7 +19,6 @@ from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
 from raydense.sections.rewards import SingleScorerConfig
 from raydense.sections.run import StepsConfig
-from raydense.training.preferences import KIND
 
 PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
 PICTURE = "before-after.png"
@@ -86,20 +82,24 @@ def export(run: Path, to: Path) -> None:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to={to} is not empty and is never overwritten; give a new directory")
     scores, learned_from = read_scores(run), read_origin(lora)["reward"]
+    prompt = scores.prompts["train"][0] if scores else "a photograph"
+    example = example_code(config, prompt, directory.read_scheduler())
     to.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(lora, to / FILE_NAME)
     (to / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     picture = directory.images / PICTURE
     if picture.is_file():
         shutil.copyfile(picture, to / PICTURE)
-    example = example_code(config, scores.prompts["train"][0] if scores else "a photograph")
     (to / "example.py").write_text(example, encoding="utf-8")
     card = model_card(config, scores, example, has_picture=picture.is_file(), learned_from=learned_from)
     (to / "README.md").write_text(card, encoding="utf-8")
 
 
-def example_code(config: Config, prompt: str) -> str:
-    """A few lines that draw a picture with diffusers, by the chain and of the size that the run had."""
+def example_code(config: Config, prompt: str, scheduler: Mapping[str, Any] | None = None) -> str:
+    """A few lines that draw a picture with diffusers, by the chain and of the size that the run had.
+
+    Args: scheduler: as of `RunDirectory.read_scheduler`.
+    """
     policy, size = config.policy, ""
     try:
         pipeline = read_pipeline(policy.model, policy.revision, fetch=False)
@@ -121,7 +121,7 @@ def example_code(config: Config, prompt: str) -> str:
         guidance=config.sampler.guidance_scale,
         eta=config.steps.eta,
         tokenizer=_tokenizer_code(pipeline),
-        scheduler=_scheduler_code(config.steps, pipeline),
+        scheduler=_of_earlier_code(config.steps, pipeline) if scheduler is None else f"({_as_code(scheduler)})",
         size=size,
     )
 
@@ -134,14 +134,17 @@ def _tokenizer_code(pipeline: PipelineFiles) -> str:
     return "" if stated.get("model_max_length") == length else f"pipeline.tokenizer.model_max_length = {length}\n"
 
 
-def _scheduler_code(steps: StepsConfig, pipeline: PipelineFiles) -> str:
-    """How a DDIMScheduler is made that takes the run's steps; its class's conversion alone would clip, among others."""
+def _of_earlier_code(steps: StepsConfig, pipeline: PipelineFiles) -> str:
+    """The scheduler of a run that does not say it; its class's conversion alone would clip, among others."""
+    from raydense.diffusion.schedulers import NO_CLIPPING, ddim_settings, with_noise  # with diffusers
+
     if pipeline.scheduler is None:  # what needs no look at it
-        options = "".join(f", {k}={v!r}" for k, v in {**NO_CLIPPING, **with_noise(steps.spacing)}.items())
-        return f".from_config(pipeline.scheduler.config{options})"
-    arguments = settle_chain(pipeline.scheduler, steps.count, steps.spacing).arguments
-    defaults = DDIMScheduler().config
-    return f"({', '.join(f'{k}={v!r}' for k, v in arguments.items() if defaults[k] != v)})"
+        return f".from_config(pipeline.scheduler.config, {_as_code({**NO_CLIPPING, **with_noise(steps.spacing)})})"
+    return f"({_as_code(ddim_settings(pipeline.scheduler, steps.count, steps.spacing))})"
+
+
+def _as_code(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def model_card(
@@ -157,9 +160,7 @@ def model_card(
     Args: learned_from: as the LoRA file names its reward; None: the run's scorer.
     """
     orders = _orders(learned_from or {})
-    lora, policy, stage, sampler, steps = (
-        lora_config(config), config.policy, config.stage, config.sampler, config.steps
-    )  # fmt: skip
+    policy, stage, sampler, steps = config.policy, config.stage, config.sampler, config.steps
     is_hub_id = not policy.model.startswith((PACKAGE_SCHEME, "/", ".", "~"))
     front = ModelCardData(
         base_model=policy.model if is_hub_id else None,
@@ -174,8 +175,8 @@ def model_card(
         name=config.name,
         paper=PAPER,
         base=policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
-        rank=lora.r,
-        alpha=lora.lora_alpha,
+        rank=policy.lora_rank,
+        alpha=policy.alpha,
         targets=", ".join(policy.lora_targets),
         reward=orders or _reward(config),
         train=config.prompts.train,
@@ -214,7 +215,7 @@ def results_sheet(config: Config, scores: Scores) -> Sheet:
 
 
 def _orders(learned_from: Mapping[str, Any]) -> str:
-    if learned_from.get("kind") != KIND:
+    if learned_from.get("kind") != PREFERENCES:
         return ""
     return f"orders that people gave: `{learned_from['file']}` (sha256 `{learned_from['sha256']}`)"
 

@@ -8,13 +8,14 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from raydense.core.messages import first_few, one_line
+
+if TYPE_CHECKING:  # a file's JSON is read without it
+    from torch import Tensor
 
 Shapes = Mapping[str, Sequence[int]]  # of tensors, by name
 
@@ -69,6 +70,8 @@ def read_checkpoint(path: Path, device: str = "cpu") -> Any:
     Args: device: `meta` reads no tensor's values.
     Raises: FileFault.
     """
+    import torch
+
     try:
         return torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path))
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:

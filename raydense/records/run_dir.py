@@ -19,6 +19,7 @@ from raydense.records.inputs import Pin, write_pins
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
     from raydense.records.mirror import Mirror
     from raydense.records.scores import Judgement
+    from raydense.sections.run import StepsConfig
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
 
@@ -154,6 +155,10 @@ class RunDirectory:
         return self.root / "segments"
 
     @property
+    def scheduler(self) -> Path:
+        return self.root / "scheduler.json"
+
+    @property
     def base_judgement(self) -> Path:
         return self.root / "scores-base.json"
 
@@ -179,6 +184,24 @@ class RunDirectory:
         if not self.base_judgement.is_file():
             return None
         return Judgement.of_lists(json.loads(self.base_judgement.read_text("utf-8")))
+
+    def write_scheduler(self, scheduler: Mapping[str, Any] | None, steps: StepsConfig) -> None:
+        """The settings of the DDIMScheduler that takes the run's steps. Args: scheduler: the pipeline's, if known."""
+        from raydense.diffusion.schedulers import ddim_settings
+
+        if scheduler is not None:
+            self._write_json(self.scheduler.name, ddim_settings(scheduler, steps.count, steps.spacing))
+
+    def read_scheduler(self) -> Mapping[str, Any] | None:
+        """What `write_scheduler` wrote; None of a run of earlier code. Raises: ConfigError if it is damaged."""
+        from raydense.files.weight_files import FileFault, read_json
+
+        if not self.scheduler.is_file():
+            return None
+        try:
+            return read_json(self.scheduler)
+        except FileFault as fault:
+            raise ConfigError(f"{self.scheduler} {fault}") from None
 
     def write_inputs(
         self, pins: Mapping[str, Pin], prompts: Mapping[str, Sequence[str]], accepted: Sequence[str] = ()

@@ -7,16 +7,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import FAULTS
 from raydense.core.messages import command
 from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RUNS = Path("runs")
 LAST_STEP = ("loss", "log_ratio/clip_fraction", "pair_accuracy", "skipped")
@@ -56,6 +56,8 @@ def read_status(root: Path) -> dict[str, Any]:
 
 def show_status(status: Mapping[str, Any], console: Console) -> None:
     """Prints a status as a table for people."""
+    from rich.table import Table
+
     table = Table("", "", show_header=False, title=f"{status['name']} in {status['run']}", title_justify="left")
     for name, value in _lines(status):
         table.add_row(name, value)

@@ -11,8 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from raydense.report.run_data import Curve, RunData
-from raydense.report.step_draws import draw_counts, expected_shares
 from raydense.report.svg import INK, MUTED, RULE, SERIES, Figure, draw
+from raydense.sections.run import StepsConfig
 
 MOST_POINTS = 400  # of a curve; a longer one is drawn as the means of as many stretches
 CLIPPED_WELL = (0.02, 0.10)  # of the log-ratios: where the clip is well chosen (METHOD §9)
@@ -81,11 +81,11 @@ def watch_figures(run: RunData) -> Iterator[Figure]:
 
 def step_figure(run: RunData) -> Figure | None:
     """Which denoising steps the loss drew."""
-    counts, counted = draw_counts(run.config, run.steps_taken)
+    counts, counted = _step_counts(run)
     if not counted:
         return None
-    expected = expected_shares(run.config) * counts.sum()
-    some = "" if counted == run.steps_taken else f" Counted in {counted:,} evenly spaced gradient steps."
+    expected = expected_shares(run.config.steps) * counts.sum()
+    some = "" if counted == len(run.rows("step")) else f" Counted in {counted:,} evenly spaced gradient steps."
     left_out = f", the last {run.config.steps.exclude_last} left out" if run.config.steps.exclude_last else ""
     return draw(
         "steps",
@@ -96,6 +96,23 @@ def step_figure(run: RunData) -> Figure | None:
         f"{counts[-1]:,} times, step {int(counts.argmax())} most often.",
         partial(_paint_steps, counts=counts, expected=expected),
     )
+
+
+def _step_counts(run: RunData) -> tuple[NDArray[np.int64], int]:
+    """How often each denoising step was drawn: int64 [T], and in how many gradient steps this was counted."""
+    rows = run.rows("step")
+    known = [row["step_draws"] for row in rows if "step_draws" in row]
+    if len(known) == len(rows):
+        return np.sum(known, axis=0, dtype=np.int64), len(known)
+    from raydense.report.step_draws import draw_counts  # with torch: earlier code did not count while it trained
+
+    return draw_counts(run.config, run.steps_taken)
+
+
+def expected_shares(steps: StepsConfig) -> NDArray[np.float64]:
+    """P(t), which the draws follow (METHOD §4): float64 [T]."""
+    weights = steps.gamma ** np.arange(steps.count - steps.exclude_last, dtype=np.float64)
+    return np.pad(weights / weights.sum(), (0, steps.exclude_last))
 
 
 # -- how they are drawn ---------------------------------------------------------------------------------------

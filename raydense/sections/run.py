@@ -50,6 +50,11 @@ class PolicyConfig(Section):
     compile: bool = False
     """The U-Net by torch.compile: faster after minutes of compiling; needs a C++ compiler."""
 
+    @property
+    def alpha(self) -> float:
+        """Of the LoRA, stated or not."""
+        return self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
 
 class PromptsConfig(Section):
     """Where prompts come from: files (.txt, .json, .jsonl, .csv, .parquet), pkg://package/path, or set://NAME."""

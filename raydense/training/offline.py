@@ -121,6 +121,7 @@ def train_offline(
     learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
     run_dir = RunDirectory.create(out, config, mirror)
     run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
+    run_dir.write_scheduler(inputs.pipeline.scheduler, config.steps)
     fleet = OfflineFleet(segments)
     store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:

@@ -28,8 +28,8 @@ from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Learner
 from raydense.core.messages import one_line
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
+from raydense.diffusion.lora import PREFERENCES
 
-KIND = "preferences"  # beside the kinds of scorers, as what a LoRA learned from
 RANKED, PAIRWISE = ("stage", "group", "trajectory", "rank"), ("stage", "group", "winner", "loser")
 
 
@@ -74,7 +74,9 @@ def read_preferences(path: Path, config: Config) -> Preferences:
         given = (order for key, orders in found.orders.items() if key[0] == stage for order in orders)
         if all(len(set(order.goodness)) == 1 for order in given):
             raise ConfigError(f"--preferences={path} orders no group of stage {stage}; add some or lower stage.count")
-    return replace(found, origin={"kind": KIND, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()})
+    return replace(
+        found, origin={"kind": PREFERENCES, "file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    )
 
 
 def _check_row(where: str, row: Mapping[str, Any], config: Config) -> None:

@@ -27,6 +27,7 @@ from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Judgement
 from raydense.records.telemetry import Arrivals, Meter, RunLog
 from raydense.records.thumbnails import save_thumbnails
+from raydense.report.step_draws import StepDraws
 from raydense.training.judging import draw_grid, judge_prompts
 from raydense.training.normalising import StageScales
 from raydense.training.stage_display import StageDisplay, first_reward
@@ -64,8 +65,7 @@ class Recorder:
         self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
-        self._pictures = pictures
-        self._scales = scales
+        self._pictures, self._scales, self._draws = pictures, scales, StepDraws(config)
         self._watch = HackingWatch(config.reward, scales, run_dir.root)
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
@@ -165,7 +165,7 @@ class Recorder:
         self._tell_fleet(position.stages)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
-            self._log.metrics("step", position.stages, row.step, row.values)
+            self._log.metrics("step", position.stages, row.step, row.values, step_draws=self._draws.counts(row.step))
         last, per_stage = metrics[-1], self._config.stage.steps
         self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
         self._stages.trained(position.stages, position.steps, per_stage, last.values.get("loss", math.nan))

@@ -126,6 +126,7 @@ class _Run:
         recorded = self._pinned.recorded(base)
         self._dir.write_config(self._config)
         self._dir.write_inputs(recorded.pins, self._sets.named(), self._pinned.accepted)
+        self._dir.write_scheduler(self._pipeline.scheduler, self._config.steps)
         self._pinned = recorded
 
     def _attempt(self, fleet: Fleet[Any], learner: Learner[Any]) -> Mapping[str, Any]:

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 RAY_FREE = (
     "raydense.fleets.local_runner",
     "raydense.training.run",
@@ -17,8 +19,8 @@ RAY_FREE = (
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Top-level packages in sys.modules of a fresh process after the statement."""
-    code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    """The modules of a fresh process after the statement."""
+    code = f"import sys\n{statement}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -34,13 +36,29 @@ def test_the_command_line_waits_with_what_is_heavy() -> None:
     assert not loaded & {"torch", "ray", "diffusers", "transformers", "peft", "numpy"}
 
 
-def test_a_configuration_is_printed_without_what_is_heavy() -> None:
+HEAVY = {"torch", "ray", "diffusers", "transformers", "peft", "accelerate", "pyarrow"}
+READING = {  # commands that only read, and what else they do without
+    ("config", "--preset", "multi-prompt"): {"numpy", "scipy", "matplotlib", "huggingface_hub"},
+    ("config", "--markdown"): {"numpy", "scipy", "matplotlib", "huggingface_hub"},
+    ("status", "RUN"): {"scipy", "matplotlib", "huggingface_hub", "PIL"},
+    ("compare", "RUN", "OTHER"): {"scipy.stats", "matplotlib", "huggingface_hub", "PIL"},
+    ("report", "RUN", "--out", "TO.html"): {"scipy.stats", "huggingface_hub"},
+    ("export", "RUN", "--to", "TO"): {"scipy.stats", "matplotlib", "PIL"},
+}
+
+
+@pytest.mark.parametrize("command", READING)
+def test_what_only_reads_waits_for_nothing_heavy(
+    command: tuple[str, ...], small_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    paths = {"RUN": small_runs[0], "OTHER": small_runs[1], "TO": tmp_path / "to", "TO.html": tmp_path / "to.html"}
+    arguments = [str(paths.get(word, word)) for word in command]
     loaded = loaded_by(
         "from typer.testing import CliRunner; from raydense.cli import app\n"
-        "for arguments in (['config', '--preset', 'multi-prompt'], ['config', '--markdown']):\n"
-        "    assert CliRunner().invoke(app, arguments).exit_code == 0"
+        f"result = CliRunner().invoke(app, {arguments})\n"
+        "assert result.exit_code == 0, result.output"
     )
-    assert not loaded & {"torch", "ray", "diffusers", "transformers", "peft", "numpy"}
+    assert not loaded & (HEAVY | READING[command])
 
 
 def test_help_answers_at_once_and_names_the_commands() -> None:

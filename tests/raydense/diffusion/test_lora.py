@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -72,8 +73,10 @@ def test_equal_weights_give_equal_bytes(
 ) -> None:
     weights = perturbed(make_policy())
     backwards = PolicyWeights.of(weights.version, dict(reversed(weights.tensors.items())))
+    by_columns = PolicyWeights.of(weights.version, {n: np.asfortranarray(a) for n, a in weights.tensors.items()})
     files = [
-        save_diffusers_lora(tmp_path / str(i), w, lora(2, 2.0)) for i, w in enumerate((weights, weights, backwards))
+        save_diffusers_lora(tmp_path / str(i), each, lora(2, 2.0))
+        for i, each in enumerate((weights, weights, backwards, by_columns))
     ]
     assert len({file.read_bytes() for file in files}) == 1
     other = save_diffusers_lora(tmp_path / "other", perturbed(make_policy(), seed=1), lora(2, 2.0))

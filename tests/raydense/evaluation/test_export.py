@@ -22,6 +22,7 @@ from raydense.config import Config, load_config
 from raydense.diffusion.lora import KEY
 from raydense.diffusion.schedulers import settle_chain
 from raydense.evaluation.export import example_code, model_card
+from raydense.records.run_dir import RunDirectory
 
 LORA = "pytorch_lora_weights.safetensors"
 Runs = tuple[Path, Path]
@@ -151,7 +152,10 @@ def test_the_examples_scheduler_takes_the_runs_steps(
     file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **scheduler}))
     config = small_config(policy={"model": str(tmp_path / "model")}, steps={"count": 4, "spacing": spacing})
-    lines = example_code(config, "a cat").splitlines()
+    code, run = example_code(config, "a cat"), RunDirectory(tmp_path)
+    run.write_scheduler(json.loads(file.read_text()), config.steps)
+    assert example_code(config, "a cat", run.read_scheduler()) == code
+    lines = code.splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(line for line in lines[:5] if "load_lora" not in line), names)
     theirs, ours = names["pipeline"].scheduler, settle_chain(json.loads(file.read_text()), 4, spacing)
@@ -196,6 +200,30 @@ def test_a_pipeline_that_is_not_here_is_converted_where_the_example_runs(overrid
     line = example_code(config, "a cat").splitlines()[4]
     assert line.startswith("pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=")
     assert line.endswith(expected)
+
+
+def test_a_run_says_its_scheduler_where_its_pipeline_is_gone(small_runs: Runs) -> None:
+    config, scheduler = load_config(small_runs[0] / "config.yaml"), RunDirectory(small_runs[0]).read_scheduler()
+    assert scheduler == {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    }
+    elsewhere = config.model_copy(update={"policy": config.policy.model_copy(update={"model": "/absent"})})
+    lines = [example_code(each, "a cat", scheduler).splitlines()[4] for each in (config, elsewhere)]
+    assert lines[0] == lines[1] == example_code(config, "a cat").splitlines()[4]
+
+
+def test_a_damaged_scheduler_is_named(small_runs: Runs, tmp_path: Path) -> None:
+    shutil.copytree(small_runs[0], tmp_path / "run")
+    (tmp_path / "run" / "scheduler.json").write_text('{"beta_start": 0.0')
+    result = export(tmp_path / "run", tmp_path / "to")
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path}/run/scheduler.json ends early" in result.stderr
+    assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize("metadata", [None, {KEY: "[]"}, {KEY: "no JSON"}, {KEY: '{"unet.r": 2}'}])

@@ -21,11 +21,11 @@ from raydense.build import make_batches
 from raydense.cli import app
 from raydense.config import Config
 from raydense.records.metrics import read_rows
-from raydense.report.curves import limits
+from raydense.report.curves import expected_shares, limits, step_figure
 from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
-from raydense.report.step_draws import draw_counts, expected_shares
+from raydense.report.step_draws import StepDraws, draw_counts
 from raydense.report.svg import draw
 
 FIGURES = {
@@ -187,6 +187,33 @@ def test_a_name_with_dollars_is_no_formula() -> None:
     assert "$a$ $b{ [red] :cat:" in figure.svg
 
 
+@pytest.mark.parametrize(
+    ("label", "legend", "values"),
+    [
+        ("seconds", "samples", [0.5, 1.0]),
+        ("gradient steps\nof the run", "samples", [-123456.75, 1e9]),
+        ("", "samples", [1e-7, 2e-7]),
+        ("seconds", "wider than the figure " * 10, [0, 1]),
+    ],
+)
+def test_what_stands_around_a_figures_axes_fits(label: str, legend: str, values: list[float]) -> None:
+    def paint(axes: Any) -> None:
+        axes.plot(values, label=legend)
+        axes.set_ylabel(label)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
+        drawn.append(axes)
+
+    drawn: list[Any] = []
+    draw("key", "title", "caption", "alternative", paint)
+    around = drawn[0].get_tightbbox().transformed(drawn[0].figure.transFigure.inverted())
+    left, low, right, high = around.extents
+    assert (left, low, high) == pytest.approx((0, 0, 1), abs=0.025)
+    if legend == "samples":
+        assert right == pytest.approx(1, abs=0.025)
+    else:
+        assert drawn[0].get_position().width == pytest.approx(0.3)
+
+
 def test_the_command_that_continues_is_one_for_a_shell(copy: Path) -> None:
     (copy / "summary.json").unlink()
     odd = copy.rename(copy.with_name("it's a <run>; #7"))
@@ -217,19 +244,41 @@ def test_the_histogram_counts_what_the_learner_draws(
     )
     source = make_batches(config, lambda groups: groups, torch.device("cpu"), Gang(), config.stage.groups)
     source.begin_stage(0, make_groups(make_policy(), count=config.stage.groups, keep=config.sampler.keep))
-    drawn = np.concatenate([source.take(step).plan.steps.flatten().numpy() for step in range(20)])
+    drawn = [np.bincount(source.take(step).plan.steps.flatten().numpy(), minlength=4).tolist() for step in range(20)]
+    draws = StepDraws(config)
+    assert [draws.counts(step) for step in range(1, 21)] == drawn
     counts, counted = draw_counts(config, 20)
     assert counted == 20
-    assert counts.tolist() == np.bincount(drawn, minlength=4).tolist()
+    assert counts.tolist() == np.sum(drawn, axis=0).tolist()
     assert counts[3] == 0
-    assert expected_shares(config) == pytest.approx([1 / 1.96, 0.6 / 1.96, 0.36 / 1.96, 0])
+    assert expected_shares(config.steps) == pytest.approx([1 / 1.96, 0.6 / 1.96, 0.36 / 1.96, 0])
 
 
 def test_of_a_long_run_evenly_spaced_steps_are_counted(small_config: Callable[..., Config]) -> None:
     counts, counted = draw_counts(small_config(stage={"steps": 10**6}), 40_000)
     assert counted == 4000
     assert counts.sum() == 4000 * 4 * 2
-    assert counts / counts.sum() == pytest.approx(expected_shares(small_config()), abs=0.01)
+    assert counts / counts.sum() == pytest.approx(expected_shares(small_config().steps), abs=0.01)
+
+
+@pytest.mark.parametrize("steps", [6, 4])
+@pytest.mark.parametrize("counted", [0, 3])
+def test_what_a_run_counted_while_it_trained_is_what_is_drawn_again_of_earlier_code(
+    steps: int, counted: int, copy: Path
+) -> None:
+    """Whether all of the rows, those before a resume with later code, or none are without their counts."""
+    keep_rows(copy / "metrics.jsonl", lambda row: row["step"] <= steps)
+    figure = step_figure(read_run(copy))
+    assert figure is not None
+    assert f"Histogram of {steps * 4 * 2:,} step draws" in figure.alternative
+    assert "Counted in" not in figure.caption
+    rows = list(read_rows(copy / "metrics.jsonl"))
+    for row in rows:
+        assert ("step_draws" in row) == (row["kind"] == "step")
+        if row["step"] > counted:
+            row.pop("step_draws", None)
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert step_figure(read_run(copy)) == figure
 
 
 def test_an_interval_of_two_prompts_does_not_flatten_the_curve() -> None:
