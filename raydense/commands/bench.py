@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raydense.commands.common import Debug, Overrides, explained
-from raydense.config import ConfigError
+from raydense.commands.common import Debug, Overrides, check_new_file, explained
 from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
@@ -37,7 +36,7 @@ def bench(
     """
     with explained(debug):
         if json_file is not None:
-            _check_writable(json_file)
+            check_new_file("--json", json_file)
 
         from raydense.bench.measure import machine, measure, plan_jobs
         from raydense.bench.table import bench_table, versions_line
@@ -53,16 +52,3 @@ def bench(
             console.print(bench_table(job.model, found["models"][job.model]))
             if json_file is not None:  # whatever becomes of the next model
                 json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_writable(file: Path) -> None:
-    """Raises: ConfigError; a file that is there is never overwritten."""
-    if file.exists():
-        raise ConfigError(f"--json={file} is there already and is never overwritten; give another name")
-    try:
-        file.touch()
-    except OSError as error:
-        raise ConfigError(
-            f"--json={file} cannot be written ({error.strerror}); give a file in a directory that is there"
-        ) from None
-    file.unlink()

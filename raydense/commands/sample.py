@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from raydense.commands.common import AcceptChanges, Debug, Overrides, explained
+from raydense.commands.common import AcceptChanges, Debug, Overrides, check_new_file, explained
 from raydense.config import ConfigError, changed_config, load_config
 from raydense.core.terminal import open_console
 
@@ -44,11 +44,6 @@ def sample(
         out = out or Path(f"sample-{datetime.now():%Y%m%d-%H%M%S}.png")
         if out.suffix.lower() not in FORMATS:
             raise ConfigError(f"--out={out} does not say what to write; give a name that ends in {', '.join(FORMATS)}")
-        strip = out.with_name(f"{out.stem}-trajectory{out.suffix}")
-        for path in (out, *([strip] if trajectory else [])):
-            if path.exists():
-                raise ConfigError(f"--out={path} is there already and is never overwritten; give another name")
-
         from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
         from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
         from raydense.planning.preflight import check_pipeline
@@ -65,6 +60,9 @@ def sample(
         joint, models = fit_models(pinned.config, pipeline, sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
+        strip = out.with_name(f"{out.stem}-trajectory{out.suffix}")
+        for path in (out, *([strip] if trajectory else [])):
+            check_new_file("--out", path)
         with ProgressDisplay(open_console()) as display:
             for note in (*notes, *pinned.notes, *pipeline.notes):
                 display.say(note)
@@ -76,7 +74,6 @@ def sample(
                 chains=trajectory,
                 progress=lambda done, total: display.update("drawing", done, total),
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
         typer.echo(f"pictures    {save_pictures(out, drawings)}")
         if trajectory:
             shown = save_chains(strip, joint, drawings)

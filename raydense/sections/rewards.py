@@ -117,10 +117,10 @@ class HttpScorerConfig(Section):
     @model_validator(mode="after")
     def _nothing_secret_in_sight(self) -> HttpScorerConfig:
         parts = urlsplit(self.url)
+        if "@" in parts.netloc or "@" in self.url.partition("/")[0]:  # first, so that no other message shows it
+            raise ValueError("url holds a user name or password, which would be logged; name a variable in token_env")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"url={self.url}: expected http://host/path or https://host/path")
-        if parts.username or parts.password:
-            raise ValueError("url holds a user name or password, which would be logged; name a variable in token_env")
         if self.token_env is not None and parts.scheme == "http" and parts.hostname not in LOOPBACK:
             raise ValueError(f"url={self.url} would carry the token of token_env unencrypted; use https")
         return self

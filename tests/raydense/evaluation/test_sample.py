@@ -114,6 +114,7 @@ def test_bad_input_is_one_line(small_runs: Runs, tmp_path: Path) -> None:
         ),
         (("--base", "--out", "x"), "--out=x does not say what to write"),
         (("--base", "--out", tmp_path / "there.png"), "is there already and is never overwritten"),
+        (("--base", "--out", tmp_path / "there.png" / "x.png"), "x.png cannot be written (File exists)"),
         (("--base", "--set", "train.lr=1"), "a drawing may change only seed"),
     ):
         result = sample("a cat", *arguments)

@@ -188,13 +188,17 @@ def test_no_password_of_the_users_is_sent(server: Server, tmp_path: Path, monkey
     [
         ({"url": "file:///etc/passwd"}, "expected http://host/path"),
         ({"url": "http://me:s3cret@host/score"}, "url holds a user name or password"),
+        ({"url": "ftp://me:s3cret@host/score"}, "url holds a user name or password"),
+        ({"url": "me:s3cret@host/score"}, "url holds a user name or password"),
+        ({"url": "http://s3cret@/score"}, "url holds a user name or password"),
         ({"url": "http://host/score", "token_env": "JUDGE_TOKEN"}, "would carry the token of token_env unencrypted"),
         ({"url": "http://host/score", "token": "x"}, "token"),
     ],
 )
 def test_bad_settings(small_config: Callable[..., Config], settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+    with pytest.raises(ValidationError, match=said) as caught:
         small_config(reward={"scorer": {"kind": "http", "name": "served", **settings}})
+    assert "s3cret" not in "".join(error["msg"] for error in caught.value.errors())
 
 
 def test_a_run_is_judged_by_a_server(small_values: dict[str, Any], server: Server, tmp_path: Path) -> None:
