@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -98,7 +99,8 @@ class ProgressDisplay:
             self._last_line = now
             if self._json:
                 counts = {"phase": phase, "done": done, "total": total, "left_s": of_phase, "run_left_s": left}
-                self._event("progress", {**counts, **facts})
+                known = {name: value if math.isfinite(value) else None for name, value in facts.items()}
+                self._event("progress", {**counts, **known})  # JSON has no NaN
             else:
                 self.say(", ".join(filter(None, (f"{phase}: {done}/{total} {_text(facts)}".rstrip(), ending))))
 

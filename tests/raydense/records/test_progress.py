@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 from raydense.core.terminal import open_console
 from raydense.records.progress import ProgressDisplay
@@ -26,17 +27,18 @@ def test_a_machine_gets_an_object_a_line_with_the_same_facts() -> None:
     log = io.StringIO()
     with ProgressDisplay(open_console(file=log, width=40), "json") as display:
         display.say("run directory: [bold]here :cat: [cat:dog:0.5]")
-        display.update("stage 1/2 training", 4, 4, {"loss": 0.5})
+        display.update("stage 1/2 training", 4, 4, {"loss": 0.5, "skipped": math.nan})
         display.result({"reward": 1.25}, "a table for people")
     message, progress, result = map(json.loads, log.getvalue().splitlines())
     assert (message["event"], message["text"]) == ("message", "run directory: [bold]here :cat: [cat:dog:0.5]")
-    assert {k: progress[k] for k in ("event", "phase", "done", "total", "left_s", "loss")} == {
+    assert {k: progress[k] for k in ("event", "phase", "done", "total", "left_s", "loss", "skipped")} == {
         "event": "progress",
         "phase": "stage 1/2 training",
         "done": 4,
         "total": 4,
         "left_s": 0.0,
         "loss": 0.5,
+        "skipped": None,
     }
     assert (result["event"], result["reward"]) == ("result", 1.25)
     assert message["time"] <= progress["time"] <= result["time"]
