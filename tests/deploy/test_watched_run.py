@@ -84,7 +84,7 @@ def watched(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFacto
     directory = tmp_path_factory.mktemp("watched")
     ray_directory = Path("/tmp") / f"rdw{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     ray_directory.mkdir()
-    values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 60}}
+    values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 30}}
     values["learner"] = {"num_workers": 2, "num_cpus": 0.5}  # they listen for each other, too
     values["reward"] = {**values["reward"], "monitors": [{**values["reward"]["scorer"], "name": "clip-2"}]}
     (directory / "config.yaml").write_text(yaml.safe_dump(values))
@@ -154,7 +154,7 @@ def test_prometheus_finds_ray_by_its_discovery_file_and_sees_the_run(watched: Wa
     told = [row["reward/mean"] for row in rows if row["kind"] == "stage"]
     assert _last(rewards) == pytest.approx(told[-1])
     (steps,) = _query(watched, "ray_raydense_step")
-    assert 0 < _last(steps) <= 120
+    assert 0 < _last(steps) <= 60
 
 
 @needs_prometheus

@@ -100,7 +100,7 @@ def test_a_failing_monitor_is_said_once_and_costs_its_own_figures(finished: tupl
 def test_a_reward_of_ties_alone_moves_nothing_and_is_said(finished: tuple[Path, Result]) -> None:
     run, result = finished
     said = "all trajectories of every group have the same reward; the gradient steps change nothing"
-    assert [f"stage {stage}/2: {said}" in result.stdout for stage in (1, 2)] == [True, True]
+    assert [f"stage {stage} of 2: {said}" in result.stdout for stage in (1, 2)] == [True, True]
     assert [row["reward/tied_groups"] for row in rows(run, "stage")] == [1.0, 1.0]
     assert {(row["reward/ties"], row["grad_norm"]) for row in rows(run, "step")} == {(1.0, 0.0)}
     lora = load_file(run / "lora" / "pytorch_lora_weights.safetensors")
