@@ -54,12 +54,13 @@ def explained(debug: bool) -> Iterator[None]:
         fail(f"{lines[-1] if lines else ''} ({type(error).__name__}; --debug shows where)", EXIT_FAILED)
 
 
-def check_new_file(option: str, file: Path) -> None:
+def check_new_file(option: str, file: Path, *, make_parent: bool = False) -> None:
     """Before work starts whose result it will hold. Raises: ConfigError; a file that is there is never overwritten."""
     if file.exists():
         raise ConfigError(f"{option}={file} is there already and is never overwritten; give another name")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if make_parent:
+            file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
     except OSError as error:
         raise ConfigError(f"{option}={file} cannot be written ({error.strerror}); give another place") from None

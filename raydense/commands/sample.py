@@ -62,7 +62,7 @@ def sample(
             models = [model for model in models if model.name != BASE]
         strip = out.with_name(f"{out.stem}-trajectory{out.suffix}")
         for path in (out, *([strip] if trajectory else [])):
-            check_new_file("--out", path)
+            check_new_file("--out", path, make_parent=True)
         with ProgressDisplay(open_console()) as display:
             for note in (*notes, *pinned.notes, *pipeline.notes):
                 display.say(note)
