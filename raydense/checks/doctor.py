@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from raydense.build import build_learner, build_sampler
 from raydense.checks.check import Check
-from raydense.checks.noise import drifted, log_ratio_errors
+from raydense.checks.noise import drifted, log_ratios
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.messages import one_line
@@ -129,9 +129,9 @@ def _log_ratio_noise(config: Config, policy: Policy, group: TrajectoryGroup) -> 
     embeds = torch.from_numpy(group.prompt_embeds.copy())[None].to(policy.device)
     last = config.steps.count - config.steps.exclude_last - 1
     t = torch.linspace(0, last, min(NOISE_STEPS, last + 1)).long().to(policy.device)
-    errors = log_ratio_errors(policy, latents[t], latents[t + 1], t, embeds.expand(len(t), -1, -1))
+    own, exact = log_ratios(policy, latents[t], latents[t + 1], t, embeds.expand(len(t), -1, -1))
     policy.bind(weights)
-    return float(errors.square().mean().sqrt())
+    return float((own - exact).square().mean().sqrt())
 
 
 def _verdict(noise: float, clip: float, remedy: str) -> str:

@@ -14,20 +14,20 @@ EARLY = 1e-5  # standard deviation of B after a few gradient steps
 
 
 @torch.no_grad()
-def log_ratio_errors(policy: Policy, x_t: Tensor, x_next: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
-    """ρ = log π_θ − log π_I as the policy computes it, less ρ in float32: [N]. Takes four calls of N rows.
+def log_ratios(policy: Policy, *transitions: Tensor) -> tuple[Tensor, Tensor]:
+    """ρ = log π_θ − log π_I as the policy computes it, and in float32: [N] each. Takes four calls of N rows.
 
-    Args: as of `Policy.log_prob`.
+    Args: transitions: as of `Policy.log_prob`.
     """
 
-    def log_ratios() -> Tensor:
-        tuned = policy.log_prob(x_t, x_next, t, prompt_embeds)
+    def compute() -> Tensor:
+        tuned = policy.log_prob(*transitions)
         with policy.reference():
-            return tuned - policy.log_prob(x_t, x_next, t, prompt_embeds)
+            return tuned - policy.log_prob(*transitions)
 
-    own = log_ratios()
+    own = compute()
     with policy.in_float32():
-        return own - log_ratios()
+        return own, compute()
 
 
 def drifted(policy: Policy, scale: float = EARLY) -> PolicyWeights:

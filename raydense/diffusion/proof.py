@@ -17,7 +17,7 @@ def prove_effect(policy: Policy, x: Tensor, prompt_embeds: Tensor) -> None:
     """Trained weights change a probe's prediction, and to what the LoRA beside the weights gives in float32.
 
     The latter within `ROUNDING` times the dtype's error, plus `FLOAT32`; where nothing is merged, there is nothing to
-    compare. Costs five network calls and, merged, a float32 copy of the network.
+    compare. Costs two network calls and, merged, two more and a float32 copy of the network.
     Args: x [1, C, H, W]; prompt_embeds [1, L, D].
     Raises: InertWeights; RuntimeError if they were merged wrongly.
     """

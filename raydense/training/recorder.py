@@ -153,7 +153,6 @@ class Recorder:
         checksum = groups[0].weights_checksum
         self._log.metrics("stage", stage, step, values, intervals=ends, weights_checksum=checksum)
         self._checkpoints.note_reward(stage, values["reward/mean"])
-        self._stages.sampled(stage, values["reward/mean"])
         if values["reward/tied_groups"] == 1 and not self._learns_orders:
             self._display.say(f"{self._stages.title(stage)}: {nothing_but_ties(self._config.train.ties)}")
         self._watch.react(sighting, self._stages.title(stage), self._display.say, self._dir.shown)

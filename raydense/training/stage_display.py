@@ -44,11 +44,11 @@ class StageDisplay:
             what = f"{self.title(stage)}, drawing and scoring"
             self._display.update(what, done, total, self._facts(), self._left.seconds(stage, 0.0))
 
-    def sampled(self, stage: int, reward: float | None = None) -> None:
-        """All of a stage. Args: reward: its mean, where it was not known before."""
+    def sampled(self, stage: int) -> None:
+        """All of a stage."""
         self._left.stage_sampled()
-        if stage == 0 and reward is not None:
-            self._base_reward = reward  # version 0 of the weights is the base model
+        if stage == 0 and self._rewards:
+            self._base_reward = float(np.mean(self._rewards))  # version 0 of the weights is the base model
 
     def trained(self, stage: int, done: int, total: int, loss: float) -> None:
         """Args: done, total: gradient steps of the stage."""

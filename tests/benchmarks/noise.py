@@ -13,7 +13,7 @@ import torch
 from actors.sampler import rollout
 from raydense.bench.architectures import MODELS, bench_policy
 from raydense.build import latent_shape
-from raydense.checks.noise import drifted, log_ratio_errors
+from raydense.checks.noise import drifted, log_ratios
 
 LORAS = {"early": 1e-5, "late": 1e-3}
 
@@ -45,13 +45,9 @@ def main() -> None:
                 {0, policy.schedule.num_steps // 2, policy.schedule.num_steps - 2, policy.schedule.num_steps - 1}
             ):
                 which = torch.full((arguments.trajectories,), t, device=device)
-                transitions = latents[:, t], latents[:, t + 1], which, embeds
-                error = log_ratio_errors(policy, *transitions)
-                with torch.no_grad(), policy.in_float32():
-                    true = policy.log_prob(*transitions)
-                    with policy.reference():
-                        true = true - policy.log_prob(*transitions)
-                print(f"{arguments.model} {name} {lora} t={t}: rho {rms(true):.1e}, error {rms(error):.1e}", flush=True)
+                own, true = log_ratios(policy, latents[:, t], latents[:, t + 1], which, embeds)
+                error = rms(own - true)
+                print(f"{arguments.model} {name} {lora} t={t}: rho {rms(true):.1e}, error {error:.1e}", flush=True)
             policy.bind(start)
 
 

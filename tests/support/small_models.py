@@ -42,6 +42,7 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2:
     """
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from sd15_files import SCHEDULER
     from transformers import CLIPTextConfig, CLIPTextModel
 
     with torch.random.fork_rng():
@@ -63,15 +64,7 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2:
         AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
                       up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
                       sample_size=16).save_pretrained(directory / "vae")  # fmt: skip
-    DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type=prediction_type,
-    ).save_pretrained(directory / "scheduler")
+    DDIMScheduler(**SCHEDULER, prediction_type=prediction_type).save_pretrained(directory / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
