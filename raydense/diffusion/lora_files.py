@@ -6,7 +6,7 @@ Nothing binds silently: what is read must be the policy's adapter, tensor by ten
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora import KEY
 from raydense.diffusion.lora_formats import Adapter, from_kohya, is_kohya, read_adapter, refuse_foreign, unet_part
-from raydense.files.weight_files import read_checkpoint, read_safetensors
+from raydense.files.weight_files import misfit, read_checkpoint, read_safetensors
 from raydense.sections.base import TextEncoderLora
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -213,26 +213,19 @@ def _policy_name(name: str) -> str:
     return name
 
 
-def check_names(file: LoraFile, expected: Mapping[str, Any], advice: str = "") -> None:
+def check_names(file: LoraFile, expected: Iterable[str], advice: str = "") -> None:
     """Raises: ConfigError unless the file has exactly these tensors; advice ends it."""
-    missing, surplus = sorted(expected.keys() - file.tensors.keys()), sorted(file.tensors.keys() - expected.keys())
-    problems = [f"{len(names)} {what}: {first_few(names)}" for what, names in
-                (("missing", missing), ("surplus", surplus)) if names]  # fmt: skip
-    if problems:
-        raise ConfigError(f"{file.source} is not this policy's LoRA; {'; '.join(problems)}{advice}")
+    _refuse(file, misfit(dict.fromkeys(file.tensors, ()), dict.fromkeys(expected, ())), advice)
 
 
 def check_shapes(file: LoraFile, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Raises: ConfigError unless its tensors have these shapes."""
-    misshapen = [
-        f"{name} {list(file.tensors[name].shape)}, not {list(shape)}"
-        for name, shape in sorted(expected.items())
-        if file.tensors[name].shape != tuple(shape)
-    ]
-    if misshapen:
-        raise ConfigError(
-            f"{file.source} is not this policy's LoRA; {len(misshapen)} misshapen: {first_few(misshapen)}"
-        )
+    _refuse(file, misfit({name: array.shape for name, array in file.tensors.items()}, expected))
+
+
+def _refuse(file: LoraFile, problems: str, advice: str = "") -> None:
+    if problems:
+        raise ConfigError(f"{file.source} is not this policy's LoRA; {problems}{advice}")
 
 
 def _float32(tensor: torch.Tensor) -> FloatArray:
