@@ -1,4 +1,4 @@
-"""What torch.compile needs of a machine beside PyTorch."""
+"""Networks that launch less: their blocks compiled, and on CUDA whole calls recorded and played again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,94 @@ import os
 import shutil
 import sys
 import sysconfig
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from torch import Tensor, nn
+
+BLOCKS = (ResnetBlock2D, Transformer2DModel)  # of which a U-Net is made
+VERSIONS = 32  # of the code of one kind of block: other sizes, with a gradient and without, a LoRA merged or beside
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Compiles a network's repeated blocks in place, once a kind: a class with parameters of certain shapes.
+
+    Batches of any size run the same code. What cannot be compiled as a whole, or needs more than `VERSIONS` versions,
+    is an error of PyTorch's when it is first called.
+    Raises: FileNotFoundError where there is no compiler.
+    """
+    check_compiler()
+    torch._dynamo.config.recompile_limit = max(VERSIONS, torch._dynamo.config.recompile_limit)
+    kinds: dict[Any, Callable[..., Any]] = {}
+    for block in network.modules():
+        if isinstance(block, BLOCKS):
+            kind = type(block), tuple((name, p.shape, p.dtype) for name, p in block.named_parameters())
+            if kind not in kinds:
+                kinds[kind] = torch.compile(_own_code(type(block).forward), fullgraph=True, dynamic=False)
+            block.forward = _any_batch(kinds[kind], block)
+
+
+def _own_code(function: types.FunctionType) -> types.FunctionType:
+    """The function with a code object of its own, by which PyTorch keeps, and looks through, what it compiled."""
+    own = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    return own
+
+
+def _any_batch(compiled: Callable[..., Any], block: nn.Module) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.ndim:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+        return compiled(block, *args, **kwargs)
+
+    return forward
+
+
+class CudaGraphs:
+    """A function of CUDA tensors, without gradients: recorded once for each shape of them, and played again.
+
+    Thousands of launches become one. Whatever else it reads must keep its place in memory; one thread at a time.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self._function, self._pool = function, torch.cuda.graph_pool_handle()
+        self._recorded: dict[Any, tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = self._record([tensor.clone() for tensor in inputs])
+        own, graph, output = self._recorded[shapes]
+        for mine, given in zip(own, inputs, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return output.clone()
+
+    def forget(self) -> None:
+        self._recorded.clear()
+
+    def _record(self, own: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
+        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            self._function(*own)  # compiles, and has libraries take the memory that they need
+        here.wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # judges work beside it
+            output = self._function(*own)
+        return own, graph, output
 
 
 def check_compiler() -> None:

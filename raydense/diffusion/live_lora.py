@@ -12,11 +12,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-SURVIVES = 0.99  # of an update, below which a layer computes in float32
+SURVIVES = 0.99  # of an update, below which it is not merged
 
 
 class LiveLora(Protocol):
@@ -24,8 +23,11 @@ class LiveLora(Protocol):
 
     parameters: dict[str, nn.Parameter]  # float32
 
-    def update(self) -> None:
-        """What the network computes follows the parameters; call it when they have changed."""
+    def update(self) -> bool:
+        """What the network computes follows the parameters; call it when they have changed.
+
+        Returns: whether it has other layers than before.
+        """
 
     def beside(self) -> AbstractContextManager[None]:
         """Inside this context the network is one with adapted layers, and has the weights that were loaded."""
@@ -49,10 +51,11 @@ class LoraBeside:
                 live.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self) -> bool:
         for name, live in self._live.items():
             if live is not self.parameters[name]:
                 live.copy_(self.parameters[name])
+        return False
 
     def beside(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -70,8 +73,8 @@ def _pass_on(parameter: nn.Parameter) -> Callable[[Tensor], None]:
 class MergedLora:
     """Puts plain layers W + ΔW into the places of a network's adapted ones, which keep W and the LoRA.
 
-    In 16 bits W + ΔW rounds, and a ΔW below half a last place of W vanishes, as early in a run: a layer that would
-    keep less than `SURVIVES` of it holds its sum, and computes, in float32.
+    In 16 bits W + ΔW rounds, and a ΔW below half a last place of W vanishes, as early in a run: where less than
+    `SURVIVES` of the update would be kept, the adapted layers stay. The plain ones keep their place in memory.
 
     Args: network: with one adapter of this name, frozen but for it; changed in place.
     """
@@ -82,69 +85,41 @@ class MergedLora:
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
         self._adapted: list[BaseTunerLayer] = []
-        self._plain: list[nn.Linear | nn.Conv2d] = []
+        self._plain: list[nn.Module] = []
         self._places: list[tuple[nn.Module, str]] = []
         for name, layer in [(n, m) for n, m in network.named_modules() if isinstance(m, BaseTunerLayer)]:
             parent, _, child = name.rpartition(".")
             self._adapted.append(layer)
             self._places.append((network.get_submodule(parent), child))
-            self._plain.append(_plain(layer.get_base_layer()))
+            self._plain.append(copy.deepcopy(layer.get_base_layer()))
         self.update()
-        self._put(self._plain)
 
     @torch.no_grad()
-    def update(self) -> None:
-        sums = [self._sum(layer) for layer in self._adapted]
-        bases = [layer.get_base_layer() for layer in self._adapted]
-        kept = torch.stack([_kept(base.weight, weight) for base, weight in zip(bases, sums, strict=True)]).tolist()
-        for base, plain, weight, share in zip(bases, self._plain, sums, kept, strict=True):
-            dtype = torch.float32 if share < SURVIVES else base.weight.dtype
-            plain.weight.data = weight.to(dtype)
-            if base.bias is not None and plain.bias is not None:
-                plain.bias.data = base.bias.to(dtype)
+    def update(self) -> bool:
+        kept = torch.zeros((), device=next(iter(self.parameters.values())).device)
+        update = kept.clone()
+        for layer, plain in zip(self._adapted, self._plain, strict=True):
+            base: Tensor = layer.get_base_layer().weight
+            wanted = layer.get_delta_weight(self._adapter)
+            plain.weight.copy_(base + wanted)
+            kept += ((plain.weight.float() - base) * wanted).sum()
+            update += wanted.square().sum()
+        before = self._in_place()
+        self._put(self._plain if bool(kept >= SURVIVES * update) else self._adapted)
+        return self._in_place() != before
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        before = [getattr(parent, child) for parent, child in self._places]
+        before = self._in_place()
         self._put(self._adapted)
         try:
             yield
         finally:
             self._put(before)
 
+    def _in_place(self) -> list[nn.Module]:
+        return [getattr(parent, child) for parent, child in self._places]
+
     def _put(self, layers: Sequence[nn.Module]) -> None:
         for (parent, child), layer in zip(self._places, layers, strict=True):
             setattr(parent, child, layer)
-
-    def _sum(self, layer: BaseTunerLayer) -> Tensor:
-        weight = layer.get_base_layer().weight
-        merged: Tensor = weight.float() + layer.get_delta_weight(self._adapter)
-        return merged
-
-
-class _MergedLinear(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).to(x.dtype)
-
-
-class _MergedConv2d(nn.Conv2d):
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self._conv_forward(x.to(self.weight.dtype), self.weight, self.bias)  # type: ignore[no-untyped-call]
-        return output.to(x.dtype)
-
-
-_MERGED = {nn.Linear: _MergedLinear, nn.Conv2d: _MergedConv2d}
-
-
-def _plain(base: nn.Module) -> nn.Linear | nn.Conv2d:
-    """A copy of the layer whose weights may be wider than what goes through it."""
-    plain: nn.Linear | nn.Conv2d = copy.deepcopy(base)  # type: ignore[assignment]
-    plain.__class__ = _MERGED[type(base)]  # type: ignore[index,assignment]
-    return plain
-
-
-def _kept(base: Tensor, merged: Tensor) -> Tensor:
-    """Which share of merged − base is there once it is rounded to the dtype of base; 1 where there is none to keep."""
-    wanted, found = (merged - base).flatten(), (merged.to(base.dtype).float() - base).flatten()
-    square = wanted.dot(wanted)
-    return torch.where(square > 0, found.dot(wanted) / square, 1.0)

@@ -20,7 +20,7 @@ from raydense.core.finite import all_finite
 from raydense.core.interfaces import NonFiniteError
 from raydense.core.seeding import derive_seed
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
-from raydense.diffusion.compiler import check_compiler
+from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
 from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
 from raydense.diffusion.model_folder import ModelFolder
@@ -45,7 +45,8 @@ class Policy:
         merged: whether the LoRA is merged into the weights; such a policy is not trained.
         gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
         channels_last: the U-Net's memory layout; another one moves the last bits.
-        compiled: whether the U-Net goes through torch.compile, which moves them too; its first call takes minutes.
+        compiled: whether the U-Net's blocks go through torch.compile, which moves them too; a first call takes a minute.
+        recorded: whether predictions without gradients are CUDA graphs, one a batch size.
     Raises: FileNotFoundError if it is to be compiled where there is no compiler.
     """
 
@@ -64,6 +65,7 @@ class Policy:
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         compiled: bool = False,
+        recorded: bool = False,
     ) -> None:
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
         self.dtype: torch.dtype = unet.dtype  # diffusers goes through all modules for it, at every call
@@ -86,10 +88,9 @@ class Policy:
         self._parameters = self._lora.parameters
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        self._compiled = compiled
         if compiled:
-            check_compiler()
-            unet.compile()
+            compile_blocks(unet)
+        self._graphs = CudaGraphs(self._predict) if recorded else None
         if not self._parameters:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the U-Net")
         self._null_embeds = self.encode("").to(self.dtype) if guidance_scale != 1 else None
@@ -102,7 +103,8 @@ class Policy:
 
     def update(self) -> None:
         """What the U-Net computes follows the LoRA tensors."""
-        self._lora.update()
+        if self._lora.update() and self._graphs:
+            self._graphs.forget()
 
     def weights(self) -> PolicyWeights:
         """A copy of the live LoRA tensors."""
@@ -113,10 +115,8 @@ class Policy:
 
         Raises: ValueError naming what is missing, surplus or misshapen; RuntimeError if the checksum differs.
         """
-        missing, surplus = (
-            self._parameters.keys() - weights.tensors.keys(),
-            weights.tensors.keys() - self._parameters.keys(),
-        )
+        missing = self._parameters.keys() - weights.tensors.keys()
+        surplus = weights.tensors.keys() - self._parameters.keys()
         misshapen = [
             f"{name} {weights.tensors[name].shape} != {tuple(p.shape)}"
             for name, p in self._parameters.items()
@@ -138,7 +138,7 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """π_I: inside this context the LoRA is off."""
-        with self._lora.beside():
+        with self._unrecorded(), self._lora.beside():
             try:
                 for layer in self._layers:
                     layer.enable_adapters(False)
@@ -151,7 +151,7 @@ class Policy:
     def in_float32(self) -> Iterator[None]:
         """Inside this context the policy predicts from a float32 copy of its weights, with the LoRA beside them."""
         unet, dtype, null = self.unet, self.dtype, self._null_embeds
-        with self._lora.beside():
+        with self._unrecorded(), self._lora.beside():
             wide = {name: tensor.float() for name, tensor in unet.state_dict().items()} | {**self._parameters}
             self.unet, self.dtype = lambda *inputs: functional_call(unet, wide, inputs), torch.float32
             self._null_embeds = None if null is None else self.encode("")
@@ -159,6 +159,20 @@ class Policy:
                 yield
             finally:
                 self.unet, self.dtype, self._null_embeds = unet, dtype, null
+
+    @contextmanager
+    def for_once(self) -> Iterator[None]:
+        """Inside this context nothing is compiled, recorded or played."""
+        with self._unrecorded(), torch.compiler.set_stance("force_eager"):
+            yield
+
+    @contextmanager
+    def _unrecorded(self) -> Iterator[None]:
+        graphs, self._graphs = self._graphs, None
+        try:
+            yield
+        finally:
+            self._graphs = graphs
 
     def _live_tensors(self) -> dict[str, FloatArray]:
         return {n: p.detach().cpu().numpy().copy() for n, p in self._parameters.items()}
@@ -179,11 +193,12 @@ class Policy:
 
     def predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The guided network output: float32 [N, C, H, W]."""
-        x, timesteps, embeds = (
-            x_t.to(self.dtype),
-            self.schedule.timesteps[t],
-            prompt_embeds.to(self.dtype),
-        )
+        if self._graphs is not None and not torch.is_grad_enabled():
+            return self._graphs(x_t, t, prompt_embeds)
+        return self._predict(x_t, t, prompt_embeds)
+
+    def _predict(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+        x, timesteps, embeds = x_t.to(self.dtype), self.schedule.timesteps[t], prompt_embeds.to(self.dtype)
         if self._null_embeds is None:
             return self._run_unet(x, timesteps, embeds)
         null = self._null_embeds.expand_as(embeds)
@@ -192,8 +207,6 @@ class Policy:
         return unconditional + self.guidance_scale * (conditional - unconditional)
 
     def _run_unet(self, x: Tensor, timesteps: Tensor, embeds: Tensor) -> Tensor:
-        for tensor in (x, timesteps, embeds) if self._compiled else ():
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # compiled once for all batch sizes
         output: Tensor = self.unet(x, timesteps, embeds).sample
         return output.float()
 
@@ -247,6 +260,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    recorded: bool = False,
 ) -> Policy:
     """Loads a Stable Diffusion pipeline (hub id, directory or pkg://…; safetensors only) as a policy.
 
@@ -280,4 +294,5 @@ def load_policy(
         gradient_checkpointing=gradient_checkpointing,
         channels_last=channels_last,
         compiled=compiled,
+        recorded=recorded,
     )

@@ -28,7 +28,7 @@ def prove_effect(policy: Policy, x: Tensor, prompt_embeds: Tensor) -> None:
         with policy.reference():
             return tuned, policy.predict(x, first, prompt_embeds)
 
-    with torch.compiler.set_stance("force_eager"):  # nothing is compiled for a single use
+    with policy.for_once():
         tuned, base = predictions()
         if torch.equal(tuned, base):
             raise InertWeights(

@@ -80,7 +80,7 @@ def main() -> None:
         result["memory"] = compare_memory(sys.argv)
     if "step" in arguments.what or "rollout" in arguments.what:
         pair = Pair(arguments.model, config, device)
-        if device.type == "cpu":
+        if device.type == "cpu" and arguments.dtype == "float32":
             result["unet_call_ratio"] = pair.check_calls()
         if "step" in arguments.what:
             result["step"] = pair.compare_steps(rounds)
@@ -257,8 +257,9 @@ def make_groups(policy: Policy, config: Config, shape: tuple[int, ...], count: i
 
 
 def batch_source(config: Config, fetch: Any, device: torch.device = CPU) -> BatchSource[int]:
-    """The run's own draws."""
-    return make_batches(config, fetch, device, Gang(), config.stage.groups)
+    """The run's own draws, a batch in one part."""
+    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"micro_batch": None})})
+    return make_batches(whole, fetch, device, Gang(), config.stage.groups)
 
 
 def peak_bytes_of(which: str, model: str, config: Config) -> int:

@@ -34,8 +34,8 @@ def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_siz
     make_policy: Make, perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     """`eager`: the U-Net becomes the same graphs, which run as they are; no code is generated."""
-    compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend=backend))
     plain, compiled = make_policy(), make_policy(compiled=True)
     weights = perturbed(plain)
     for policy in (plain, compiled):
@@ -48,7 +48,8 @@ def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_siz
         for ours, theirs in zip(found, expected, strict=True):
             assert float((ours - theirs).norm()) < 1e-5 * float(theirs.norm())
         assert not torch.equal(*found)  # the LoRA can still be turned off
-    assert graphs == [2, 2, 2]
+    assert graphs[0] > 4  # of each kind of block, with a LoRA and without
+    assert graphs == graphs[:1] * 3
     assert not counters["graph_break"]
 
 
