@@ -43,6 +43,8 @@ class SGDLearner(Generic[Handle]):
         total_steps: of the whole run, for the warm-up ratio.
         gang: the workers; None: this one is alone.
         rows: transitions of every U-Net call with gradient, where all must be of one size.
+        loss_scale: a power of two by which gradients are larger on their way through the network, where float16 would
+            lose small ones.
         The rest: METHOD §4 and §6, as in `TrainConfig`.
     """
 
@@ -67,12 +69,13 @@ class SGDLearner(Generic[Handle]):
         threads: int,
         gang: Gang | None = None,
         rows: int | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self.policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
         self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
         self._loss: Any = {"c": c, "clip": clip, "ties": ties, "rows": rows}
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
-        self._max_grad_norm, self._threads = max_grad_norm, threads
+        self._max_grad_norm, self._threads, self._loss_scale = max_grad_norm, threads, loss_scale
         self._optimizer = torch.optim.AdamW(
             policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
         )
@@ -156,11 +159,13 @@ class SGDLearner(Generic[Handle]):
                 initial[rows] = known[i]
                 references.append(known[i])
             loss, values = preference_loss(self.policy, part, references, **self._loss)
-            (loss.sum() / len(plan)).backward()  # type: ignore[no-untyped-call]
+            (loss.sum() / len(plan) * self._loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, value in values.items():
                 measured.setdefault(name, value.new_zeros(len(plan), *value.shape[1:]))[rows] = value
         measured["initial"] = initial
-        self._gang.add_up([*(p.grad for p in self.policy.parameters() if p.grad is not None), *measured.values()])
+        gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        self._gang.add_up([*gradients, *measured.values()])
+        torch._foreach_div_(gradients, self._loss_scale)
         norm = clip_grad_norm_(self.policy.parameters(), self._max_grad_norm)
         read = _read({**measured, "grad_norm": norm})
         log_probs, total = read.pop("initial"), float(read.pop("grad_norm"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -251,7 +252,18 @@ def make_learner(
         threads=config.learner.threads,
         gang=gang,
         rows=rows,
+        loss_scale=loss_scale(config, math.prod(latent_shape(config, policy))),
     )
+
+
+def loss_scale(config: Config, elements: int) -> float:
+    """With it the gradient at the output of the learner's network is about 1. Args: elements: of a latent.
+
+    That of a mean log-density is 1 / elements, C times that under the loss, and a batch's is a mean over its tuples.
+    """
+    if config.learner.dtype != "float16":
+        return 1.0
+    return math.ldexp(1.0, round(math.log2(elements * config.train.batch_tuples / config.train.c)))
 
 
 def call_rows(config: Config) -> int:

@@ -40,13 +40,8 @@ def compile_blocks(network: nn.Module) -> None:
 
 def _own_code(function: types.FunctionType) -> types.FunctionType:
     """The function with a code object of its own, by which PyTorch keeps, and looks through, what it compiled."""
-    own = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
+    code, defaults = function.__code__.replace(), function.__defaults__
+    own = types.FunctionType(code, function.__globals__, function.__name__, defaults, function.__closure__)
     own.__kwdefaults__ = function.__kwdefaults__
     return own
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -85,7 +85,7 @@ class MergedLora:
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
         self._adapted: list[BaseTunerLayer] = []
-        self._plain: list[nn.Module] = []
+        self._plain: list[Any] = []
         self._places: list[tuple[nn.Module, str]] = []
         for name, layer in [(n, m) for n, m in network.named_modules() if isinstance(m, BaseTunerLayer)]:
             parent, _, child = name.rpartition(".")

@@ -45,7 +45,7 @@ class Policy:
         merged: whether the LoRA is merged into the weights; such a policy is not trained.
         gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
         channels_last: the U-Net's memory layout; another one moves the last bits.
-        compiled: whether the U-Net's blocks go through torch.compile, which moves them too; a first call takes a minute.
+        compiled: whether the U-Net's blocks go through torch.compile, which moves them too; the first takes a minute.
         recorded: whether predictions without gradients are CUDA graphs, one a batch size.
     Raises: FileNotFoundError if it is to be compiled where there is no compiler.
     """

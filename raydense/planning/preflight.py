@@ -30,7 +30,7 @@ from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
 from raydense.sections.rewards import SingleScorerConfig
 
-LOG_RATIO_NOISE = 1e-3  # root mean square over steps in bfloat16; see bench/README.md
+LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over steps; see bench/README.md
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,13 @@ def _check_chain(config: Config, pipeline: PipelineFiles) -> tuple[str, ...]:
 def _rounding_note(config: Config) -> tuple[str, ...]:
     """A clip that is smaller than what rounding does to a log-ratio."""
     learner, clip = config.learner, config.train.clip
-    if learner.dtype == "float32" or clip >= 3 * LOG_RATIO_NOISE:
+    noise = LOG_RATIO_NOISE.get(learner.dtype, 0.0)
+    if clip >= 3 * noise:
         return ()
+    better = "float16 has less, float32 none" if learner.dtype == "bfloat16" else "float32 has none"
     return (
         f"train.clip={clip:g} is below three times the error that learner.dtype={learner.dtype} has in a log-ratio, "
-        f"about {LOG_RATIO_NOISE:g}: it cuts noise too; learner.dtype=float32 has none, raydense doctor measures it",
+        f"about {noise:g}: it cuts noise too; {better}, raydense doctor measures it",
     )
 
 

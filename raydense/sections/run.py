@@ -241,7 +241,7 @@ class LearnerConfig(Section):
     """Tuples a U-Net call; null: the whole batch; auto: what fits."""
     cache_references: bool = True
     """false: log π_I anew for each draw, in the composition of its own micro-batch."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: NetworkDtype = "float32"
     """Precision of the U-Net; LoRA and Adam's moments stay float32."""
     gradient_checkpointing: bool = False
     """Less memory, about a third more work."""

@@ -13,7 +13,7 @@ from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.diffusion.policy import Policy
 
 Make = Callable[..., Any]
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,36 @@ def test_lora_gradient_and_adams_state_are_float32(
     moments = [v for entry in learner.state_dict()["optimizer"]["state"].values() for v in entry.values()]
     assert len(moments) == 3 * 64
     assert {m.dtype for m in moments} == {torch.float32}
+
+
+def test_float16_rounds_a_gradient_less_than_bfloat16_once_the_loss_is_scaled(
+    make_policy: Callable[..., Policy], make_learner: Make, trained: PolicyWeights, sampled: Any
+) -> None:
+    """As small as at the latents of Stable Diffusion: C is 2^14 times lower than it might be."""
+
+    def gradient(dtype: torch.dtype, loss_scale: float = 1.0) -> torch.Tensor:
+        policy = make_policy(dtype=dtype)
+        policy.bind(trained)
+        learner = make_learner(policy, lr=0.0, max_grad_norm=1e9, c=10 / 2**14, clip=10.0, loss_scale=loss_scale)
+        learner.begin_stage(0, sampled[torch.float32])
+        (row,) = learner.train(1)
+        flat = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]).double()
+        assert row.values["grad_norm"] == pytest.approx(float(flat.norm()))
+        return flat
+
+    exact = gradient(torch.float32)
+    assert (gradient(torch.float32, 2.0**14) - exact).norm() < 1e-6 * exact.norm()
+    error = {
+        name: float((gradient(*how) - exact).norm() / exact.norm())
+        for name, how in {
+            "bfloat16": (torch.bfloat16,),
+            "float16": (torch.float16, 2.0**14),
+            "unscaled": (torch.float16,),
+        }.items()
+    }
+    assert error["float16"] < error["bfloat16"] / 4
+    assert error["float16"] < 0.02
+    assert error["unscaled"] > 2 * error["float16"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -88,8 +88,12 @@ def test_models_of_another_spacing_are_told_apart(small_config: Callable[..., Co
 
 
 @pytest.mark.parametrize(
-    ("dtype", "clip", "told"), [("bfloat16", 1e-4, True), ("bfloat16", 1e-2, False), ("float32", 1e-4, False)]
-)
+    ("dtype", "clip", "told"),
+    [
+        ("bfloat16", 1e-4, True), ("bfloat16", 1e-2, False), ("float32", 1e-4, False),
+        ("float16", 1e-4, True), ("float16", 5e-4, False),
+    ],
+)  # fmt: skip
 def test_a_clip_within_the_rounding_of_log_ratios_is_told(
     small_config: Callable[..., Config], dtype: str, clip: float, told: bool
 ) -> None:
