@@ -5,6 +5,7 @@ Shapes: B tuples, n trajectories a tuple, S step draws. All float32 unless said.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from itertools import combinations
 
@@ -93,6 +94,15 @@ def _sets_by_size(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Te
         after = (1 << last).sum(-1)
         tables.append((after.to(device), (after[:, None] - (1 << last)).to(device), last.to(device)))
     return tables
+
+
+def loss_scale(elements: int, tuples: int, c: float) -> float:
+    """A power of two with which the gradient at the network's output is about 1, for a network in float16.
+
+    That of a mean log-density is 1 / elements (of a latent), C times that under the loss, and a batch's loss is the
+    mean over its tuples.
+    """
+    return math.ldexp(1.0, round(math.log2(elements * tuples / c)))
 
 
 def have_ties(rewards: Tensor) -> Tensor:

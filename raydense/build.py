@@ -14,7 +14,7 @@ from peft import LoraConfig
 from actors.sampler import DiffusionSampler
 from learner.batch_source import BatchSource
 from learner.gang import Gang
-from learner.losses import step_weights
+from learner.losses import loss_scale, step_weights
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config, ConfigError
@@ -22,6 +22,7 @@ from raydense.core.interfaces import Scorer
 from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
 from raydense.core.types import PolicyWeights, TrajectoryGroup
+from raydense.diffusion.compiler import lacking_compiler
 from raydense.diffusion.lean import keep_less
 from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy, load_policy
@@ -30,6 +31,7 @@ from raydense.rewards.mixture import MixtureScorer
 from raydense.sections.rewards import ScorerConfig
 
 Handle = TypeVar("Handle")
+COMPILING_PAYS = 200_000  # rows of the U-Net: for SD1.5 on an H200, twice what compiling takes as long as
 
 
 def resolve_device(name: str, setting: str) -> torch.device:
@@ -63,9 +65,7 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    reward: what it learned from, if not from the run's scorer.
-
-    The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
+    reward: what it learned from, if not from the run's scorer. The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
     where metrics go, and what it is watched for.
     """
     policy, scorer = config.policy, config.reward.scorer
@@ -89,6 +89,8 @@ def build_policy(
     with_decoder: bool,
     merged: bool = False,
     gradient_checkpointing: bool = False,
+    compiled: bool = False,
+    recorded: bool = False,
 ) -> Policy:
     return load_policy(
         config.policy.model,
@@ -107,7 +109,8 @@ def build_policy(
         merged=merged,
         gradient_checkpointing=gradient_checkpointing,
         channels_last=config.policy.channels_last,
-        compiled=config.policy.compile,
+        compiled=compiled,
+        recorded=recorded,
     )
 
 
@@ -158,16 +161,26 @@ def build_scorer(config: ScorerConfig) -> Scorer:
 
 
 def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
+    device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
         policy = build_policy(
             config,
             dtype=config.sampler.dtype,
-            device=resolve_device(config.sampler.device, "sampler.device"),
+            device=device,
             with_decoder=True,
             merged=not config.sampler.exact,
+            compiled=compiles(config, device),
+            recorded=device.type == "cuda",
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)
+
+
+def compiles(config: Config, device: torch.device) -> bool:
+    """Whether the U-Net of a sampler on this device is compiled."""
+    if config.policy.compile == "auto":
+        return device.type == "cuda" and config.sampled_rows >= COMPILING_PAYS and lacking_compiler() is None
+    return config.policy.compile
 
 
 def build_sampler_process(config: Config, name: str) -> DiffusionSampler:
@@ -215,6 +228,7 @@ def build_learner(
             device=resolve_device(config.learner.device, "learner.device"),
             with_decoder=False,
             gradient_checkpointing=config.learner.gradient_checkpointing,
+            compiled=config.policy.compile is True,
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
@@ -230,9 +244,10 @@ def make_learner(
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
     gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
-    if not config.policy.compile:  # which sees for itself what the backward pass needs
+    elements = math.prod(latent_shape(config, policy))
+    if config.policy.compile is not True:  # which sees for itself what the backward pass needs
         keep_less(policy.unet)  # gives layers another class, in place
-    rows = call_rows(config) if policy.device.type == "cuda" else None  # on a CPU a call's size changes no bit
+    rows = config.call_transitions if policy.device.type == "cuda" else None  # on a CPU a call's size changes no bit
     return SGDLearner(
         policy,
         make_batches(config, fetch, policy.device, gang, capacity),
@@ -252,25 +267,8 @@ def make_learner(
         threads=config.learner.threads,
         gang=gang,
         rows=rows,
-        loss_scale=loss_scale(config, math.prod(latent_shape(config, policy))),
+        loss_scale=loss_scale(elements, train.batch_tuples, train.c) if policy.dtype == torch.float16 else 1.0,
     )
-
-
-def loss_scale(config: Config, elements: int) -> float:
-    """With it the gradient at the output of the learner's network is about 1. Args: elements: of a latent.
-
-    That of a mean log-density is 1 / elements, C times that under the loss, and a batch's is a mean over its tuples.
-    """
-    if config.learner.dtype != "float16":
-        return 1.0
-    return math.ldexp(1.0, round(math.log2(elements * config.train.batch_tuples / config.train.c)))
-
-
-def call_rows(config: Config) -> int:
-    """The most transitions of a micro-batch, which is settled: none of its draws shared."""
-    assert config.learner.micro_batch != "auto"
-    tuples = min(config.learner.micro_batch or config.worker_tuples, config.worker_tuples)
-    return tuples * config.train.tuple_size * config.steps.draws
 
 
 def make_batches(

@@ -83,10 +83,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         if self.train.tuple_size > self.sampler.keep:
-            raise ValueError(
-                f"train.tuple_size={self.train.tuple_size} exceeds sampler.keep={self.sampler.keep}; "
-                "lower it or keep more trajectories"
-            )
+            size, keep = self.train.tuple_size, self.sampler.keep
+            raise ValueError(f"train.tuple_size={size} exceeds sampler.keep={keep}; lower it or keep more trajectories")
         if self.train.batch_groups > self.stage.groups:
             raise ValueError(
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
@@ -114,6 +112,20 @@ class Config(Section):
     def worker_tuples(self) -> int:
         """Of a batch, the most that one of the learner's workers has."""
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
+
+    @property
+    def call_transitions(self) -> int:
+        """The most transitions of a micro-batch, which is settled: none of its draws shared."""
+        assert self.learner.micro_batch != "auto"
+        tuples = min(self.learner.micro_batch or self.worker_tuples, self.worker_tuples)
+        return tuples * self.train.tuple_size * self.steps.draws
+
+    @property
+    def sampled_rows(self) -> int:
+        """U-Net rows that a sampler computes to learn from."""
+        stage, halves = self.stage, 1 if self.sampler.guidance_scale == 1 else 2
+        rows = stage.count * stage.groups * self.sampler.trajectories * self.steps.count * halves
+        return rows // (self.samplers.max or self.samplers.count or 1)
 
     def to_yaml(self) -> str:
         values = {"format": FORMAT, **self.model_dump(mode="json")}

@@ -107,7 +107,8 @@ def bench_policy(
         merged=merged,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,
-        compiled=config.policy.compile,
+        compiled=config.policy.compile is True,
+        recorded=merged and device.type == "cuda",
     )
 
 

@@ -91,14 +91,18 @@ class CudaGraphs:
         return own, graph, output
 
 
-def check_compiler() -> None:
-    """Raises: FileNotFoundError naming what is not there."""
+def lacking_compiler() -> str | None:
+    """What compiling needs of this machine beside PyTorch and is not here."""
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if shutil.which(name) is None:
-        lacking = f"the C++ compiler {name} (environment variable CXX)"
-    elif not header.is_file():
-        lacking = f"Python's headers ({header})"
-    else:
-        return
-    raise FileNotFoundError(f"policy.compile=true needs {lacking}, which is not here; install it, or leave it false")
+        return f"the C++ compiler {name} (environment variable CXX)"
+    return None if header.is_file() else f"Python's headers ({header})"
+
+
+def check_compiler() -> None:
+    """Raises: FileNotFoundError naming what is not there."""
+    if lacking := lacking_compiler():
+        raise FileNotFoundError(
+            f"policy.compile=true needs {lacking}, which is not here; install it, or leave it at auto"
+        )

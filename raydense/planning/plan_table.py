@@ -39,7 +39,7 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
                          f"{size(store / STORE_SHARE)} of memory in all; beyond it, Ray spills to disk"),
         ("disk", f"{size(plan.segment_bytes)} of segments, {size(plan.checkpoint_bytes)} of checkpoints"),
         ("memory, a sampler", f"{size(plan.sampler_gpu_bytes)} on its device ({config.sampler.dtype}, "
-                              f"{config.sampler.unit_prompts * config.sampler.trajectories} images at once)"),
+                              f"{config.sampler.prompts_at_once * config.sampler.trajectories} images at once)"),
         ("memory, the learner", f"{size(plan.learner_gpu_bytes)} on its device ({config.learner.dtype}, "
                                 f"micro-batch {config.learner.micro_batch or 'whole'})"),
         ("work", f"{plan.sampling_flops:.2e} FLOP sampling ({plan.image_flops / 1e12:.4g} TFLOP an image), "

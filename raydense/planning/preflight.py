@@ -72,7 +72,7 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     Returns: the files, with notes on what is taken otherwise than they have it.
     Raises: ConfigError.
     """
-    if config.policy.compile and not os.environ.get("RAY_ADDRESS"):  # else the nodes that compile say so
+    if config.policy.compile is True and not os.environ.get("RAY_ADDRESS"):  # else the nodes that compile say so
         try:
             check_compiler()
         except FileNotFoundError as error:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from raydense.config import Config, ConfigError
 from raydense.core.types import RenderUnit, Scales, WorkUnit
 from raydense.prompts.prompt_sets import PromptSet, evenly_spaced, load_prompts, prompt_at
+from raydense.sections.run import PICTURES_AT_ONCE
 
-RENDER_BATCH = 32  # pictures a render unit; fixed, since batch composition changes the last bits
+RENDER_BATCH = PICTURES_AT_ONCE  # of a render unit
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def stage_units(
     config: Config, prompts: Sequence[str], stage: int, weights_version: int, scales: Scales = ()
 ) -> list[WorkUnit]:
     """The work units of a stage, `sampler.unit_prompts` groups each."""
-    size, total = config.sampler.unit_prompts, config.stage.groups
+    size, total = config.sampler.prompts_at_once, config.stage.groups
     units = []
     for index, start in enumerate(range(0, total, size)):
         groups = tuple(range(start, min(start + size, total)))

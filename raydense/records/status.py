@@ -92,7 +92,7 @@ def _progress(config: Config, metrics: list[dict[str, Any]], telemetry: list[dic
     collected = max((row["stage"] + 1 for row in metrics if row["kind"] == "stage"), default=0)
     units = {row["unit"] for row in telemetry if row["kind"] == "unit" and row["stage"] == collected}
     per_stage, total = config.stage.steps, config.stage.count * config.stage.steps
-    a_stage = -(-config.stage.groups // config.sampler.unit_prompts)
+    a_stage = -(-config.stage.groups // config.sampler.prompts_at_once)
     training = steps < collected * per_stage
     if steps == total:
         stage, phase = config.stage.count, "trained"

@@ -24,6 +24,7 @@ from raydense.sections.base import (
     Unsigned,
 )
 
+PICTURES_AT_ONCE = 32  # a call of 64 rows; fixed, since the composition of a call changes the last bits
 MARGINAL_TUPLE = 12  # trajectories, of which 2^12 sets are summed over: 0.2 s a gradient step on one core
 
 
@@ -47,8 +48,8 @@ class PolicyConfig(Section):
     """What becomes of the part of init_lora that would adapt the text encoder."""
     channels_last: bool = False
     """The U-Net's memory layout: 5 to 9 % faster on CPUs, not measured on a GPU."""
-    compile: bool = False
-    """The U-Net by torch.compile: faster after minutes of compiling; needs a C++ compiler."""
+    compile: bool | Literal["auto"] = "auto"
+    """The U-Net's blocks by torch.compile; auto: of samplers on a GPU whose run is long enough to pay for it."""
 
     @property
     def alpha(self) -> float:
@@ -97,8 +98,8 @@ class SamplerConfig(Section):
     """R: trajectories rolled out for a prompt."""
     keep: Annotated[int, Field(ge=2)] = 5
     """K: trajectories kept of them, evenly spaced by reward rank."""
-    unit_prompts: PositiveInt = 1
-    """Prompts of a work unit, which are denoised at once."""
+    unit_prompts: PositiveInt | Literal["auto"] = 1
+    """Prompts of a work unit, which are denoised at once; auto: as many as make 32 images."""
     guidance_scale: PositiveFloat = 7.5
     """w: scale of classifier-free guidance; 1: none."""
     shared_noise: bool = False
@@ -116,6 +117,13 @@ class SamplerConfig(Section):
     device: Device = "auto"
     threads: PositiveInt = 1
     """Threads on the CPU; another number may change the last bits of a result."""
+
+    @property
+    def prompts_at_once(self) -> int:
+        """Of a work unit. Judging draws as many images at once, so that no unit of `auto` needs more memory."""
+        if self.unit_prompts == "auto":
+            return max(1, PICTURES_AT_ONCE // self.trajectories)
+        return self.unit_prompts
 
     @model_validator(mode="after")
     def _keep_fits(self) -> SamplerConfig:

@@ -166,7 +166,7 @@ class Pair:
         sampler, steps = self.config.sampler, self.config.steps.count
         storage = getattr(torch, sampler.storage_dtype)
         draws = torch.Generator().manual_seed(0)
-        one, unit = sampler.trajectories, sampler.trajectories * sampler.unit_prompts
+        one, unit = sampler.trajectories, sampler.trajectories * sampler.prompts_at_once
         noise = torch.randn((unit, steps + 1, *self.shape), generator=draws).to(self.device)
         merged = self.model(dtype=getattr(torch, sampler.dtype), merged=True)
         merged.bind(self.policy.weights())

@@ -130,7 +130,7 @@ def summary(
     for by in seconds.values():
         by["collecting"], by["directing"] = by["sampling"] - by["sampler"], by["training"] - by["learner"]
     added = {name: seconds[RAY][name] - seconds[LOCAL][name] for name in seconds[LOCAL]}
-    units, steps = -(-config.stage.groups // config.sampler.unit_prompts), config.stage.steps
+    units, steps = -(-config.stage.groups // config.sampler.prompts_at_once), config.stage.steps
     return {
         "share": _spread(added["wall"] / seconds[LOCAL]["wall"]),
         "share_outside_the_roles_own_work": _spread(

@@ -23,7 +23,7 @@ from sd15_files import write_sd15
 from typer.testing import CliRunner
 
 from learner.gang import LOOPBACK, Gang
-from raydense.build import build_learner, build_policy, build_sampler, call_rows
+from raydense.build import build_learner, build_policy, build_sampler
 from raydense.checks.noise import drifted
 from raydense.cli import app
 from raydense.config import Config
@@ -153,7 +153,7 @@ def test_equal_weights_have_log_ratio_zero_though_some_references_are_known(
     assert [row.values["log_ratio/abs_max"] for row in learner.train(6)] == [0.0] * 6
     known = learner.state_dict()["references"]["log_probs"]
     assert 0 < int(known.isnan().sum()) < known.numel()
-    assert REHEARSAL or set(sizes) == {call_rows(config)}
+    assert REHEARSAL or set(sizes) == {config.call_transitions}
 
 
 def test_the_gang_adds_up_over_the_devices_own_backend() -> None:

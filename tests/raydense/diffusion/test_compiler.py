@@ -101,5 +101,5 @@ def test_a_machine_without_a_compiler_says_so_before_anything_starts(
     assert result.exit_code == 2
     assert expected in " ".join(result.output.split())
     assert not (tmp_path / "run").exists()
-    with pytest.raises(FileNotFoundError, match=r"install it, or leave it false$"):
+    with pytest.raises(FileNotFoundError, match=r"install it, or leave it at auto$"):
         make_policy(compiled=True)
