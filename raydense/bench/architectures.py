@@ -90,9 +90,11 @@ def bench_policy(
 ) -> Policy:
     """The policy of `MODELS[name]`."""
     model = MODELS[name]
+    how: Any = {"merged": merged, "compiled": config.policy.compile is True}
+    how["recorded"] = merged and device.type == "cuda"
     if model.unet is None or model.vae is None or model.text is None:
         named = str(dtype).removeprefix("torch.")
-        return build_policy(config, dtype=named, device=device, with_decoder=with_decoder, merged=merged)
+        return build_policy(config, dtype=named, device=device, with_decoder=with_decoder, **how)
     text = {**model.text, "max_position_embeddings": TOKENS}
     return Policy(
         _random(lambda: UNet2DConditionModel(**model.unet), dtype, device),
@@ -104,11 +106,9 @@ def bench_policy(
         lora=lora_config(config),
         seed=config.seed,
         decode_batch=config.sampler.decode_batch,
-        merged=merged,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,
-        compiled=config.policy.compile is True,
-        recorded=merged and device.type == "cuda",
+        **how,
     )
 
 

@@ -188,11 +188,14 @@ def sampler_devices(config: Config) -> int:
 
 
 def _sampler_bytes(config: Config, rolled: Footprint, decoder: Footprint, encoder: int, dtype: torch.dtype) -> int:
-    """Weights of pipeline and scorers, and the larger of denoising and decoding: a unit, or what is drawn to judge."""
+    """Weights of pipeline and scorers, denoising and decoding: a unit, or what is drawn to judge.
+
+    What denoising takes stays taken: a recorded call keeps its place in memory.
+    """
     weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
     images = max(config.sampler.prompts_at_once * config.sampler.trajectories, RENDER_BATCH)
     decoded = min(images, config.sampler.decode_batch or images)
-    work = max(images * guidance_passes(config) * rolled.peak_bytes, decoded * decoder.peak_bytes)
+    work = images * guidance_passes(config) * rolled.peak_bytes + decoded * decoder.peak_bytes
     scorers = sum(map(_scorer_bytes, config.reward.judges))
     return int(weights + work + scorers + CUDA_CONTEXT)
 
