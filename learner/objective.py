@@ -88,28 +88,9 @@ def gather_transitions(plan: BatchDraws, groups: Sequence[TrajectoryGroup]) -> T
     )
 
 
-def transition_log_probs(
-    policy: Policy, chosen: Sequence[tuple[TransitionBatch, Tensor | slice]], rows: int | None = None
-) -> Tensor:
-    """log π(x_{t+1} | x_t) under the policy as it is now: float32 [transitions], batch after batch.
-
-    Args:
-        chosen: batches and which of their transitions.
-        rows: transitions of every U-Net call, of which the last is filled up: on a GPU a value has the same bits only
-            in calls of the same size. None: one call for all.
-    """
-    arguments = [
-        torch.cat(tensors)
-        for tensors in zip(
-            *((b.x_t[which], b.x_next[which], b.t[which], b.prompt_embeds[b.row[which]]) for b, which in chosen),
-            strict=True,
-        )
-    ]
-    count = len(arguments[0])
-    if rows is None:
-        return policy.log_prob(*arguments)
-    calls = torch.arange(-(-count // rows) * rows, device=arguments[0].device) % count
-    return torch.cat([policy.log_prob(*(a[call] for a in arguments)) for call in torch.split(calls, rows)])[:count]
+def transition_log_probs(policy: Policy, batch: TransitionBatch, which: Tensor | slice = slice(None)) -> Tensor:
+    """log π(x_{t+1} | x_t) of some of the batch's transitions under the policy as it is now: float32 [transitions]."""
+    return policy.log_prob(batch.x_t[which], batch.x_next[which], batch.t[which], batch.prompt_embeds[batch.row[which]])
 
 
 def preference_loss(
@@ -120,7 +101,6 @@ def preference_loss(
     c: float,
     clip: float,
     ties: Ties,
-    rows: int | None = None,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The dense-reward preference loss of METHOD §4, a value a tuple.
 
@@ -129,10 +109,9 @@ def preference_loss(
             None of them (warm-up): the bare log π_θ, which is not clipped.
         c, clip: C and δ.
         ties: what equal rewards are to the loss; without any, it is the same to the last bit.
-        rows: as of `transition_log_probs`.
     Returns: loss float32 [B], and what `batch_metrics` takes: detached, [B, ...] each.
     """
-    log_probs = transition_log_probs(policy, [(batch, slice(None))], rows)[batch.draws]
+    log_probs = transition_log_probs(policy, batch)[batch.draws]
     ratios = (
         torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,12 +23,11 @@ class ReferenceCache:
     Args:
         policy: whose reference it is.
         groups, keep: the largest replay buffer, and K.
-        enabled: False computes every log-prob in the composition of its own micro-batch.
-        rows: transitions of every U-Net call, where all must be of one size; see `transition_log_probs`.
+        enabled: False computes every log-prob in a call as that of π_θ: its micro-batch, in the same order.
     """
 
-    def __init__(self, policy: Policy, groups: int, keep: int, enabled: bool = True, rows: int | None = None) -> None:
-        self._policy, self._enabled, self._rows, self._stage = policy, enabled, rows, -1
+    def __init__(self, policy: Policy, groups: int, keep: int, enabled: bool = True) -> None:
+        self._policy, self._enabled, self._stage = policy, enabled, -1
         self._known = np.full((groups, keep, policy.schedule.num_steps), np.nan, np.float32)
         self._fingerprints = np.full(groups, -1, np.int64)  # of the groups whose transitions are known
 
@@ -46,30 +45,18 @@ class ReferenceCache:
                 self._known[group] = np.nan
                 self._fingerprints[group] = fingerprint
 
-    def look_up(self, parts: Sequence[TransitionBatch]) -> list[Tensor]:
-        """log π_I of every draw of a batch's parts, float32 [B, n, S] each; what is not known is computed.
-
-        With `rows`, all that is missing goes through as few calls as hold it; else each part has a call of its own.
-        """
-        found: list[Tensor] = []
-        for together in [parts] if self._rows else [[part] for part in parts]:
-            found += self._look_up(together)
-        return found
-
-    def _look_up(self, parts: Sequence[TransitionBatch]) -> list[Tensor]:
-        known = [self._known[_index(part.plan)] for part in parts]
-        missing = [np.unique(part.places[np.isnan(values)]) for part, values in zip(parts, known, strict=True)]
-        values = [torch.from_numpy(v).to(part.draws.device) for part, v in zip(parts, known, strict=True)]
-        if not sum(places.size for places in missing):
+    def look_up(self, part: TransitionBatch) -> Tensor:
+        """log π_I of a micro-batch's draws, float32 [B, n, S]; what is not known is computed, in one call."""
+        known = self._known[_index(part.plan)]
+        missing = np.unique(part.places[np.isnan(known)])
+        values = torch.from_numpy(known).to(part.draws.device)
+        if not missing.size:
             return values
-        which = [torch.from_numpy(p).to(part.draws.device) for part, p in zip(parts, missing, strict=True)]
-        with torch.no_grad(), self._policy.reference():
-            computed = transition_log_probs(self._policy, list(zip(parts, which, strict=True)), self._rows)
-        own = torch.split(computed, [places.size for places in missing])
-        for i, (part, index, fresh) in enumerate(zip(parts, which, own, strict=True)):
-            by_place = fresh.new_full((len(part.t),), torch.nan).index_copy(0, index, fresh)
-            values[i] = torch.where(values[i].isnan(), by_place[part.draws], values[i])
-        return values
+        which = torch.from_numpy(missing).to(part.draws.device)
+        with self._policy.reference():
+            fresh = transition_log_probs(self._policy, part, which).detach()
+        by_place = fresh.new_full((len(part.t),), torch.nan).index_copy(0, which, fresh)
+        return torch.where(values.isnan(), by_place[part.draws], values)
 
     def remember(self, plan: BatchDraws, values: FloatArray) -> None:
         """Args: values: log π_I [B, n, S] of the plan's draws. Of a transition drawn twice, the first counts."""

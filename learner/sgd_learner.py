@@ -42,7 +42,6 @@ class SGDLearner(Generic[Handle]):
         references: of the policy.
         total_steps: of the whole run, for the warm-up ratio.
         gang: the workers; None: this one is alone.
-        rows: transitions of every U-Net call with gradient, where all must be of one size.
         loss_scale: a power of two by which gradients are larger on their way through the network, where float16 would
             lose small ones.
         The rest: METHOD §4 and §6, as in `TrainConfig`.
@@ -68,12 +67,11 @@ class SGDLearner(Generic[Handle]):
         max_grad_norm: float,
         threads: int,
         gang: Gang | None = None,
-        rows: int | None = None,
         loss_scale: float = 1.0,
     ) -> None:
         self.policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
         self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
-        self._loss: Any = {"c": c, "clip": clip, "ties": ties, "rows": rows}
+        self._loss: Any = {"c": c, "clip": clip, "ties": ties}
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._threads, self._loss_scale = max_grad_norm, threads, loss_scale
         self._optimizer = torch.optim.AdamW(
@@ -152,12 +150,11 @@ class SGDLearner(Generic[Handle]):
         initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
         to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))
         measured: dict[str, Tensor] = {}
-        known = self._references.look_up([part for _, part in batch.parts]) if to_init else []
-        for i, (rows, part) in enumerate(batch.parts):
+        for rows, part in batch.parts:
             references = [part.old_log_probs] if to_old else []
             if to_init:
-                initial[rows] = known[i]
-                references.append(known[i])
+                initial[rows] = known = self._references.look_up(part)
+                references.append(known)
             loss, values = preference_loss(self.policy, part, references, **self._loss)
             (loss.sum() / len(plan) * self._loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, value in values.items():

@@ -65,8 +65,8 @@ def lora_config(config: Config) -> LoraConfig:
 def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
 
-    reward: what it learned from, if not from the run's scorer. The checksum leaves out what does not change the LoRA: its name, the fleet, how it is judged, what is kept on disk,
-    where metrics go, and what it is watched for.
+    reward: what it learned from, if not from the run's scorer. The checksum leaves out what does not change the LoRA:
+    its name, the fleet, how it is judged, what is kept on disk, where metrics go, and what it is watched for.
     """
     policy, scorer = config.policy, config.reward.scorer
     whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
@@ -247,11 +247,13 @@ def make_learner(
     elements = math.prod(latent_shape(config, policy))
     if config.policy.compile is not True:  # which sees for itself what the backward pass needs
         keep_less(policy.unet)  # gives layers another class, in place
-    rows = config.call_transitions if policy.device.type == "cuda" else None  # on a CPU a call's size changes no bit
+    cached = config.learner.cache_references
+    if cached == "auto":  # elsewhere the bits of a log-probability depend on its place in a call
+        cached = policy.device.type == "cpu"
     return SGDLearner(
         policy,
         make_batches(config, fetch, policy.device, gang, capacity),
-        ReferenceCache(policy, capacity, config.sampler.keep, enabled=config.learner.cache_references, rows=rows),
+        ReferenceCache(policy, capacity, config.sampler.keep, enabled=cached),
         total_steps=config.stage.count * config.stage.steps,
         c=train.c,
         clip=train.clip,
@@ -266,7 +268,6 @@ def make_learner(
         max_grad_norm=train.max_grad_norm,
         threads=config.learner.threads,
         gang=gang,
-        rows=rows,
         loss_scale=loss_scale(elements, train.batch_tuples, train.c) if policy.dtype == torch.float16 else 1.0,
     )
 

@@ -83,8 +83,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> Config:
         if self.train.tuple_size > self.sampler.keep:
-            size, keep = self.train.tuple_size, self.sampler.keep
-            raise ValueError(f"train.tuple_size={size} exceeds sampler.keep={keep}; lower it or keep more trajectories")
+            n, keep = self.train.tuple_size, self.sampler.keep
+            raise ValueError(f"train.tuple_size={n} exceeds sampler.keep={keep}; lower it or keep more trajectories")
         if self.train.batch_groups > self.stage.groups:
             raise ValueError(
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
@@ -112,13 +112,6 @@ class Config(Section):
     def worker_tuples(self) -> int:
         """Of a batch, the most that one of the learner's workers has."""
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
-
-    @property
-    def call_transitions(self) -> int:
-        """The most transitions of a micro-batch, which is settled: none of its draws shared."""
-        assert self.learner.micro_batch != "auto"
-        tuples = min(self.learner.micro_batch or self.worker_tuples, self.worker_tuples)
-        return tuples * self.train.tuple_size * self.steps.draws
 
     @property
     def sampled_rows(self) -> int:

@@ -86,11 +86,18 @@ MODELS: Mapping[str, BenchModel] = {
 
 
 def bench_policy(
-    name: str, config: Config, *, dtype: torch.dtype, device: torch.device, with_decoder: bool, merged: bool = False
+    name: str,
+    config: Config,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    with_decoder: bool,
+    merged: bool = False,
+    compiled: bool | None = None,
 ) -> Policy:
-    """The policy of `MODELS[name]`."""
+    """The policy of `MODELS[name]`. Args: compiled: None: as the configuration says."""
     model = MODELS[name]
-    how: Any = {"merged": merged, "compiled": config.policy.compile is True}
+    how: Any = {"merged": merged, "compiled": config.policy.compile is True if compiled is None else compiled}
     how["recorded"] = merged and device.type == "cuda"
     if model.unet is None or model.vae is None or model.text is None:
         named = str(dtype).removeprefix("torch.")

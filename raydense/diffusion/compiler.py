@@ -78,13 +78,10 @@ class CudaGraphs:
 
     def forget(self) -> None:
         self._recorded.clear()
+        self._pool = torch.cuda.graph_pool_handle()  # one that nothing uses any more is gone
 
     def _record(self, own: list[Tensor]) -> tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]:
-        here, beside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        beside.wait_stream(here)
-        with torch.cuda.stream(beside):
-            self._function(*own)  # compiles, and has libraries take the memory that they need
-        here.wait_stream(beside)
+        self._function(*own)  # compiles, and has libraries take the memory that they need
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):  # judges work beside it
             output = self._function(*own)

@@ -32,15 +32,22 @@ class LiveLora(Protocol):
     def beside(self) -> AbstractContextManager[None]:
         """Inside this context the network is one with adapted layers, and has the weights that were loaded."""
 
+    def off(self) -> AbstractContextManager[None]:
+        """Inside this context the network is the one that was loaded."""
+
 
 class LoraBeside:
     """As peft computes it, in the network's dtype: a narrower one has copies of the parameters.
 
     Their gradients are added up in the parameters, in float32.
-    Args: network: with one adapter, frozen but for it.
+    Args:
+        network: with one adapter, frozen but for it.
+        same_code: whether it is off as one whose B is 0, which goes through the same code: what is compiled for other
+            layers, or for no gradient, rounds elsewhere.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, same_code: bool = False) -> None:
+        self._network, self._same_code = network, same_code
         self._live = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, live in self._live.items():
@@ -60,6 +67,23 @@ class LoraBeside:
     def beside(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def off(self) -> AbstractContextManager[None]:
+        return self._zeroed() if self._same_code else _switched_off(self._network)
+
+    @contextmanager
+    def _zeroed(self) -> Iterator[None]:
+        ups: list[Tensor] = [p for name, p in self.parameters.items() if ".lora_B." in name]
+        with torch.no_grad():
+            kept = [p.clone() for p in ups]
+            torch._foreach_zero_(ups)
+        self.update()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(ups, kept)
+            self.update()
+
 
 def _pass_on(parameter: nn.Parameter) -> Callable[[Tensor], None]:
     def add(live: Tensor) -> None:
@@ -68,6 +92,19 @@ def _pass_on(parameter: nn.Parameter) -> Callable[[Tensor], None]:
         parameter.grad = gradient.float() if parameter.grad is None else parameter.grad.add_(gradient)
 
     return add
+
+
+@contextmanager
+def _switched_off(network: nn.Module) -> Iterator[None]:
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 class MergedLora:
@@ -80,7 +117,7 @@ class MergedLora:
     """
 
     def __init__(self, network: nn.Module, adapter: str) -> None:
-        self._adapter = adapter
+        self._network, self._adapter = network, adapter
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
@@ -116,6 +153,11 @@ class MergedLora:
             yield
         finally:
             self._put(before)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        with self.beside(), _switched_off(self._network):
+            yield
 
     def _in_place(self) -> list[nn.Module]:
         return [getattr(parent, child) for parent, child in self._places]

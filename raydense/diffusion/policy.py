@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -67,6 +66,7 @@ class Policy:
         compiled: bool = False,
         recorded: bool = False,
     ) -> None:
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on a GPU too
         self.unet, self.text_encoder, self.tokenizer, self.vae = unet, text_encoder, tokenizer, vae
         self.dtype: torch.dtype = unet.dtype  # diffusers goes through all modules for it, at every call
         self.device = unet.device
@@ -82,9 +82,8 @@ class Policy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             unet.add_adapter(lora, ADAPTER)
-        self._layers = [m for m in unet.modules() if isinstance(m, BaseTunerLayer)]
         self.merged = merged
-        self._lora: LiveLora = MergedLora(unet, ADAPTER) if merged else LoraBeside(unet)
+        self._lora: LiveLora = MergedLora(unet, ADAPTER) if merged else LoraBeside(unet, same_code=compiled)
         self._parameters = self._lora.parameters
         if gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -137,21 +136,15 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """π_I: inside this context the LoRA is off."""
-        with self._unrecorded(), self._lora.beside():
-            try:
-                for layer in self._layers:
-                    layer.enable_adapters(False)
-                yield
-            finally:
-                for layer in self._layers:
-                    layer.enable_adapters(True)
+        """π_I: inside this context the LoRA is off, and what is computed has no gradient to it."""
+        with self._unrecorded(), self._lora.off():
+            yield
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Inside this context the policy predicts from a float32 copy of its weights, with the LoRA beside them."""
         unet, dtype, null = self.unet, self.dtype, self._null_embeds
-        with self._unrecorded(), self._lora.beside():
+        with self.for_once(), self._lora.beside():
             wide = {name: tensor.float() for name, tensor in unet.state_dict().items()} | {**self._parameters}
             self.unet, self.dtype = lambda *inputs: functional_call(unet, wide, inputs), torch.float32
             self._null_embeds = None if null is None else self.encode("")

@@ -17,7 +17,13 @@ from typing import Any
 FORMAT = 2
 # by the format that brought them: settings as they were before it
 BEFORE: Mapping[int, Mapping[str, Any]] = {
-    2: {"policy.compile": False, "sampler.exact": True, "steps.spacing": "leading", "train.ties": "random"}
+    2: {
+        "learner.cache_references": True,
+        "policy.compile": False,
+        "sampler.exact": True,
+        "steps.spacing": "leading",
+        "train.ties": "random",
+    }
 }
 
 

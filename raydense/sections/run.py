@@ -247,8 +247,8 @@ class LearnerConfig(Section):
 
     micro_batch: PositiveInt | Literal["auto"] | None = None
     """Tuples a U-Net call; null: the whole batch; auto: what fits."""
-    cache_references: bool = True
-    """false: log π_I anew for each draw, in the composition of its own micro-batch."""
+    cache_references: bool | Literal["auto"] = "auto"
+    """false: log π_I anew for each draw, in a call as that of π_θ; auto: true on a CPU."""
     dtype: NetworkDtype = "float32"
     """Precision of the U-Net; LoRA and Adam's moments stay float32."""
     gradient_checkpointing: bool = False

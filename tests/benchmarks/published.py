@@ -30,8 +30,9 @@ class Published:
         self.unet.disable_gradient_checkpointing()
         self._policy, self._train = policy, config.train
         self._schedule, self._scale = policy.schedule, config.sampler.guidance_scale
-        bfloat16 = config.learner.dtype == "bfloat16"
-        self._precision = lambda: torch.autocast(policy.device.type, torch.bfloat16) if bfloat16 else nullcontext()
+        dtype: torch.dtype = getattr(torch, config.learner.dtype)
+        narrow = dtype != torch.float32
+        self._precision = lambda: torch.autocast(policy.device.type, dtype) if narrow else nullcontext()
         self.parameters = [p for p in self.unet.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
             self.parameters, lr=self._train.lr, weight_decay=self._train.weight_decay, betas=self._train.betas

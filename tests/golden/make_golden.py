@@ -147,7 +147,7 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     bind(policy, "new")
     batch = gather_transitions(PLAN, [make_group(policy, i, inputs) for i in range(len(PROMPTS))])
     result: dict[str, np.ndarray] = {}
-    (initial,) = ReferenceCache(policy, len(PROMPTS), keep=3).look_up([batch])
+    initial = ReferenceCache(policy, len(PROMPTS), keep=3).look_up(batch)
     log_probs = {"initial": initial, "old": batch.old_log_probs}
     for case, options in CASES.items():
         policy.unet.zero_grad(set_to_none=True)

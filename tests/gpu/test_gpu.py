@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def values(sd15: Path, scorer_dir: Path, small_values: dict[str, Any]) -> dict[s
         "sampler": {"trajectories": 4, "keep": 3, "guidance_scale": 7.5, "dtype": "bfloat16", "decode_batch": 2},
         "stage": {"count": 2, "groups": 3, "steps": 4},
         "train": {"batch_groups": 2, "lr": 1e-3, "clip": 0.1},
-        "learner": {"dtype": "bfloat16", "micro_batch": 1},
+        "learner": {"dtype": "float16", "micro_batch": 1},
         "evaluate": {"prompts": 2, "images_per_prompt": 2, "grid_prompts": 1, "grid_images": 1},
     }
 
@@ -159,23 +160,17 @@ def test_recorded_calls_are_the_calls_themselves_and_follow_the_weights(config: 
             expected = plain.predict(*arguments)
             assert torch.equal(recorded.predict(*arguments), expected)
         seen.append(expected)
-    assert all(not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in pairwise(seen))
 
 
-def test_equal_weights_have_log_ratio_zero_though_some_references_are_known(
-    config: Config, groups: list[TrajectoryGroup], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The learning rate is as good as none, so that π_θ stays π_I while the cache fills up."""
-    still = config.model_copy(update={"train": config.train.model_copy(update={"lr": 1e-30})})
-    learner: Any = build_learner(still, fetch=lambda handles: [groups[i] for i in handles])
-    sizes: list[int] = []
-    predict = learner.policy.predict
-    monkeypatch.setattr(learner.policy, "predict", lambda x, *rest: sizes.append(len(x)) or predict(x, *rest))
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_equal_weights_have_log_ratio_zero(config: Config, groups: list[TrajectoryGroup], dtype: str) -> None:
+    """The learning rate is as good as none, so that π_θ stays π_I while transitions are drawn again."""
+    changes = {"train": config.train.model_copy(update={"lr": 1e-30})}
+    changes["learner"] = config.learner.model_copy(update={"dtype": dtype})
+    learner: Any = build_learner(config.model_copy(update=changes), fetch=lambda handles: [groups[i] for i in handles])
     learner.begin_stage(0, list(range(3)))
     assert [row.values["log_ratio/abs_max"] for row in learner.train(6)] == [0.0] * 6
-    known = learner.state_dict()["references"]["log_probs"]
-    assert 0 < int(known.isnan().sum()) < known.numel()
-    assert REHEARSAL or set(sizes) == {config.call_transitions}
 
 
 def test_the_gang_adds_up_over_the_devices_own_backend() -> None:
@@ -197,7 +192,7 @@ def test_compiled(small_values: dict[str, Any], tmp_path: Path) -> None:
 
 
 def peak(work: Callable[[], object]) -> int:
-    """Bytes that PyTorch took of the device, which it keeps."""
+    """Bytes that PyTorch's allocator gave out at once."""
     if REHEARSAL:
         work()
         return 0
@@ -207,7 +202,7 @@ def peak(work: Callable[[], object]) -> int:
     work()
     torch.cuda.synchronize()
     print(f"allocated {torch.cuda.max_memory_allocated():.3g}, reserved {torch.cuda.max_memory_reserved():.3g}")
-    return torch.cuda.max_memory_reserved()
+    return torch.cuda.max_memory_allocated()
 
 
 @pytest.mark.parametrize("role", ["sampler", "learner"])

@@ -81,7 +81,7 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             ties=ties,
             **{name: changes.pop(name, value) for name, value in draws.items()},
         )
-        references = ReferenceCache(policy, capacity, keep=4, rows=changes.get("rows"))
+        references = ReferenceCache(policy, capacity, keep=4)
         return SGDLearner(policy, batches, references, ties=ties, **{**options, **changes})
 
     return make

@@ -29,7 +29,7 @@ def batched_loss(
     policy: Policy, batch: TransitionBatch, case: str, clip: float = CLIP, ties: Any = "random"
 ) -> tuple[torch.Tensor, Any]:
     """With the references of a case: the loss of each tuple, and the batch's metrics."""
-    log_probs = {"init": ReferenceCache(policy, groups=5, keep=4).look_up([batch])[0], "old": batch.old_log_probs}
+    log_probs = {"init": ReferenceCache(policy, groups=5, keep=4).look_up(batch), "old": batch.old_log_probs}
     references = [log_probs[name] for name in CASES[case]]
     loss, values = preference_loss(policy, batch, references, c=C, clip=clip, ties=ties)
     return loss, batch_metrics({name: value.numpy() for name, value in values.items()})

@@ -66,7 +66,7 @@ def test_what_is_known_is_not_computed_again(
     cache.forget_changed(dict.fromkeys(range(3), 7))
     found = []
     for batch in (first, first, second, second):
-        found.append(cache.look_up([batch])[0].numpy())
+        found.append(cache.look_up(batch).numpy())
         cache.remember(batch.plan, found[-1])
     shared = drawn(first) & drawn(second)
     assert 0 < len(shared) < len(drawn(second))
@@ -83,46 +83,6 @@ def drawn(batch: TransitionBatch) -> set[tuple[int, int, int]]:
     return set(zip(*(i.ravel().tolist() for i in indices), strict=True))
 
 
-def test_with_calls_of_one_size_all_parts_share_them_and_the_last_is_filled_up(
-    policy: Policy, groups: Groups, make_batch: Callable[..., TransitionBatch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = [make_batch(groups, seed=0), make_batch(groups, seed=1)]
-    cache, calls = ReferenceCache(policy, groups=3, keep=4, rows=5), Calls(policy, monkeypatch)
-    cache.begin_stage(0)
-    found = cache.look_up(parts)
-    missing = sum(len(drawn(part)) for part in parts)
-    assert missing % 5 != 0
-    assert calls.rows == [2 * 5] * (missing // 5 + 1)
-    cache.remember(parts[0].plan, found[0].numpy())
-    calls.rows.clear()
-    assert torch.equal(cache.look_up(parts[:1])[0], found[0])
-    assert calls.rows == []
-    monkeypatch.undo()
-    for part, values in zip(parts, found, strict=True):
-        np.testing.assert_allclose(values.numpy(), direct(policy, part, groups), atol=2e-5)
-
-
-def test_every_call_of_a_learner_may_have_one_size(
-    make_policy: Callable[..., Policy],
-    make_learner: Callable[..., SGDLearner[TrajectoryGroup]],
-    groups: Groups,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As on a GPU, where a value has the same bits only in calls of the same size."""
-    found = []
-    for rows in (None, 8):
-        policy = make_policy()
-        learner = make_learner(policy, batch_groups=3, micro_batch=2, rows=rows)
-        learner.begin_stage(0, groups)
-        calls = Calls(policy, monkeypatch)
-        found.append(learner.train(4))
-        monkeypatch.undo()
-        assert (set(calls.rows) == {2 * 8}) == (rows == 8)
-        assert found[-1][0].values["log_ratio/abs_max"] == 0.0
-    for whole, filled in zip(*found, strict=True):
-        assert filled.values == {name: pytest.approx(v, rel=1e-3, abs=1e-5) for name, v in whole.values.items()}
-
-
 @pytest.mark.parametrize("how", ["another stage", "another group", "not enabled"])
 def test_what_may_differ_is_computed_anew(
     how: str,
@@ -135,10 +95,10 @@ def test_what_may_differ_is_computed_anew(
     cache, calls = ReferenceCache(policy, groups=3, keep=4, enabled=how != "not enabled"), Calls(policy, monkeypatch)
     cache.begin_stage(0)
     cache.forget_changed({0: 7, 1: 8, 2: 9})
-    cache.remember(batch.plan, cache.look_up([batch])[0].numpy())
+    cache.remember(batch.plan, cache.look_up(batch).numpy())
     cache.begin_stage(1 if how == "another stage" else 0)
     cache.forget_changed({0: 7, 1: 8 if how != "another group" else 88, 2: 9})
-    cache.look_up([batch])
+    cache.look_up(batch)
     again = {i for i in drawn(batch) if i[0] == 1 or how != "another group"}
     assert calls.rows == [2 * len(drawn(batch)), 2 * len(again)]
 
@@ -180,16 +140,18 @@ def test_a_group_sampled_again_on_another_device_is_scored_again(
 
 
 @pytest.mark.parametrize(
-    ("preset", "drawn_twice", "known"),
+    ("preset", "micro_batch", "drawn_twice", "known"),
     [
-        ("tiny", 0.142, 0.445),
-        ("single-prompt", 0.053, 0.23),
-        pytest.param("multi-prompt", 0.0, 0.417, marks=pytest.mark.slow),
+        ("tiny", "8", 0.142, 0.445),
+        ("single-prompt", "1", 0.053, 0.23),
+        pytest.param("multi-prompt", "4", 0.0, 0.417, marks=pytest.mark.slow),
     ],
 )
-def test_the_share_of_a_stages_draws_that_costs_nothing(preset: str, drawn_twice: float, known: float) -> None:
+def test_the_share_of_a_stages_draws_that_costs_nothing(
+    preset: str, micro_batch: str, drawn_twice: float, known: float
+) -> None:
     """Of all draws, those that repeat one of their micro-batch; of the others, those that an earlier step made."""
-    config = load_config(preset=preset)
+    config = load_config(None, preset, [f"learner.micro_batch={micro_batch}"])
     groups, keep, steps = config.stage.groups, config.sampler.keep, config.steps.count
     draws = np.random.default_rng(0)
     latents, log_probs = np.zeros((keep, steps + 1, 1, 1, 1), np.float16), np.zeros((keep, steps), np.float32)

@@ -12,6 +12,10 @@ import yaml
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
+from learner.batching import draw_batch
+from learner.losses import step_weights
+from learner.objective import gather_transitions, preference_loss
+from learner.references import ReferenceCache
 from raydense.cli import app
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.policy import Policy
@@ -68,6 +72,30 @@ def test_a_compiled_policys_gradient_is_the_plain_ones_to_rounding(
     plain, other = gradients
     assert plain.norm() > 0
     assert (other - plain).norm() < 1e-5 * plain.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_compiled_learner_has_log_ratio_zero_for_equal_weights_and_learns_as_the_plain_one(
+    make_policy: Make, make_groups: Callable[..., Any], dtype: torch.dtype
+) -> None:
+    """π_I goes through the code of π_θ with a B of 0: code without a LoRA or without a gradient rounds elsewhere."""
+    groups = make_groups(make_policy(), count=4)
+    found = {}
+    for compiled in (False, True):
+        policy = make_policy(dtype=dtype, compiled=compiled)
+        plan = draw_batch(
+            torch.arange(4), torch.stack([torch.tensor(g.rewards) for g in groups]), step_weights(4, 0.9), tuple_size=2,
+            tuples=1, tuple_choice="random", ties="random", step_draws=2, draws=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        batch = gather_transitions(plan, groups)
+        reference = ReferenceCache(policy, 4, keep=3, enabled=False).look_up(batch)
+        loss, values = preference_loss(policy, batch, [reference], c=10.0, clip=0.1, ties="random")
+        loss.sum().backward()
+        assert float(values["log_ratio/abs_max"].max()) == 0.0
+        found[compiled] = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+        assert all(".lora_B." not in name or not p.any() for name, p in policy._parameters.items())
+    assert (found[True] - found[False]).norm() < (1e-4 if dtype == torch.float32 else 0.3) * found[False].norm()
 
 
 @pytest.mark.slow
