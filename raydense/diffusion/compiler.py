@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 BLOCKS = (ResnetBlock2D, Transformer2DModel)  # of which a U-Net is made
 VERSIONS = 32  # of the code of one kind of block: other sizes, with a gradient and without, a LoRA merged or beside
+SMALL = 16  # trajectories, each of two rows under guidance
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -57,9 +58,10 @@ def _any_batch(compiled: Callable[..., Any], block: nn.Module) -> Callable[..., 
 
 
 class CudaGraphs:
-    """A function of CUDA tensors, without gradients: recorded once for each shape of them, and played again.
+    """A function of CUDA tensors, without gradients: small calls are recorded once for each shape, and played again.
 
-    Thousands of launches become one. Whatever else it reads must keep its place in memory; one thread at a time.
+    Thousands of launches become one; of more than `SMALL` rows, the device works longer than it takes to launch them.
+    Whatever else the function reads must keep its place in memory; one thread at a time.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -67,6 +69,8 @@ class CudaGraphs:
         self._recorded: dict[Any, tuple[list[Tensor], torch.cuda.CUDAGraph, Tensor]] = {}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
+        if len(inputs[0]) > SMALL:
+            return self._function(*inputs)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if shapes not in self._recorded:
             self._recorded[shapes] = self._record([tensor.clone() for tensor in inputs])

@@ -11,6 +11,7 @@ import torch
 
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
+from raydense.diffusion.compiler import SMALL
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
@@ -188,14 +189,16 @@ def sampler_devices(config: Config) -> int:
 
 
 def _sampler_bytes(config: Config, rolled: Footprint, decoder: Footprint, encoder: int, dtype: torch.dtype) -> int:
-    """Weights of pipeline and scorers, denoising and decoding: a unit, or what is drawn to judge.
+    """Weights of pipeline and scorers, and the larger of denoising and decoding: a unit, or what is drawn to judge.
 
-    What denoising takes stays taken: a recorded call keeps its place in memory.
+    A call so small that a GPU records it keeps its memory.
     """
     weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
-    images = max(config.sampler.prompts_at_once * config.sampler.trajectories, RENDER_BATCH)
+    unit = config.sampler.prompts_at_once * config.sampler.trajectories
+    images, kept = max(unit, RENDER_BATCH), unit if unit <= SMALL else 0
     decoded = min(images, config.sampler.decode_batch or images)
-    work = images * guidance_passes(config) * rolled.peak_bytes + decoded * decoder.peak_bytes
+    an_image = guidance_passes(config) * rolled.peak_bytes
+    work = max(images * an_image, decoded * decoder.peak_bytes) + kept * an_image
     scorers = sum(map(_scorer_bytes, config.reward.judges))
     return int(weights + work + scorers + CUDA_CONTEXT)
 

@@ -30,6 +30,7 @@ from raydense.cli import app
 from raydense.config import Config
 from raydense.core.memory import DeviceMemoryError
 from raydense.core.types import TrajectoryGroup, WorkUnit
+from raydense.diffusion.compiler import SMALL
 from raydense.diffusion.pipeline_files import read_pipeline
 from raydense.planning.dry_run import CUDA_CONTEXT, plan_run
 
@@ -154,9 +155,9 @@ def test_recorded_calls_are_the_calls_themselves_and_follow_the_weights(config: 
         weights = drifted(plain, scale)
         for policy in (plain, recorded):
             policy.bind(weights)
-        for count in (2, 3, 2):
+        for count in (2, SMALL + 1, 3, 2):
             x = torch.randn((count, 4, size, size), generator=torch.Generator().manual_seed(count)).to(DEVICE)
-            arguments = x, torch.arange(count, device=DEVICE), plain.encode("a cat").expand(count, -1, -1)
+            arguments = x, torch.arange(count, device=DEVICE) % 4, plain.encode("a cat").expand(count, -1, -1)
             expected = plain.predict(*arguments)
             assert torch.equal(recorded.predict(*arguments), expected)
         seen.append(expected)
