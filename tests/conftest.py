@@ -6,16 +6,21 @@ What is heavy is imported where it is used: the process that only hands out the 
 from __future__ import annotations
 
 import os
-import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
 from small_models import write_pipeline, write_scorer
-from xdist.scheduler import LoadScopeScheduling
+from spreading import (  # noqa: F401  (hooks)
+    pytest_collection_modifyitems,
+    pytest_runtest_teardown,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
+from warm_python import start_warm_python
 
 from raydense.core.waiting import share_the_machine
 
@@ -29,56 +34,7 @@ if TYPE_CHECKING:
 share_the_machine()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on small tensors more threads only wait, above all beside other work
 
-ROOT = Path(__file__).parents[1]
-RAY = "files on the session's Ray"
-LONG = (  # these begin first, so that no process is left with one of them at the end
-    "raydense/checks/test_chaos.py",
-    "deploy/test_watched_run.py",
-    "raydense/training/test_resume.py",
-    "raydense/planning/test_placement.py",
-    "raydense/training/test_pipelines.py",
-    "deploy/test_actors_on_nodes.py",
-    "raydense/evaluation/test_sweep.py",
-)
 MakeOnce = Callable[[str, Callable[[Path], object]], Path]
-
-
-# -- how the plain suite is spread over two processes: a file stays in one, and so do all on the session's Ray ---------
-
-
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """What `-n auto` means here; `-n 0` or any other number on the command line wins.
-
-    Single files, what is slow or needs a GPU (it measures times, or takes the whole machine) and output that is not
-    captured stay in the one process.
-    """
-    plain = all(f"not {name}" in config.getoption("markexpr") for name in ("slow", "gpu"))
-    whole = all(Path(argument).is_dir() for argument in config.args)
-    return 2 if plain and whole and config.getoption("capture") != "no" else 0
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    return _ByFile(config, log)
-
-
-class _ByFile(LoadScopeScheduling):
-    """Module fixtures are made once, and so is the session's cluster."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return _group(nodeid.partition("::")[0])
-
-
-@cache
-def _group(file: str) -> str:
-    return RAY if re.search(r"\bray_cluster\b", (ROOT / file).read_text("utf-8")) else file
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a worker, the order in which groups begin."""
-    if hasattr(config, "workerinput"):
-        first = [RAY, *(f"tests/{name}" for name in LONG)]
-        place = {group: index for index, group in enumerate(first)}
-        items.sort(key=lambda item: place.get(_group(item.nodeid.partition("::")[0]), len(first)))
 
 
 @pytest.fixture(scope="session")
@@ -270,13 +226,25 @@ def make_groups() -> Callable[..., list[TrajectoryGroup]]:
     return make
 
 
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def warm_python() -> Iterator[Path]:
+    """For tests that start a process but not to see how it starts; see `support/warm_python.py`."""
+    with start_warm_python() as executable:
+        yield executable
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(warm_python: Path) -> Iterator[None]:
     """The session's one private Ray cluster; four logical CPUs, so that tests place actors freely."""
     import logging
 
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_python))  # Ray starts its workers with it
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

@@ -141,24 +141,24 @@ class Chaos:
         if kind == "kill driver":
             driver.kill()
             return True
+        before, _ = read_ledger(out)
         if kind == "remove node":
             node = nodes.pop(self._draws.randrange(len(nodes)))
             cluster.remove_node(node, allow_graceful=False)
             nodes.append(add_sampler_node(cluster))
-            return True
+            return self._noticed(kind, driver, out, before)
         role = "RaySampler" if "sampler" in kind else "_LearnerActor"
         victims = _actors(role, born_after=psutil.Process(driver.pid).create_time())
         if not victims:
             return False
-        before, _ = read_ledger(out)
         self._draws.choice(victims).send_signal(signal.SIGSTOP if kind == "freeze sampler" else signal.SIGKILL)
         return kind == "kill learner" or self._noticed(kind, driver, out, before)
 
     def _noticed(self, kind: str, driver: Any, out: Path, before: dict[str, int]) -> bool:
         """Waits until the fleet has found out about a sampler: another fault would hide it.
 
-        A frozen one is found out at its next unit. A killed one that was idle may be back before it gets one: then
-        nothing was disturbed, and it does not count as a fault.
+        A frozen one is found out at its next unit. A killed one, or one that went with its node, may have been idle, or
+        not yet built, and be back before it gets a unit: then nothing was disturbed, and it does not count as a fault.
         """
         effect, patience_s = ("hangs", math.inf) if kind == "freeze sampler" else ("deaths", DEATH_SHOWS_S)
         deadline = time.monotonic() + patience_s

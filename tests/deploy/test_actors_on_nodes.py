@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,10 @@ SPOT = {"ray.io/market-type": "spot", "raydense/role": "sampler"}
 class Idle:  # neither samples nor learns: where it is placed is the question
     def weights(self): return ray.get_runtime_context().get_node_id()
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+head = {"num_cpus": 4, "num_gpus": 1, "labels": {"ray.io/market-type": "on-demand"}, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+on_demand = cluster.head_node.node_id
 spot = [cluster.add_node(num_cpus=4, num_gpus=1, labels=SPOT).node_id]
-on_demand = cluster.add_node(num_cpus=4, num_gpus=1, labels={"ray.io/market-type": "on-demand"}).node_id
 ray.init(address=cluster.address, log_to_driver=False)
 
 stable = {"ray.io/market-type": "!spot"}
@@ -61,11 +61,11 @@ cluster.shutdown()
 
 
 @pytest.fixture(scope="module")
-def placed() -> dict[str, Any]:
+def placed(warm_python: Path) -> dict[str, Any]:
     directory = Path("/tmp") / f"rdn{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     directory.mkdir()
     environment = {**os.environ, "RAY_TMPDIR": str(directory)}
-    command = [sys.executable, "-c", CLUSTER]
+    command = [warm_python, "-c", CLUSTER]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     shutil.rmtree(directory, ignore_errors=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -100,7 +100,7 @@ def dashboard() -> Iterator[Callable[[str], str]]:
                 pass
 
         servers.append(HTTPServer(("127.0.0.1", 0), Answer))
-        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        Thread(target=servers[-1].serve_forever, args=(0.02,), daemon=True).start()
         return f"127.0.0.1:{servers[-1].server_address[1]}"
 
     yield start
@@ -125,7 +125,7 @@ def test_where_no_dashboard_answers_our_own_setting_counts(
 
 
 @pytest.mark.ray
-def test_joining_an_open_cluster_is_warned_of() -> None:
+def test_joining_an_open_cluster_is_warned_of(warm_python: Path) -> None:
     directory = Path("/tmp") / f"rdo{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     sockets = [socket.socket() for _ in range(6)]
     for s in sockets:
@@ -151,7 +151,7 @@ def test_joining_an_open_cluster_is_warned_of() -> None:
         "    except (ConfigError, RuntimeError): time.sleep(0.5)\n"
     )
     try:
-        done = subprocess.run([sys.executable, "-c", code], env={**environment, "RAY_ADDRESS": f"127.0.0.1:{gcs}"},
+        done = subprocess.run([warm_python, "-c", code], env={**environment, "RAY_ADDRESS": f"127.0.0.1:{gcs}"},
                               capture_output=True, text=True, timeout=180)  # fmt: skip
     finally:
         head.terminate()  # `--block` then ends all that it started

@@ -8,7 +8,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 import yaml
+from warm_python import process_of
 
 pytestmark = pytest.mark.ray
 
@@ -27,10 +27,52 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 SECRETS = {name: f"secret-of-{name.lower()}-0123456789abcdef" for name in (
     "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")}  # fmt: skip
+DASHBOARD = json.loads((DEPLOY / "grafana" / "raydense.json").read_text("utf-8"))
+QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
+TRAINED = "run/checkpoints/stage-0001/manifest.json"
+PATIENT = f"""
+import time
+from pathlib import Path
+
+here = Path(__file__).parent
+
+def score(images, prompts):  # after training, it waits until Prometheus has come by
+    deadline = time.monotonic() + 120
+    while (here / "{TRAINED}").exists() and not (here / "seen").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return images.mean(axis=(1, 2, 3))
+"""
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: apt-get install prometheus)"
 )
+
+
+def _not_here(expression: str) -> bool:
+    return any(name in expression for name in ("ray_node_gpus", "ray_node_gram"))  # no GPU in the tests
+
+
+@dataclass
+class Prometheus:
+    """A server that scrapes the run."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    started: float
+
+    def query(self, expression: str) -> list[Mapping[str, Any]]:
+        """Every series that the expression had during the run."""
+        expression = expression.replace("$run", ".*").replace("$__rate_interval", "15s")
+        parameters = {"query": expression, "start": self.started, "end": time.time(), "step": "1s"}
+        with urlopen(f"{self.url}/api/v1/query_range?{urlencode(parameters)}") as answer:
+            result: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]
+        return result
+
+    def has_all(self) -> bool:
+        try:
+            return all(self.query(expression) for _, expression in QUERIES if not _not_here(expression))
+        except OSError:  # it is starting
+            return False
 
 
 @dataclass
@@ -42,8 +84,7 @@ class Watched:
     output: str
     exit_code: int
     listening: set[tuple[str, str]] = field(default_factory=set)  # process, address
-    prometheus: str | None = None  # its URL
-    started: float = 0.0
+    prometheus: Prometheus | None = None
 
 
 def _free_port() -> int:
@@ -52,7 +93,7 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _start_prometheus(directory: Path, ray_directory: Path) -> tuple[subprocess.Popen[bytes], str]:
+def _start_prometheus(directory: Path, ray_directory: Path) -> Prometheus:
     """The shipped configuration, but for the discovery file's directory and the interval."""
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
@@ -64,7 +105,8 @@ def _start_prometheus(directory: Path, ray_directory: Path) -> tuple[subprocess.
     address = f"127.0.0.1:{_free_port()}"
     command = ["prometheus", f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data",
                f"--web.listen-address={address}", "--log.level=error"]  # fmt: skip
-    return subprocess.Popen(command, cwd=directory), f"http://{address}"
+    started = time.time()
+    return Prometheus(subprocess.Popen(command, cwd=directory), f"http://{address}", started)
 
 
 def _listening(run: psutil.Process) -> set[tuple[str, str]]:
@@ -80,34 +122,41 @@ def _listening(run: psutil.Process) -> set[tuple[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def watched(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(
+    warm_python: Path, small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Watched]:
     directory = tmp_path_factory.mktemp("watched")
     ray_directory = Path("/tmp") / f"rdw{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     ray_directory.mkdir()
     values = {**small_values, "name": "watched", "stage": {"count": 2, "groups": 6, "steps": 30}}
+    values["evaluate"] = {**values["evaluate"], "every_steps": 30}
     values["learner"] = {"num_workers": 2, "num_cpus": 0.5}  # they listen for each other, too
-    values["reward"] = {**values["reward"], "monitors": [{**values["reward"]["scorer"], "name": "clip-2"}]}
+    patient = {"kind": "callable", "name": "patient", "target": "patient:score"}
+    values["reward"] = {**values["reward"], "monitors": [{**values["reward"]["scorer"], "name": "clip-2"}, patient]}
+    (directory / "patient.py").write_text(PATIENT)
     (directory / "config.yaml").write_text(yaml.safe_dump(values))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {**SECRETS, "RAY_TMPDIR": str(ray_directory), "RAY_metrics_report_interval_ms": "1000",
                     "RAY_worker_niceness": "0"}  # fmt: skip
-    prometheus, url, started = None, None, time.time()
-    if shutil.which("prometheus"):
-        prometheus, url = _start_prometheus(directory, ray_directory)
-    command = [sys.executable, "-m", "raydense.cli", "train", "config.yaml", "--out", "run", "--log-format", "json"]
+    prometheus = _start_prometheus(directory, ray_directory) if shutil.which("prometheus") else None
+    command = [warm_python, "-m", "raydense.cli", "train", "config.yaml", "--out", "run", "--log-format", "json"]
     try:
         with open(directory / "output", "wb") as output:
             run = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT)
             listening: set[tuple[str, str]] = set()
+            process = psutil.Process(process_of(run))
             while run.poll() is None:
-                listening |= _listening(psutil.Process(run.pid))
+                listening |= _listening(process)
                 time.sleep(0.5)
+                if (directory / TRAINED).exists() and (prometheus is None or prometheus.has_all()):
+                    time.sleep(0 if (directory / "seen").exists() else 3)  # until it has the last values, too
+                    (directory / "seen").touch()
         text = (directory / "output").read_text()
-        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, url, started)
+        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, prometheus)
     finally:
         if prometheus:
-            prometheus.terminate()
-            prometheus.wait()
+            prometheus.process.terminate()
+            prometheus.process.wait()
         shutil.rmtree(ray_directory, ignore_errors=True)
 
 
@@ -133,56 +182,44 @@ def test_a_secret_of_the_environment_is_in_no_file_of_the_run_and_in_no_log(watc
     assert [str(p) for p in files if secret in p.read_bytes()] == []
 
 
-def _query(watched: Watched, expression: str) -> list[Mapping[str, Any]]:
-    """Every series that the expression had during the run."""
-    assert watched.prometheus is not None
-    parameters = {"query": expression, "start": watched.started, "end": time.time(), "step": "1s"}
-    with urlopen(f"{watched.prometheus}/api/v1/query_range?{urlencode(parameters)}") as answer:
-        result: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]
-    return result
-
-
 def _last(series: Mapping[str, Any]) -> float:
     return float(series["values"][-1][1])
 
 
 @needs_prometheus
 def test_prometheus_finds_ray_by_its_discovery_file_and_sees_the_run(watched: Watched) -> None:
+    assert watched.prometheus
     rows = [json.loads(line) for line in (watched.out / "metrics.jsonl").read_text().splitlines()]
-    (rewards,) = _query(watched, "ray_raydense_reward_mean")
+    (rewards,) = watched.prometheus.query("ray_raydense_reward_mean")
     assert rewards["metric"]["run"] == "watched"
     told = [row["reward/mean"] for row in rows if row["kind"] == "stage"]
     assert _last(rewards) == pytest.approx(told[-1])
-    (steps,) = _query(watched, "ray_raydense_step")
+    (steps,) = watched.prometheus.query("ray_raydense_step")
     assert 0 < _last(steps) <= 60
 
 
 @needs_prometheus
 def test_counters_are_tagged_by_sampler(watched: Watched) -> None:
-    images = {s["metric"]["sampler"]: _last(s) for s in _query(watched, "ray_raydense_sampler_images_total")}
+    assert watched.prometheus
+    images = {s["metric"]["sampler"]: _last(s) for s in watched.prometheus.query("ray_raydense_sampler_images_total")}
     assert set(images) == {"sampler-0", "sampler-1"}
     drawn = sum(row["images"] for row in map(json.loads, (watched.out / "telemetry.jsonl").read_text().splitlines())
                 if row["kind"] == "unit")  # fmt: skip
     assert sum(images.values()) >= drawn == 2 * 6 * 4  # beside the training's, those for judging and grids
 
 
-NOT_HERE = ("ray_node_gpus", "ray_node_gram")  # no GPU in the tests
-DASHBOARD = json.loads((DEPLOY / "grafana" / "raydense.json").read_text("utf-8"))
-QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-
-
 @needs_prometheus
 @pytest.mark.parametrize(("title", "expression"), QUERIES)
 def test_every_query_of_the_dashboard_finds_what_is_exported(watched: Watched, title: str, expression: str) -> None:
-    expression = expression.replace("$run", ".*").replace("$__rate_interval", "15s")
-    found = _query(watched, expression)
-    assert (found == []) == any(name in expression for name in NOT_HERE), title
+    assert watched.prometheus
+    assert (watched.prometheus.query(expression) == []) == _not_here(expression), title
 
 
 @needs_prometheus
 def test_alerts_see_living_samplers(watched: Watched) -> None:
+    assert watched.prometheus
     alerts = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text("utf-8"))
     rules = {rule["alert"]: rule["expr"] for group in alerts["groups"] for rule in group["rules"]}
     alive = rules["RaydenseNoLiveSampler"].split("unless on () ")[1]
-    assert _query(watched, alive) != []
-    assert max(float(v) for s in _query(watched, alive.removesuffix(" > 0")) for _, v in s["values"]) == 2
+    assert watched.prometheus.query(alive) != []
+    assert max(float(v) for s in watched.prometheus.query(alive.removesuffix(" > 0")) for _, v in s["values"]) == 2

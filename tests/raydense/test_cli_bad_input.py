@@ -269,8 +269,8 @@ def test_an_error_of_ours_is_no_bad_input(config: Path, tmp_path: Path, monkeypa
         (("train", "--help"), 0, "Exit codes: 0 done, 1 failed, 2 bad input"),
     ],
 )
-def test_the_installed_command(arguments: tuple[str, ...], code: int, said: str) -> None:
-    command = [Path(sys.executable).with_name("raydense"), *arguments]
+def test_the_installed_command(warm_python: Path, arguments: tuple[str, ...], code: int, said: str) -> None:
+    command = [warm_python, Path(sys.executable).with_name("raydense"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == code
     assert said in done.stdout + done.stderr

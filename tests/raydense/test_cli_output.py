@@ -21,13 +21,13 @@ Told = tuple[Path, str, str]
 
 
 @pytest.fixture(scope="module")
-def told(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(warm_python: Path, small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Told:
     """A run that went on after its reader had left, where only ASCII can be written; and what it had said till then."""
     tmp = tmp_path_factory.mktemp("told")
     values = {**small_values, "name": NAME, "stage": {"count": 1, "groups": 5, "steps": 2}}
     values["reward"] = {"scorer": {**small_values["reward"]["scorer"], "name": SCORER}}
     (tmp / "[odd] :dog:.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "raydense.cli", "train", "--local", tmp / "[odd] :dog:.yaml", "--out", tmp / "a b"]
+    command = [warm_python, "-m", "raydense.cli", "train", "--local", tmp / "[odd] :dog:.yaml", "--out", tmp / "a b"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert process.stdout is not None and process.stderr is not None
@@ -67,7 +67,9 @@ def test_a_users_words_are_printed_as_they_are(told: Told, arguments: list[str],
 
 
 @pytest.mark.parametrize(("command", "read"), [("status", 1), ("compare", 0), ("report", 0)])
-def test_every_command_ends_quietly_in_ascii_with_and_without_a_reader(told: Told, command: str, read: int) -> None:
+def test_every_command_ends_quietly_in_ascii_with_and_without_a_reader(
+    warm_python: Path, told: Told, command: str, read: int
+) -> None:
     root = str(told[0])
     arguments = {
         "status": ["status", root],
@@ -75,7 +77,7 @@ def test_every_command_ends_quietly_in_ascii_with_and_without_a_reader(told: Tol
         "report": ["report", root],
     }[command]
     process = subprocess.Popen(
-        [sys.executable, "-m", "raydense.cli", *arguments],
+        [warm_python, "-m", "raydense.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},

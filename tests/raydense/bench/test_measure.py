@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ def invoke(*arguments: str | Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def file(warm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the command wrote in a process that has no Ray."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
     arguments = ["bench", "--rounds", "2", "--json", str(path), *SETTINGS]
     code = f"import sys; sys.modules['ray'] = None; from raydense.cli import main; main({arguments!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([warm_python, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     path.with_suffix(".txt").write_text(done.stdout)
     return path

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,10 +121,12 @@ def test_the_command_fails_where_a_check_fails(small_values: dict[str, Any], tmp
 
 
 @pytest.mark.ray
-def test_it_looks_at_the_cluster_that_a_run_would_use(small_values: dict[str, Any], tmp_path: Path) -> None:
+def test_it_looks_at_the_cluster_that_a_run_would_use(
+    warm_python: Path, small_values: dict[str, Any], tmp_path: Path
+) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(small_values))
     done = subprocess.run(  # a process of its own: this one may have joined the session's cluster
-        [sys.executable, "-m", "raydense.cli", "doctor", tmp_path / "c.yaml", "--json"],
+        [warm_python, "-m", "raydense.cli", "doctor", tmp_path / "c.yaml", "--json"],
         env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
         capture_output=True,
         text=True,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-import multiprocessing
-import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from raydense.cli import app, main
+from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.statistics import Interval, mean_interval
 from raydense.evaluation.sweep import Trial, parse_grid, parse_seeds, plan_sweep
@@ -30,6 +30,14 @@ from raydense.evaluation.sweep_table import Outcome, outcomes, plot, write_resul
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 GRID = ("--grid", "steps.gamma=0.8,1", "--seeds", "3,4", "--jobs", "2")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_starts(warm_python: Path) -> Iterator[None]:
+    """A sweep starts its runs with this Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(warm_python))
+        yield
 
 
 def sweep(*arguments: str | Path) -> Result:
@@ -210,18 +218,15 @@ def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result],
     out = tmp_path / "out"
     grid = ("--grid", "steps.gamma=0.8", "--seeds", "3,4")
     arguments = ["sweep", "--local", str(config), *grid, "--jobs", "1", "--out", str(out)]
-    process = multiprocessing.get_context("forkserver").Process(target=main, args=(arguments,))
-    process.start()
+    process = subprocess.Popen([sys.executable, "-m", "raydense.cli", *arguments])
     first = out / "steps.gamma=0.8,seed=3"
     deadline = time.monotonic() + 120
     while not (first / "checkpoints/stage-0000/manifest.json").exists():
-        assert process.is_alive()
+        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
-    assert process.exitcode == 128 + signal.SIGTERM
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert not (out / "steps.gamma=0.8,seed=4").exists()
     result = sweep(config, *grid, "--jobs", "2", "--out", out)
     assert result.exit_code == 0, result.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,9 +99,9 @@ def test_a_temporary_directory_that_ray_cannot_use(
     )
 
 
-def test_a_run_does_not_start_in_such_a_directory(tmp_path: Path) -> None:
+def test_a_run_does_not_start_in_such_a_directory(warm_python: Path, tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    command = [sys.executable, "-m", "raydense.cli", "train", "--out", str(tmp_path / "run")]
+    command = [warm_python, "-m", "raydense.cli", "train", "--out", str(tmp_path / "run")]
     environment["RAY_TMPDIR"] = str(tmp_path / ("x" * 80))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2

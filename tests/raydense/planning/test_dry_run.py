@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,12 +192,12 @@ def test_a_machine_reads_the_plan() -> None:
     assert json.loads(result.stdout)["images"] == 100 * load_config().stage.count * load_config().sampler.trajectories
 
 
-def test_nothing_is_started_or_loaded(tmp_path: Any) -> None:
+def test_nothing_is_started_or_loaded(warm_python: Path, tmp_path: Any) -> None:
     code = (
         "import sys; from raydense.cli import app; app(['train', '--dry-run'], standalone_mode=False);"
         "print('ray' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run([warm_python, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert list(tmp_path.iterdir()) == []
 

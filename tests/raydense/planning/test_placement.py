@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,10 +190,10 @@ finally:
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_actors_really_reserve_it(small_config: Make, tmp_path: Path) -> None:
+def test_actors_really_reserve_it(warm_python: Path, small_config: Make, tmp_path: Path) -> None:
     """On one GPU, then on three: how many samplers, and what is left; `test_actors_on_nodes.py` shows one case."""
     (tmp_path / "config.yaml").write_text(small_config(samplers={"count": None}).to_yaml())
-    command = [sys.executable, "-c", ON_A_CLUSTER, tmp_path / "config.yaml", tmp_path / "segments"]
+    command = [warm_python, "-c", ON_A_CLUSTER, tmp_path / "config.yaml", tmp_path / "segments"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-2:] == ["1 0.00", "2 0.00"]

@@ -44,10 +44,9 @@ def train(config: Path, out: Path, *settings: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("sinks") / "run"
-    assert train(config, root).exit_code == 0
-    return root
+def run(small_runs: tuple[Path, Path]) -> Path:
+    """Of the same configuration."""
+    return small_runs[0]
 
 
 def shown(directory: Path) -> EventAccumulator:

@@ -12,21 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from raydense.cli import app
-from raydense.config import Config
-from raydense.records.progress import ProgressDisplay
 from raydense.records.status import read_status
-from raydense.training.run import train
 
 
 @pytest.fixture(scope="module")
-def finished(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(small_runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("status") / "runs" / "small"
-    train(Config.model_validate(small_values), root, local=True, display=ProgressDisplay(Console(quiet=True)))
-    return root
+    return Path(shutil.copytree(small_runs[0], root))
 
 
 @pytest.fixture

@@ -154,9 +154,9 @@ def test_a_module_that_cannot_be_imported_as_it_is(
     assert torch.is_grad_enabled()
 
 
-def test_an_installed_command_finds_a_module_in_the_current_directory(tmp_path: Path) -> None:
+def test_an_installed_command_finds_a_module_in_the_current_directory(warm_python: Path, tmp_path: Path) -> None:
     (tmp_path / "my_scores.py").write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
-    command = [str(Path(sys.executable).parent / "raydense"), "train", "--dry-run"]
+    command = [warm_python, Path(sys.executable).with_name("raydense"), "train", "--dry-run"]
     command += ["--set", "reward.scorer={kind: callable, name: bright, target: 'my_scores:bright'}"]
     done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

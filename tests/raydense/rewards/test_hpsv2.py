@@ -228,6 +228,7 @@ class TestCheckpoint:
 PROBE = textwrap.dedent(
     """
     import os, socket, sys
+    sys.dont_write_bytecode = True  # Python's own cache of compiled modules is the one thing that importing may write
     import torch, torchvision, transformers  # what these do is their own affair
     def no_network(*args, **kwargs): raise AssertionError("a network call")
     socket.socket.connect = socket.create_connection = socket.getaddrinfo = no_network
@@ -242,10 +243,9 @@ PROBE = textwrap.dedent(
 TOKENS = "[49406, 320, 2368, 537, 320, 1929, 269, 49407] [77]"
 
 
-def probe(*path: Path) -> list[str]:
-    # -B: Python's own cache of compiled modules is the one thing that importing may write
+def probe(python: Path, *path: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, *sys.path]))}
-    run = subprocess.run([sys.executable, "-B", "-c", PROBE], env=environment, capture_output=True, text=True)
+    run = subprocess.run([python, "-c", PROBE], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
 
@@ -254,17 +254,17 @@ def files(directory: Path) -> dict[Path, float]:
     return {path: path.stat().st_mtime for path in directory.rglob("*")}
 
 
-def test_loading_leaves_network_environment_and_installation_alone() -> None:
+def test_loading_leaves_network_environment_and_installation_alone(warm_python: Path) -> None:
     packages = [Path(find_spec(name).submodule_search_locations[0]) for name in ("hpsv2", "open_clip")]  # type: ignore[union-attr,index]
     before = [files(package) for package in packages]
-    tokens, process, origin = probe()
+    tokens, process, origin = probe(warm_python)
     assert tokens == TOKENS
     assert process == "True False False False"
     assert Path(origin) == packages[0] / "src" / "open_clip" / "__init__.py"
     assert [files(package) for package in packages] == before
 
 
-def test_a_release_with_its_own_vocabulary_needs_no_other_package(tmp_path: Path) -> None:
+def test_a_release_with_its_own_vocabulary_needs_no_other_package(warm_python: Path, tmp_path: Path) -> None:
     """As 1.1.2: the vocabulary is there, and importing `hpsv2` itself would reach for the network."""
     installed, vocabulary = (find_spec(name).submodule_search_locations[0] for name in ("hpsv2", "open_clip"))  # type: ignore[union-attr,index]
     shutil.copytree(Path(installed) / "src", tmp_path / "hpsv2" / "src")
@@ -272,7 +272,7 @@ def test_a_release_with_its_own_vocabulary_needs_no_other_package(tmp_path: Path
     shutil.copy(Path(vocabulary) / hpsv2.VOCABULARY, tmp_path / "hpsv2" / "src" / "open_clip")
     (tmp_path / "open_clip").mkdir()
     (tmp_path / "open_clip" / "__init__.py").write_text("raise AssertionError('open_clip was run')\n")
-    tokens, process, origin = probe(tmp_path)
+    tokens, process, origin = probe(warm_python, tmp_path)
     assert tokens == TOKENS
     assert process == "True False False False"
     assert origin.startswith(str(tmp_path))

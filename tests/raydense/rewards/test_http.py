@@ -78,7 +78,7 @@ def hang(handler: BaseHTTPRequestHandler) -> None:
 @pytest.fixture
 def server() -> Iterator[Server]:
     running = Server()
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
     yield running
     running.shutdown()
     running.server_close()

@@ -46,11 +46,11 @@ MONITORS = [{"kind": "callable", "name": name, "target": f"my_scores:{name}"} fo
 pytestmark = pytest.mark.ray
 
 
-def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(python: Path, config: Path, out: Path, *arguments: str) -> subprocess.Popen[str]:
     """`raydense train` as it is installed, with the user's module in the current directory."""
     (out.parent / "my_scores.py").write_text(USERS_MODULE)
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}  # a cluster of its own
-    command = [Path(sys.executable).with_name("raydense"), "train", config, "--out", out, *arguments]
+    command = [python, Path(sys.executable).with_name("raydense"), "train", config, "--out", out, *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -172,9 +172,13 @@ def test_the_summary_follows_from_the_single_scores(run_named: Callable[[str], P
 
 
 @pytest.mark.parametrize("runner", ["local", "ray"])
-def test_ctrl_c_leaves_a_directory_that_can_be_used(with_monitors: Path, tmp_path: Path, runner: str) -> None:
+def test_ctrl_c_leaves_a_directory_that_can_be_used(
+    warm_python: Path, with_monitors: Path, tmp_path: Path, runner: str
+) -> None:
     out, where = tmp_path / "run", {"local": ["--local"], "ray": []}
-    process = start(with_monitors, out, "--set", "stage.count=1000", "--set", "samplers.count=1", *where[runner])
+    process = start(
+        warm_python, with_monitors, out, "--set", "stage.count=1000", "--set", "samplers.count=1", *where[runner]
+    )
     try:
         deadline = time.monotonic() + 400  # on a busy machine; 30 s on a quiet one
         while not (out / "checkpoints/stage-0001/manifest.json").exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,14 +170,14 @@ def test_learning_from_its_stored_groups_gives_the_same_steps(run: Path, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_two_samplers_give_the_same_bytes(config: Path, run: Path, tmp_path: Path) -> None:
+def test_two_samplers_give_the_same_bytes(warm_python: Path, config: Path, run: Path, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
     local = yaml.safe_load(config.read_text())
     for part in local["reward"]["scorer"]["components"]:  # by a name that a worker's process can import
         part["scorer"]["target"] = f"test_normalising:{part['scorer']['name']}"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(local))
-    command = [sys.executable, "-m", "raydense.cli", "train", tmp_path / "config.yaml", "--out", tmp_path / "run"]
+    command = [warm_python, "-m", "raydense.cli", "train", tmp_path / "config.yaml", "--out", tmp_path / "run"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "normalisation.json").read_bytes() == (run / "normalisation.json").read_bytes()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,9 @@ import yaml
 from click.testing import Result
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
+from warm_python import process_of
 
-from raydense.cli import app, main
+from raydense.cli import app
 from raydense.records.metrics import read_rows
 
 LONG = {
@@ -30,18 +28,18 @@ LONG = {
     "evaluate": {"every_steps": 6, "prompts": 2, "images_per_prompt": 2, "grid_prompts": 2, "grid_images": 2},
 }
 Condition = Callable[[Path], bool]
-
-# What is cut is forked from a server that has imported everything: a real process, real signals, no import time.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["raydense.cli", "raydense.fleets.local_runner", "raydense.training.run", "raydense.rewards.clip", "tensorboardX"]
-)
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def start(*arguments: str | Path) -> BaseProcess:
-    process = PROCESSES.Process(target=main, args=(["train", "--local", *map(str, arguments)],))
-    process.start()
-    return process
+@pytest.fixture(scope="module")
+def start(warm_python: Path) -> Start:
+    """`raydense train --local`, in a process of its own."""
+
+    def begin(*arguments: str | Path) -> subprocess.Popen[str]:
+        command = [warm_python, "-m", "raydense.cli", "train", "--local", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    return begin
 
 
 def train(*arguments: str | Path) -> Result:
@@ -70,18 +68,17 @@ def trained(steps: int) -> Condition:
     return lambda run: rows(run, "step") >= steps
 
 
-def cut(config: Path, run: Path, reached: Condition, sign: int = signal.SIGKILL) -> int | None:
-    """Starts or continues a run, sends it a signal as soon as the condition holds, and returns its exit code."""
+def cut(start: Start, config: Path, run: Path, reached: Condition) -> int:
+    """Starts or continues a run, kills it as soon as the condition holds, and returns its exit code."""
     process = start("--resume", run) if (run / "config.yaml").exists() else start(config, "--out", run)
     deadline = time.monotonic() + 120
     while not reached(run):
-        assert process.is_alive(), "the run ended before the moment to cut it"
+        assert process.poll() is None, "the run ended before the moment to cut it"
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    assert process.pid is not None
-    os.kill(process.pid, sign)
-    process.join(60)
-    return process.exitcode
+    os.kill(process_of(process), signal.SIGKILL)
+    process.communicate(timeout=60)
+    return process.returncode
 
 
 def result(run: Path) -> tuple[bytes, bytes, dict[str, Any]]:
@@ -114,21 +111,21 @@ CUTS: dict[str, Condition] = {
 
 
 def test_a_run_killed_at_every_moment_continues_to_the_same_bytes(
-    config: Path, undisturbed: Path, tmp_path: Path
+    start: Start, config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    check_cuts(CUTS, config, tmp_path / "run", undisturbed)
+    check_cuts(start, CUTS, config, tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", CUTS)
-def test_a_run_killed_once_does(moment: str, config: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_killed_once_does(moment: str, start: Start, config: Path, undisturbed: Path, tmp_path: Path) -> None:
     """What the test above shows of all moments in one run."""
-    check_cuts([moment], config, tmp_path / "run", undisturbed)
+    check_cuts(start, [moment], config, tmp_path / "run", undisturbed)
 
 
-def check_cuts(moments: Iterable[str], config: Path, run: Path, undisturbed: Path) -> None:
+def check_cuts(start: Start, moments: Iterable[str], config: Path, run: Path, undisturbed: Path) -> None:
     for moment in moments:  # in the order in which a run comes by
-        assert cut(config, run, CUTS[moment]) == -signal.SIGKILL, moment
+        assert cut(start, config, run, CUTS[moment]) == -signal.SIGKILL, moment
         assert not (run / "summary.json").exists()
     finish("--resume", run)
     assert result(run) == result(undisturbed)
@@ -151,21 +148,23 @@ STEPS = (5, 13, 17)  # while the second, the third and no stage is under way bes
 
 
 def test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes(
-    overlapped: tuple[Path, Path], tmp_path: Path
+    start: Start, overlapped: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    check_overlapped(STEPS, *overlapped, tmp_path / "run")
+    check_overlapped(start, STEPS, *overlapped, tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", STEPS)
-def test_an_overlapped_run_killed_once_does(steps: int, overlapped: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_overlapped_run_killed_once_does(
+    steps: int, start: Start, overlapped: tuple[Path, Path], tmp_path: Path
+) -> None:
     """What the test above shows of all three moments in one run."""
-    check_overlapped([steps], *overlapped, tmp_path / "run")
+    check_overlapped(start, [steps], *overlapped, tmp_path / "run")
 
 
-def check_overlapped(moments: Iterable[int], config: Path, undisturbed: Path, run: Path) -> None:
+def check_overlapped(start: Start, moments: Iterable[int], config: Path, undisturbed: Path, run: Path) -> None:
     for steps in moments:
-        assert cut(config, run, trained(steps)) == -signal.SIGKILL, steps
+        assert cut(start, config, run, trained(steps)) == -signal.SIGKILL, steps
     finish("--resume", run)
     assert result(run) == result(undisturbed)
     stages = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "stage"]
@@ -188,11 +187,10 @@ def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
 
 
 def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
-    config: Path, undisturbed: Path, tmp_path: Path
+    start: Start, config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "it's $HOME; #7"
-    command = [sys.executable, "-m", "raydense.cli", "train", "--local", config, "--out", run]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = start(config, "--out", run)
     while rows(run, "step") < 10:
         assert process.poll() is None
         time.sleep(0.001)
@@ -208,10 +206,10 @@ def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    config: Path, undisturbed: Path, tmp_path: Path
+    start: Start, config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    cut(config, run, trained(13))
+    cut(start, config, run, trained(13))
     newest = max(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))
     damaged = newest / "lora.safetensors"
     content = bytearray(damaged.read_bytes())

@@ -1,0 +1,71 @@
+"""How the plain suite is spread over two processes: a file stays in one, and so do all on the session's Ray."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+ROOT = Path(__file__).parents[2]
+RAY = "files on the session's Ray"
+LONG = (  # these begin first, so that no process is left with one of them at the end
+    "raydense/checks/test_chaos.py",
+    "raydense/training/test_resume.py",
+    "raydense/training/test_pipelines.py",
+    "deploy/test_watched_run.py",
+    "raydense/evaluation/test_sweep.py",
+    "raydense/evaluation/test_candidates.py",
+    "raydense/diffusion/test_compiler.py",
+)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """What `-n auto` means here; `-n 0` or any other number on the command line wins.
+
+    Single files, what is slow or needs a GPU (it measures times, or takes the whole machine) and output that is not
+    captured stay in the one process.
+    """
+    plain = all(f"not {name}" in config.getoption("markexpr") for name in ("slow", "gpu"))
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    return 2 if plain and whole and config.getoption("capture") != "no" else 0
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _ByFile(config, log)
+
+
+class _ByFile(LoadScopeScheduling):
+    """Module fixtures are made once, and so is the session's cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid.partition("::")[0])
+
+
+@cache
+def _group(file: str) -> str:
+    return RAY if re.search(r"\bray_cluster\b", (ROOT / file).read_text("utf-8")) else file
+
+
+def _group_of(item: pytest.Item | None) -> str | None:
+    return item and _group(item.nodeid.partition("::")[0])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker, the order in which groups begin."""
+    if hasattr(config, "workerinput"):
+        first = [RAY, *(f"tests/{name}" for name in LONG)]
+        place = {group: index for index, group in enumerate(first)}
+        items.sort(key=lambda item: place.get(_group_of(item), len(first)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """In a worker, the session's Ray ends with the last test on it: idle, it still takes a twentieth of a core."""
+    if hasattr(item.config, "workerinput") and _group_of(item) == RAY and _group_of(nextitem) != RAY:
+        import ray
+
+        ray.shutdown()
