@@ -8,7 +8,7 @@ SPINS = "2000"  # of an OpenMP thread at a barrier before it sleeps: some 10 mic
 
 
 def share_the_machine() -> None:
-    """For this process and those that it starts; call it before PyTorch is imported. What the user has set stays.
+    """For this process and those that it starts; for its own threads, before PyTorch is imported. What is set stays.
 
     A thread that spins for a partner whose core another process has, keeps that partner from running. And Ray starts
     workers at niceness 15, where they hardly run beside any other work.

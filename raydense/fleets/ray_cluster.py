@@ -19,6 +19,7 @@ from ray.exceptions import AuthenticationError
 
 from raydense.config import Config, ConfigError
 from raydense.core.messages import one_line
+from raydense.core.waiting import share_the_machine
 from raydense.planning.placement import Placement, of_workers
 
 NAMESPACE = "raydense"
@@ -53,6 +54,7 @@ def _connect() -> None:
     options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if address in ("", "local"):
+            share_the_machine()
             with _loopback_only(), starting_here():
                 ray.init(address="local", **options)
         else:

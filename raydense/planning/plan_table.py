@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from raydense.build import COMPILING_PAYS
 from raydense.config import Config
 from raydense.planning.cost import Cost
 from raydense.planning.dry_run import STORE_SHARE, Plan, sampler_devices, size
@@ -42,6 +43,7 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
                               f"{config.sampler.prompts_at_once * config.sampler.trajectories} images at once)"),
         ("memory, the learner", f"{size(plan.learner_gpu_bytes)} on its device ({config.learner.dtype}, "
                                 f"micro-batch {config.learner.micro_batch or 'whole'})"),
+        ("compiled", _compiled(config)),
         ("work", f"{plan.sampling_flops:.2e} FLOP sampling ({plan.image_flops / 1e12:.4g} TFLOP an image), "
                  f"{plan.training_flops:.2e} FLOP training"),
         ("rates", f"{cost.rates.images_per_s:.3g} images/s a sampler, {cost.rates.transitions_per_s:.4g} transitions/s "
@@ -55,6 +57,15 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
                 f"{_auto(fleet.num_gpus)} GPU, a learner of {config.learner.num_cpus:g} CPU and "
                 f"{_auto(config.learner.num_gpus)} GPU"),
     ]  # fmt: skip
+
+
+def _compiled(config: Config) -> str:
+    rows = f"{config.sampled_rows:,} U-Net rows a sampler"
+    if config.policy.compile != "auto":
+        return "U-Nets of samplers and learner" if config.policy.compile else "nothing"
+    if config.sampled_rows >= COMPILING_PAYS:
+        return f"U-Nets of samplers, on a GPU with a compiler: {rows}"
+    return f"nothing: {rows} are too few for it to pay"
 
 
 def _auto(number: float | None) -> str:

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import arrays
 from learner.losses import (
     clipped_log_ratio,
     have_ties,
+    loss_scale,
     marginal_plackett_luce_loss,
     pair_accuracy,
     plackett_luce_loss,
@@ -270,3 +271,13 @@ def test_pair_accuracy_counts_agreement_and_ignores_ties() -> None:
     assert float(pair_accuracy(torch.tensor([[5.0, 1.0, 2.0]]), rewards)) == pytest.approx(2 / 3)
     assert float(pair_accuracy(torch.zeros(1, 3), rewards)) == 0.5
     assert float(pair_accuracy(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 1.0]]))) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("elements", "tuples", "c", "expected"),
+    [(4 * 64 * 64, 32, 12.5, 2.0**15), (1024, 4, 10.0, 2.0**9), (1, 1, 8.0, 0.125)],
+)
+def test_a_scaled_losss_gradient_at_the_networks_output_is_about_one(
+    elements: int, tuples: int, c: float, expected: float
+) -> None:
+    assert loss_scale(elements, tuples, c) == expected

@@ -14,6 +14,7 @@ import ray
 
 from raydense.checks.ray_chaos import chaos_cluster
 from raydense.config import Config, ConfigError
+from raydense.core.waiting import SPINS
 from raydense.fleets.ray_cluster import _matches, check_resources, ray_session
 from raydense.planning.placement import Placement, place
 
@@ -108,6 +109,25 @@ def test_a_run_does_not_start_in_such_a_directory(warm_python: Path, tmp_path: P
     assert done.stderr.startswith("raydense: Ray cannot start in RAY_TMPDIR=")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+NICENESS = """
+import os, ray
+from raydense.fleets.ray_cluster import ray_session
+
+def look():
+    return os.nice(0), os.environ.get("GOMP_SPINCOUNT")
+
+with ray_session():
+    print(*ray.get(ray.remote(look).remote()))
+"""
+
+
+def test_workers_of_a_private_session_run_at_our_priority_without_the_command_line_too(warm_python: Path) -> None:
+    unset = ("RAY_ADDRESS", "RAY_worker_niceness", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
+    done = subprocess.run([warm_python, "-c", NICENESS], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(os.nice(0)), SPINS]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import torch
 from typer.testing import CliRunner
 
 from actors.sampler import DiffusionSampler
-from raydense.build import build_policy, build_sampler
+from raydense.build import build_policy, build_sampler, compiles
 from raydense.cli import app
 from raydense.config import Config, load_config, preset_names
 from raydense.core.types import WorkUnit
 from raydense.diffusion.pipeline_files import read_pipeline
 from raydense.planning.dry_run import check_and_plan, size
 from raydense.planning.footprint import decoder_footprint
+from raydense.planning.plan_table import _compiled
 
 BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
 PAPER: dict[str, dict[str, Any]] = {
@@ -185,6 +186,39 @@ def test_every_preset_passes(name: str) -> None:
     assert result.exit_code == 0, result.output
     for fact in ("images", "gradient steps", "LoRA", "replay", "object store", "memory", "FLOP", "hours"):
         assert fact in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "said"),
+    [
+        ("multi-prompt", [], "U-Nets of samplers, on a GPU with a compiler: 24,000,000 U-Net rows a sampler"),
+        ("multi-prompt", ["samplers.max=200"], "nothing: 120,000 U-Net rows a sampler are too few for it to pay"),
+        ("multi-prompt", ["sampler.guidance_scale=1", "policy.compile=true"], "U-Nets of samplers and learner"),
+        ("multi-prompt", ["policy.compile=false"], "nothing"),
+        ("tiny", [], "nothing: 16,000 U-Net rows a sampler are too few for it to pay"),
+    ],
+)
+def test_what_is_compiled_where_is_said_beforehand(preset: str, settings: list[str], said: str) -> None:
+    assert _compiled(load_config(None, preset, settings)) == said
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "device", "expected"),
+    [
+        ("multi-prompt", [], "cuda:0", True),
+        ("multi-prompt", [], "cpu", False),
+        ("multi-prompt", ["policy.compile=false"], "cuda:0", False),
+        ("tiny", [], "cuda:0", False),
+        ("tiny", ["policy.compile=true"], "cpu", True),
+    ],
+)
+def test_a_samplers_network_is_compiled_where_it_pays(
+    preset: str, settings: list[str], device: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, preset, settings)
+    assert compiles(config, torch.device(device)) is expected
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert compiles(config, torch.device(device)) is (expected and config.policy.compile is True)
 
 
 def test_a_machine_reads_the_plan() -> None:

@@ -71,3 +71,14 @@ def test_a_prompt_in_both_sets_is_refused(
     assert read_prompt_sets(small_config(prompts={"unseen": None})).unseen == ()
     with pytest.raises(ValueError, match=r"prompts\.unseen holds 'a dog', which prompts\.train holds too"):
         read_prompt_sets(small_config(prompts={"unseen": str(tmp_path / "unseen.txt")}))
+
+
+@pytest.mark.parametrize(
+    ("unit_prompts", "trajectories", "expected"), [("auto", 12, 2), ("auto", 5, 6), ("auto", 40, 1), (3, 12, 3)]
+)
+def test_auto_draws_as_many_images_at_once_as_judging_does(
+    small_config: Callable[..., Config], unit_prompts: Any, trajectories: int, expected: int
+) -> None:
+    config = small_config(sampler={"unit_prompts": unit_prompts, "trajectories": trajectories}, stage={"groups": 7})
+    units = stage_units(config, PROMPTS, 0, 0)
+    assert [len(unit.prompts) for unit in units] == [min(expected, 7 - i) for i in range(0, 7, expected)]
