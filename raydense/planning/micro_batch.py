@@ -13,7 +13,7 @@ from raydense.config import Config, ConfigError
 from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
 
-CPU_BYTES = 4e9  # without `learner.memory_gb`; the same on every machine, and so is a run's gradient
+CPU_BYTES = 4e9  # without `learner.memory_gb`, or what one tuple needs; the same everywhere, as is a run's gradient
 GPU_SHARE = 0.8  # of what is free: the plan counts no fragmentation
 
 
@@ -38,7 +38,8 @@ def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Conf
     if gpu is not None:
         budget, what = GPU_SHARE * gpu.free_bytes - gpu.samplers * plan.sampler_gpu_bytes, "its GPU leaves"
     else:
-        budget, what = config.learner.memory_gb * 1e9 or CPU_BYTES, "learner.memory_gb allows"
+        budget = config.learner.memory_gb * 1e9 or max(CPU_BYTES, plan.learner_gpu_bytes)
+        what = "learner.memory_gb allows"
     most = math.floor(1 + (budget - plan.learner_gpu_bytes) / plan.tuple_bytes)
     if most < 1:
         raise ConfigError(

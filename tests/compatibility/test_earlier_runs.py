@@ -19,6 +19,10 @@ from raydense.config import load_config, load_run_config, preset_names
 
 HERE = Path(__file__).resolve().parent
 ANSWERS = HERE / "answers"
+OTHER_PRESETS = {  # what has changed in them since
+    "single-prompt": ("sampler.unit_prompts=1", "learner.dtype=bfloat16", "learner.micro_batch=1"),
+    "multi-prompt": ("sampler.unit_prompts=1", "learner.dtype=bfloat16", "learner.micro_batch=4"),
+}
 TOLERANCE = 1e-5  # between CPUs; on one machine the numbers are the same
 
 
@@ -117,4 +121,5 @@ def test_resolved_configurations_are_still_read(name: str) -> None:
     path = ANSWERS / f"{name}.yaml"
     assert path.is_file(), "make_runs.py was run before this preset was there"
     meant = ["sampler.exact=true", "steps.spacing=leading", "train.ties=random"]  # that code had no words for these
+    meant += ["policy.compile=false", "learner.cache_references=true", *OTHER_PRESETS.get(name, ())]
     assert load_run_config(path) == load_config(None, name, meant)

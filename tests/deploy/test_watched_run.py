@@ -36,9 +36,11 @@ from pathlib import Path
 
 here = Path(__file__).parent
 
-def score(images, prompts):  # after training, it waits until Prometheus has come by
-    deadline = time.monotonic() + 120
-    while (here / "{TRAINED}").exists() and not (here / "seen").exists() and time.monotonic() < deadline:
+def score(images, prompts):  # it waits for Prometheus: until Ray's exporter answers, and again after training
+    deadline = time.monotonic() + 50
+    while time.monotonic() < deadline:
+        if (here / "answers").exists() and ((here / "seen").exists() or not (here / "{TRAINED}").exists()):
+            break
         time.sleep(0.1)
     return images.mean(axis=(1, 2, 3))
 """
@@ -68,9 +70,9 @@ class Prometheus:
             result: list[Mapping[str, Any]] = json.load(answer)["data"]["result"]
         return result
 
-    def has_all(self) -> bool:
+    def has(self, *expressions: str) -> bool:
         try:
-            return all(self.query(expression) for _, expression in QUERIES if not _not_here(expression))
+            return all(map(self.query, expressions))
         except OSError:  # it is starting
             return False
 
@@ -144,11 +146,14 @@ def watched(
         with open(directory / "output", "wb") as output:
             run = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT)
             listening: set[tuple[str, str]] = set()
+            here = [expression for _, expression in QUERIES if not _not_here(expression)]
             process = psutil.Process(process_of(run))
             while run.poll() is None:
                 listening |= _listening(process)
                 time.sleep(0.5)
-                if (directory / TRAINED).exists() and (prometheus is None or prometheus.has_all()):
+                if prometheus is None or prometheus.has("up == 1"):  # what is set before that is never exported
+                    (directory / "answers").touch()
+                if (directory / TRAINED).exists() and (prometheus is None or prometheus.has(*here)):
                     time.sleep(0 if (directory / "seen").exists() else 3)  # until it has the last values, too
                     (directory / "seen").touch()
         text = (directory / "output").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
-from raydense.planning.dry_run import plan_run
+from raydense.planning.dry_run import SD15_FILES, plan_run
 from raydense.planning.micro_batch import CPU_BYTES, GPU_SHARE, FreeGpu, settled
 from raydense.planning.preflight import check_pipeline
 
@@ -76,6 +77,9 @@ def test_on_a_cpu_it_is_the_same_everywhere(config: Config) -> None:
     assert plan.learner_gpu_bytes + 15 * plan.tuple_bytes <= CPU_BYTES
     small = load_config(overrides=[AUTO, "train.batch_groups=16", f"learner.memory_gb={plan.learner_gpu_bytes / 1e9}"])
     assert settled(small, PIPELINE, without_gpu).learner.micro_batch == 1
+    large, files = load_config(None, "single-prompt"), replace(PIPELINE, **SD15_FILES)
+    assert plan_run(large, files, None, tflops=1.0).learner_gpu_bytes > CPU_BYTES
+    assert settled(large, files, without_gpu).learner.micro_batch == 1
 
 
 def test_what_fits_nowhere_is_one_line(config: Config) -> None:

@@ -41,12 +41,17 @@ CHANGES: dict[str, Callable[[], Any]] = {
     "torch.backends.cudnn.deterministic from False to True": partial(
         setattr, torch.backends.cudnn, "deterministic", True
     ),
-    "torch.backends.cudnn.allow_tf32 from True to False": partial(setattr, torch.backends.cudnn, "allow_tf32", False),
+    "torch.backends.cudnn.allow_tf32 from False to True": partial(setattr, torch.backends.cudnn, "allow_tf32", True),
     "numpy's error handling": partial(np.seterr, all="raise"),
     "the working directory": partial(os.chdir, "/"),
     "the handler of SIGINT": partial(signal.signal, signal.SIGINT, ignore),
     "the handler of SIGTERM": partial(signal.signal, signal.SIGTERM, ignore),
 }
+
+
+@pytest.fixture(autouse=True)
+def as_a_policy_leaves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def state() -> dict[str, Any]:
