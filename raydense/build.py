@@ -170,7 +170,7 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
             with_decoder=True,
             merged=not config.sampler.exact,
             compiled=compiles(config, device),
-            recorded=device.type == "cuda",
+            recorded=device.type == "cuda" and config.policy.compile is not False,
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)

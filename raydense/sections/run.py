@@ -49,7 +49,7 @@ class PolicyConfig(Section):
     channels_last: bool = False
     """The U-Net's memory layout: 5 to 9 % faster on CPUs, not measured on a GPU."""
     compile: bool | Literal["auto"] = "auto"
-    """The U-Net's blocks by torch.compile; auto: of samplers on a GPU whose run is long enough to pay for it."""
+    """The U-Net's blocks by torch.compile; auto: of samplers on a GPU if the run is long; false: no CUDA graphs either."""
 
     @property
     def alpha(self) -> float:
