@@ -76,11 +76,10 @@ def main() -> None:
         return
     rounds = arguments.rounds or ROUNDS[arguments.model]
     result: dict[str, Any] = {"model": arguments.model, "threads": config.learner.threads, "rounds": rounds}
-    if "memory" in arguments.what:
-        result["memory"] = compare_memory(sys.argv)
+    result |= {"memory": compare_memory(sys.argv)} if "memory" in arguments.what else {}
     if "step" in arguments.what or "rollout" in arguments.what:
         pair = Pair(arguments.model, config, device)
-        if device.type == "cpu" and arguments.dtype == "float32":
+        if (device.type, arguments.dtype) == ("cpu", "float32"):
             result["unet_call_ratio"] = pair.check_calls()
         if "step" in arguments.what:
             result["step"] = pair.compare_steps(rounds)
@@ -120,7 +119,7 @@ class Pair:
         weights, narrow = self.policy.weights(), self.policy.dtype != torch.float32
         with torch.compiler.set_stance("force_eager"):
             self._check_gradient(*self._begin(), within=ROUNDED if narrow else EQUAL)
-        if self.config.policy.compile:
+        if self.config.policy.compile is True:
             self.policy.bind(weights)
             self.published.unet.load_state_dict(self.policy.unet.state_dict())
             self._check_gradient(*self._begin(), within=ROUNDED if narrow else COMPILED)
