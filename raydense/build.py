@@ -108,7 +108,7 @@ def build_policy(
         decode_batch=config.sampler.decode_batch,
         merged=merged,
         gradient_checkpointing=gradient_checkpointing,
-        channels_last=config.policy.channels_last or (compiled and device.type == "cuda"),
+        channels_last=config.policy.channels_last,
         compiled=compiled,
         recorded=recorded,
     )

@@ -28,15 +28,13 @@ from raydense.config_files import (
 from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.formats import FORMAT, written_today
 from raydense.sections.rewards import RewardConfig
+from raydense.sections.roles import LearnerConfig, SamplerConfig, SamplersConfig
 from raydense.sections.run import (
     CheckpointConfig,
     EvaluateConfig,
-    LearnerConfig,
     PolicyConfig,
     PromptsConfig,
     ReplayConfig,
-    SamplerConfig,
-    SamplersConfig,
     StageConfig,
     StepsConfig,
     TrainConfig,
@@ -116,9 +114,8 @@ class Config(Section):
     @property
     def sampled_rows(self) -> int:
         """U-Net rows that a sampler computes to learn from."""
-        stage, halves = self.stage, 1 if self.sampler.guidance_scale == 1 else 2
-        rows = stage.count * stage.groups * self.sampler.trajectories * self.steps.count * halves
-        return rows // (self.samplers.max or self.samplers.count or 1)
+        images = self.stage.count * self.stage.groups * self.sampler.trajectories
+        return images * self.steps.count * self.sampler.rows_a_latent // (self.samplers.max or self.samplers.count or 1)
 
     def to_yaml(self) -> str:
         values = {"format": FORMAT, **self.model_dump(mode="json")}

@@ -114,7 +114,7 @@ def bench_policy(
         seed=config.seed,
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=config.learner.gradient_checkpointing,
-        channels_last=config.policy.channels_last or (how["compiled"] and device.type == "cuda"),
+        channels_last=config.policy.channels_last,
         **how,
     )
 

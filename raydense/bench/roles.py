@@ -27,7 +27,6 @@ from raydense.core.interfaces import Scorer
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.diffusion.policy import Policy
-from raydense.planning.dry_run import guidance_passes
 from raydense.planning.footprint import decoder_footprint
 from raydense.rewards.mixture import MixtureScorer
 
@@ -83,7 +82,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
         "steps_run": config.steps.count,
         "scorer": scorer.name,
         "unet_rows": watch.rows[False] / rounds,
-        "rows_a_latent": guidance_passes(config),
+        "rows_a_latent": config.sampler.rows_a_latent,
         "denoise_share": unet_flops * rounds / sum(p["denoise"] for p in phases) / rate,
         **_work(unet_flops + images * decoder.flops, phases, rate),
         **_setting(config.sampler.dtype, config.sampler.threads, device, memory),
@@ -129,7 +128,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         "micro_batch": config.learner.micro_batch,
         "unet_rows": watch.rows[True] / rounds,
         "reference_rows": watch.rows[False] / rounds,
-        "rows_a_latent": guidance_passes(config),
+        "rows_a_latent": config.sampler.rows_a_latent,
         **_work(watch.flops(config, dtype, _sizes(config, policy)) / rounds, phases, rate),
         **_setting(config.learner.dtype, config.learner.threads, device, memory),
     }

@@ -7,7 +7,7 @@ samplers merge: their network is then as fast as one without a LoRA.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -47,7 +47,7 @@ class LoraBeside:
     """
 
     def __init__(self, network: nn.Module, same_code: bool = False) -> None:
-        self._network, self._same_code = network, same_code
+        self._layers, self._same_code = _adapted_layers(network), same_code
         self._live = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.parameters: dict[str, nn.Parameter] = {}
         for name, live in self._live.items():
@@ -68,7 +68,7 @@ class LoraBeside:
         return nullcontext()
 
     def off(self) -> AbstractContextManager[None]:
-        return self._zeroed() if self._same_code else _switched_off(self._network)
+        return self._zeroed() if self._same_code else _switched_off(self._layers)
 
     @contextmanager
     def _zeroed(self) -> Iterator[None]:
@@ -94,9 +94,13 @@ def _pass_on(parameter: nn.Parameter) -> Callable[[Tensor], None]:
     return add
 
 
+def _adapted_layers(network: nn.Module) -> dict[str, BaseTunerLayer]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
 @contextmanager
-def _switched_off(network: nn.Module) -> Iterator[None]:
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+def _switched_off(adapted: Mapping[str, BaseTunerLayer]) -> Iterator[None]:
+    layers = adapted.values()
     try:
         for layer in layers:
             layer.enable_adapters(False)
@@ -117,16 +121,14 @@ class MergedLora:
     """
 
     def __init__(self, network: nn.Module, adapter: str) -> None:
-        self._network, self._adapter = network, adapter
+        self._adapter, self._adapted = adapter, _adapted_layers(network)
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         for parameter in self.parameters.values():
             parameter.data = parameter.data.float()  # peft gives it the dtype of the layer below
-        self._adapted: list[BaseTunerLayer] = []
         self._plain: list[Any] = []
         self._places: list[tuple[nn.Module, str]] = []
-        for name, layer in [(n, m) for n, m in network.named_modules() if isinstance(m, BaseTunerLayer)]:
+        for name, layer in self._adapted.items():
             parent, _, child = name.rpartition(".")
-            self._adapted.append(layer)
             self._places.append((network.get_submodule(parent), child))
             self._plain.append(copy.deepcopy(layer.get_base_layer()))
         self.update()
@@ -135,20 +137,20 @@ class MergedLora:
     def update(self) -> bool:
         kept = torch.zeros((), device=next(iter(self.parameters.values())).device)
         update = kept.clone()
-        for layer, plain in zip(self._adapted, self._plain, strict=True):
+        for layer, plain in zip(self._adapted.values(), self._plain, strict=True):
             base: Tensor = layer.get_base_layer().weight
             wanted = layer.get_delta_weight(self._adapter)
             plain.weight.copy_(base + wanted)
             kept += ((plain.weight.float() - base) * wanted).sum()
             update += wanted.square().sum()
         before = self._in_place()
-        self._put(self._plain if bool(kept >= SURVIVES * update) else self._adapted)
+        self._put(self._plain if bool(kept >= SURVIVES * update) else self._adapted.values())
         return self._in_place() != before
 
     @contextmanager
     def beside(self) -> Iterator[None]:
         before = self._in_place()
-        self._put(self._adapted)
+        self._put(self._adapted.values())
         try:
             yield
         finally:
@@ -156,12 +158,12 @@ class MergedLora:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        with self.beside(), _switched_off(self._network):
+        with self.beside(), _switched_off(self._adapted):
             yield
 
     def _in_place(self) -> list[nn.Module]:
         return [getattr(parent, child) for parent, child in self._places]
 
-    def _put(self, layers: Sequence[nn.Module]) -> None:
+    def _put(self, layers: Iterable[nn.Module]) -> None:
         for (parent, child), layer in zip(self._places, layers, strict=True):
             setattr(parent, child, layer)

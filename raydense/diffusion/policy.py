@@ -43,7 +43,7 @@ class Policy:
         decode_batch: images a decoder call, which bounds its memory; None: all at once.
         merged: whether the LoRA is merged into the weights; such a policy is not trained.
         gradient_checkpointing: whether the backward pass computes the U-Net's activations again.
-        channels_last: the U-Net's memory layout; another one moves the last bits.
+        channels_last: the U-Net's memory layout, on CUDA that of any compiled one; another one moves the last bits.
         compiled: whether the U-Net's blocks go through torch.compile, which moves them too; the first takes a minute.
         recorded: whether predictions without gradients are CUDA graphs, one a batch size.
     Raises: FileNotFoundError if it is to be compiled where there is no compiler.
@@ -77,7 +77,9 @@ class Policy:
         for module in (unet, text_encoder, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
-        if channels_last:  # before the LoRA comes, whose tensors stay as files hold them
+        if channels_last or (
+            compiled and self.device.type == "cuda"
+        ):  # before the LoRA comes, whose tensors stay as files hold them
             unet.to(memory_format=torch.channels_last)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))

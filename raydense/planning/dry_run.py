@@ -16,8 +16,9 @@ from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
 from raydense.planning.preflight import check_models, needs_hub
-from raydense.planning.units import RENDER_BATCH, PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
+from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
+from raydense.sections.roles import RENDER_BATCH
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 SD15_FILES: Mapping[str, Mapping[str, Any]] = {  # what differs from the classes' defaults, for planning offline
@@ -112,9 +113,9 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     group = group_bytes(config, latent_values, tokens * int(text.get("hidden_size", 512)))
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
-    image_flops = config.steps.count * guidance_passes(config) * rolled.flops + decoder.flops
+    image_flops = config.steps.count * config.sampler.rows_a_latent * rolled.flops + decoder.flops
     sampling = (images + judged) * image_flops
-    training = count_transitions(config) * guidance_passes(config) * _step_flops(config, rolled, trained)
+    training = count_transitions(config) * config.sampler.rows_a_latent * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
     return Plan(
@@ -174,10 +175,6 @@ def group_bytes(config: Config, latent_values: int, embedding_values: int) -> in
     return kept * ((steps + 1) * latent_values * width + 4 * steps + 4) + 4 * embedding_values
 
 
-def guidance_passes(config: Config) -> int:
-    return 1 if config.sampler.guidance_scale == 1 else 2
-
-
 def _step_flops(config: Config, rolled: Footprint, trained: Footprint) -> float:
     return trained.flops + (rolled.flops if config.train.reg_to_pi_init else 0.0)
 
@@ -197,7 +194,7 @@ def _sampler_bytes(config: Config, rolled: Footprint, decoder: Footprint, encode
     unit = config.sampler.prompts_at_once * config.sampler.trajectories
     images, kept = max(unit, RENDER_BATCH), unit if unit <= SMALL else 0
     decoded = min(images, config.sampler.decode_batch or images)
-    an_image = guidance_passes(config) * rolled.peak_bytes
+    an_image = config.sampler.rows_a_latent * rolled.peak_bytes
     work = max(images * an_image, decoded * decoder.peak_bytes) + kept * an_image
     scorers = sum(map(_scorer_bytes, config.reward.judges))
     return int(weights + work + scorers + CUDA_CONTEXT)
@@ -217,7 +214,7 @@ def _learner_bytes(config: Config, trained: Footprint, encoder: int, dtype: torc
 
 
 def _tuple_bytes(config: Config, trained: Footprint) -> int:
-    return config.train.tuple_size * config.steps.draws * guidance_passes(config) * trained.peak_bytes
+    return config.train.tuple_size * config.steps.draws * config.sampler.rows_a_latent * trained.peak_bytes
 
 
 def _part(pipeline: PipelineFiles, name: str, assumed: list[str]) -> Mapping[str, Any]:

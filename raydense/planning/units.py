@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from raydense.config import Config, ConfigError
 from raydense.core.types import RenderUnit, Scales, WorkUnit
 from raydense.prompts.prompt_sets import PromptSet, evenly_spaced, load_prompts, prompt_at
-from raydense.sections.run import PICTURES_AT_ONCE
-
-RENDER_BATCH = PICTURES_AT_ONCE  # of a render unit
+from raydense.sections.roles import RENDER_BATCH
 
 
 @dataclass(frozen=True)

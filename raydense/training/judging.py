@@ -12,9 +12,10 @@ from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.core.statistics import estimate
 from raydense.core.types import FloatArray, RenderUnit
-from raydense.planning.units import RENDER_BATCH, PromptSets, grid_prompts, judged_prompts, render_units
+from raydense.planning.units import PromptSets, grid_prompts, judged_prompts, render_units
 from raydense.records.scores import Judgement, as_list
 from raydense.records.thumbnails import encode
+from raydense.sections.roles import RENDER_BATCH
 
 PICTURES_AT_ONCE = 1024  # that judging holds in memory: 0.8 GB at 512 x 512
 

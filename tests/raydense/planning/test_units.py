@@ -10,7 +10,6 @@ import pytest
 
 from raydense.config import Config
 from raydense.planning.units import (
-    RENDER_BATCH,
     PromptSets,
     grid_prompts,
     judged_prompts,
@@ -18,6 +17,7 @@ from raydense.planning.units import (
     render_units,
     stage_units,
 )
+from raydense.sections.roles import RENDER_BATCH
 
 PROMPTS = ("a cat", "a dog", "a red fox")
 

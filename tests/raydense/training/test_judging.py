@@ -12,8 +12,9 @@ import pytest
 
 from raydense.config import Config
 from raydense.core.types import Rendered, RenderUnit
-from raydense.planning.units import RENDER_BATCH, PromptSets
+from raydense.planning.units import PromptSets
 from raydense.records.scores import Judgement
+from raydense.sections.roles import RENDER_BATCH
 from raydense.training.judging import draw_grid, judge, judge_prompts, paired_gains
 
 SETS = PromptSets(("a cat", "a dog"), ("a hen",))
