@@ -77,10 +77,8 @@ class Policy:
         for module in (unet, text_encoder, vae):
             if module is not None:
                 module.requires_grad_(False).eval()
-        if channels_last or (
-            compiled and self.device.type == "cuda"
-        ):  # before the LoRA comes, whose tensors stay as files hold them
-            unet.to(memory_format=torch.channels_last)
+        if channels_last or (compiled and self.device.type == "cuda"):
+            unet.to(memory_format=torch.channels_last)  # before the LoRA comes, whose tensors stay as files hold them
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             unet.add_adapter(lora, ADAPTER)
