@@ -25,7 +25,7 @@ from raydense.core.interfaces import InertWeights, Sampler
 from raydense.core.messages import one_line
 from raydense.core.ray_actors import DEATHS, actor_options
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
-from raydense.diffusion.base_model import BaseModel
+from raydense.pipelines.base_model import BaseModel
 
 MAX_BUILD_FAILURES = 3  # of one sampler in a row, before its place is given up
 

@@ -11,7 +11,7 @@ from actors.dispatch import IN_FLIGHT
 from raydense.core.interfaces import Sampler
 from raydense.core.ray_actors import ended_by_device_faults, hide_unreserved_gpus, node_name
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
-from raydense.diffusion.base_model import Checksums
+from raydense.pipelines.base_model import Checksums
 
 
 @ray.remote(max_concurrency=IN_FLIGHT)  # one unit is scored while the next is denoised

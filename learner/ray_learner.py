@@ -13,7 +13,7 @@ from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
 from raydense.core.messages import one_line
 from raydense.core.ray_actors import DEATHS, actor_options, ended_by_device_faults, hide_unreserved_gpus, node_name
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
-from raydense.diffusion.base_model import LEARNED_WITH, BaseModel, Checksums
+from raydense.pipelines.base_model import LEARNED_WITH, BaseModel, Checksums
 
 LearnerFactory = Callable[[Callable[..., Any], Gang], Learner[Any]]
 

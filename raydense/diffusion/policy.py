@@ -22,9 +22,9 @@ from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.ddim import DDIMSchedule, gaussian_log_prob, make_schedule, transition
 from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
-from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.networks import load_network, load_part
 from raydense.diffusion.stable_diffusion import limit_tokens
+from raydense.pipelines.model_folder import ModelFolder
+from raydense.pipelines.networks import load_network, load_part
 
 ADAPTER = "default"
 UNBOUND = -1  # the version of a LoRA that is partly one and partly another

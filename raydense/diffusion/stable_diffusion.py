@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from raydense.config import ConfigError
-from raydense.diffusion.pipeline_files import Part, PipelineFiles
+from raydense.pipelines.pipeline_files import Part, PipelineFiles
 
 CLASSES = {
     "unet": ("UNet2DConditionModel",),

@@ -12,7 +12,7 @@ from raydense.build import lora_config
 from raydense.config import Config, ConfigError, load_run_config
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, padded, read_lora
-from raydense.diffusion.pipeline_files import Part, PipelineFiles
+from raydense.pipelines.pipeline_files import Part, PipelineFiles
 from raydense.planning.footprint import lora_layers, lora_shapes
 from raydense.planning.pinning import BASE_MODEL, Pinned, changed_inputs, continue_inputs
 from raydense.records.inputs import Pin, read_pins

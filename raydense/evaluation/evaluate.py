@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import Fleet
 from raydense.core.types import Scales
-from raydense.diffusion.base_model import BaseModel
-from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.evaluation.candidates import BASE, Model, Source, fit_models
+from raydense.pipelines.base_model import BaseModel
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.pinning import Pinned
 from raydense.planning.units import judged_prompts, read_prompt_sets
 from raydense.prompts.prompt_sets import evenly_spaced, load_by_label, split_location

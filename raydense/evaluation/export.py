@@ -11,9 +11,9 @@ from huggingface_hub import ModelCardData
 
 from raydense.config import Config, ConfigError
 from raydense.diffusion.lora import FILE_NAME, PREFERENCES, read_origin
-from raydense.diffusion.pipeline_files import PipelineFiles, read_pipeline
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.files.locations import PACKAGE_SCHEME, resolve
+from raydense.pipelines.pipeline_files import PipelineFiles, read_pipeline
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown

@@ -14,10 +14,10 @@ from raydense.build import build_learner, build_sampler, resolve_device
 from raydense.config import Config
 from raydense.core.interfaces import MAX_UNIT_FAILURES, Fleet, InertWeights, Learner, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, WorkUnit
-from raydense.diffusion.base_model import BaseModel
-from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.collecting import SerialCollection
+from raydense.pipelines.base_model import BaseModel
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.placement import check_devices, check_one_worker, check_shared_memory
 
 Unit = TypeVar("Unit", WorkUnit, RenderUnit)

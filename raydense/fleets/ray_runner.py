@@ -17,10 +17,10 @@ from learner.ray_learner import RayLearner, fetch_groups
 from raydense.build import build_learner, build_sampler_process
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
-from raydense.diffusion.base_model import BaseModel
-from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.ray_cluster import GB, check_resources, ray_session
+from raydense.pipelines.base_model import BaseModel
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import FreeGpu, settled
 from raydense.planning.placement import Placement, check_shared_memory, place
 

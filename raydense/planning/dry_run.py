@@ -12,8 +12,8 @@ import torch
 from raydense.build import lora_config
 from raydense.config import Config, ConfigError
 from raydense.diffusion.compiler import SMALL
-from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
 from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from raydense.diffusion.lean import keep_less
-from raydense.diffusion.networks import NETWORKS
+from raydense.pipelines.networks import NETWORKS
 
 P = ParamSpec("P")
 R = TypeVar("R")

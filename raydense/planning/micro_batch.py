@@ -10,7 +10,7 @@ import torch
 
 from raydense.build import resolve_device
 from raydense.config import Config, ConfigError
-from raydense.diffusion.pipeline_files import PipelineFiles
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
 
 CPU_BYTES = 4e9  # without `learner.memory_gb`, or what one tuple needs; the same everywhere, as is a run's gradient

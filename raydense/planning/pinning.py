@@ -15,10 +15,10 @@ from operator import getitem
 from pathlib import Path
 
 from raydense.config import Config, ConfigError
-from raydense.diffusion.base_model import BaseModel, Checksums, differing, model_checksums
 from raydense.diffusion.lora_files import KNOWN_FILES, PEFT_CONFIG
-from raydense.diffusion.pipeline_files import FOLDERS
 from raydense.files.durable import known_checksum
+from raydense.pipelines.base_model import BaseModel, Checksums, differing, model_checksums
+from raydense.pipelines.pipeline_files import FOLDERS
 from raydense.prompts.prompt_sets import absolute, file_of, load_prompts
 from raydense.records.inputs import Pin, kept_prompts, prompts_checksum, read_pins
 from raydense.records.run_dir import RunDirectory

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raydense.build import resolve_device
 from raydense.config import Config, ConfigError
-from raydense.diffusion.pipeline_files import PipelineFiles
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
 
 GRAIN = 10_000  # Ray counts fractions of a GPU in ten-thousandths

@@ -9,21 +9,21 @@ from pathlib import Path
 from raydense.config import Config, ConfigError
 from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
-from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.pipeline_files import (
-    FILES,
-    FOLDERS,
-    PipelineFiles,
-    fetch_file,
-    local_directory,
-    read_pipeline,
-)
 from raydense.diffusion.stable_diffusion import (
     POSITIONS,
     VOCABULARY,
     check_parts,
     latent_height_and_width,
     limit_tokens,
+)
+from raydense.pipelines.model_folder import ModelFolder
+from raydense.pipelines.pipeline_files import (
+    FILES,
+    FOLDERS,
+    PipelineFiles,
+    fetch_file,
+    local_directory,
+    read_pipeline,
 )
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
@@ -99,8 +99,8 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
     """
     from diffusers import DDIMScheduler
 
-    from raydense.diffusion.configurations import check_configuration
-    from raydense.diffusion.networks import NETWORKS, check_network
+    from raydense.pipelines.configurations import check_configuration
+    from raydense.pipelines.networks import NETWORKS, check_network
 
     policy = config.policy
     folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in FOLDERS}
@@ -178,7 +178,7 @@ def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[
     """Notes on prompts that are too long, where the tokenizer is at hand. Raises: ConfigError if it is another's."""
     from transformers import CLIPTokenizer
 
-    from raydense.diffusion.networks import load_part
+    from raydense.pipelines.networks import load_part
 
     folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, "tokenizer")
     try:
@@ -248,7 +248,7 @@ def check_scorer(scorer: SingleScorerConfig) -> None:
 def _check_clip(folder: ModelFolder, *, images_alone: bool = False) -> None:
     from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-    from raydense.diffusion.networks import check_network, load_part
+    from raydense.pipelines.networks import check_network, load_part
 
     if folder.is_local:
         processor = CLIPImageProcessor if images_alone else CLIPProcessor

@@ -19,8 +19,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from raydense.config import ConfigError
 from raydense.core.types import FloatArray
-from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.networks import load_network, load_part
+from raydense.pipelines.model_folder import ModelFolder
+from raydense.pipelines.networks import load_network, load_part
 from raydense.rewards.head import regression_head
 from raydense.rewards.weights import check_fit, load_strictly, read_state_dict
 

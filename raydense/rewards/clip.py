@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transformers import CLIPModel, CLIPProcessor
 
 from raydense.core.types import FloatArray
-from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.networks import load_network, load_part
+from raydense.pipelines.model_folder import ModelFolder
+from raydense.pipelines.networks import load_network, load_part
 
 
 class ClipScorer:

@@ -10,9 +10,9 @@ from typing import Any
 
 from raydense.config import Config, ConfigError, resumed_config
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
-from raydense.diffusion.base_model import BaseModel
-from raydense.diffusion.pipeline_files import PipelineFiles
 from raydense.files.durable import write_text
+from raydense.pipelines.base_model import BaseModel
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
 from raydense.planning.preflight import Inputs, check_inputs, with_variant

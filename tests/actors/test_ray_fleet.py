@@ -17,7 +17,7 @@ from actors.ray_fleet import MAX_BUILD_FAILURES, RayFleet
 from raydense.config import ConfigError
 from raydense.core.interfaces import UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
-from raydense.diffusion.base_model import BaseModel
+from raydense.pipelines.base_model import BaseModel
 
 pytestmark = pytest.mark.ray
 Factory = Callable[[str], Any]

@@ -25,8 +25,8 @@ import numpy as np
 from raydense.config import Config, load_config
 from raydense.core.interfaces import Fleet, Learner
 from raydense.core.types import PolicyWeights, Position, StepMetrics
-from raydense.diffusion.base_model import BaseModel
 from raydense.fleets import local_runner, ray_runner
+from raydense.pipelines.base_model import BaseModel
 from raydense.planning.preflight import check_inputs
 from raydense.planning.units import PromptSets
 from raydense.training.stage_loop import run_stages

@@ -31,7 +31,7 @@ from raydense.config import Config
 from raydense.core.memory import DeviceMemoryError
 from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.diffusion.compiler import SMALL
-from raydense.diffusion.pipeline_files import read_pipeline
+from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import CUDA_CONTEXT, plan_run
 
 REHEARSAL = os.environ.get("RAYDENSE_REHEARSE") == "cpu"

@@ -13,7 +13,7 @@ import pytest
 from raydense.config import ConfigError
 from raydense.core.interfaces import LearnerDied
 from raydense.core.types import PolicyWeights, StepMetrics
-from raydense.diffusion.base_model import LEARNED_WITH, BaseModel, model_checksums
+from raydense.pipelines.base_model import LEARNED_WITH, BaseModel, model_checksums
 
 pytestmark = pytest.mark.ray
 

@@ -18,7 +18,7 @@ from raydense.bench.table import _images
 from raydense.build import lora_config
 from raydense.cli import app
 from raydense.config import load_config
-from raydense.diffusion.pipeline_files import read_pipeline
+from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import count_transitions
 from raydense.planning.footprint import unet_footprint
 

@@ -18,7 +18,7 @@ from raydense.build import build_policy, build_sampler, compiles
 from raydense.cli import app
 from raydense.config import Config, load_config, preset_names
 from raydense.core.types import WorkUnit
-from raydense.diffusion.pipeline_files import read_pipeline
+from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import check_and_plan, size
 from raydense.planning.footprint import decoder_footprint
 from raydense.planning.plan_table import _compiled

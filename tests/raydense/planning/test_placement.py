@@ -158,7 +158,7 @@ import sys
 from pathlib import Path
 import ray, yaml
 from raydense.config import load_config
-from raydense.diffusion.base_model import BaseModel
+from raydense.pipelines.base_model import BaseModel
 from raydense.fleets.ray_runner import build_on_ray
 from raydense.planning.preflight import check_pipeline
 

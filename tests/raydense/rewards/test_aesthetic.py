@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from raydense.config import ConfigError
-from raydense.diffusion.model_folder import ModelFolder
+from raydense.pipelines.model_folder import ModelFolder
 from raydense.rewards.aesthetic import AestheticHead, AestheticScorer, check_head
 
 CPU = torch.device("cpu")

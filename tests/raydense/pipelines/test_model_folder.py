@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from raydense.config import ConfigError
-from raydense.diffusion.model_folder import ModelFolder, choose_weights
+from raydense.pipelines.model_folder import ModelFolder, choose_weights
 
 DIFFUSERS = "diffusion_pytorch_model"
 CHOICES = [  # stem, files, wanted variant: the file that is taken, and its variant

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from raydense.config import ConfigError
-from raydense.diffusion.base_model import LEARNED_WITH, BaseModel, differing, model_checksums
-from raydense.diffusion.pipeline_files import FOLDERS
+from raydense.pipelines.base_model import LEARNED_WITH, BaseModel, differing, model_checksums
+from raydense.pipelines.pipeline_files import FOLDERS
 
 
 @pytest.fixture

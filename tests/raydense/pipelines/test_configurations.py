@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from raydense.config import ConfigError
-from raydense.diffusion.configurations import check_configuration
+from raydense.pipelines.configurations import check_configuration
 
 PARTS: dict[str, Any] = {
     "scheduler/scheduler_config.json": DDIMScheduler,

@@ -17,9 +17,9 @@ from transformers.utils import logging as transformers_logging
 from raydense.config import ConfigError
 from raydense.core.finite import not_finite
 from raydense.core.messages import first_few
-from raydense.diffusion.configurations import check_configuration, quiet_libraries
-from raydense.diffusion.model_folder import ModelFolder, Weights, choose_weights
 from raydense.files.weight_files import misfit, read_json
+from raydense.pipelines.configurations import check_configuration, quiet_libraries
+from raydense.pipelines.model_folder import ModelFolder, Weights, choose_weights
 
 transformers_logging.disable_progress_bar()  # its bars would break the run's one display
 

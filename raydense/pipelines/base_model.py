@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from raydense.config import ConfigError
-from raydense.diffusion.pipeline_files import FOLDERS
 from raydense.files.durable import known_checksum
 from raydense.files.locations import resolve
+from raydense.pipelines.pipeline_files import FOLDERS
 
 READ = (".json", ".txt", ".safetensors")  # what a network, a tokenizer or a processor is loaded from
 COMMIT = "commit"

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPTokenizer
 
 from raydense.config import ConfigError
-from raydense.diffusion.model_folder import ModelFolder
-from raydense.diffusion.networks import check_network, load_network, load_part
+from raydense.pipelines.model_folder import ModelFolder
+from raydense.pipelines.networks import check_network, load_network, load_part
 
 Tensors = dict[str, torch.Tensor]
 NETWORKS = {  # class, its file, a tensor of it

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from raydense.config import ConfigError
-from raydense.diffusion.pipeline_files import FILES, read_pipeline
+from raydense.pipelines.pipeline_files import FILES, read_pipeline
 
 INDEX, TOKENIZER = "model_index.json", "tokenizer/tokenizer_config.json"
 Serve = Callable[[Path], list[str]]

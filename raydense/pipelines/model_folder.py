@@ -13,9 +13,9 @@ from typing import Any
 
 from raydense.config import ConfigError
 from raydense.core.messages import one_line
-from raydense.diffusion.pipeline_files import local_directory
 from raydense.files.hub import probe_hub
 from raydense.files.weight_files import FileFault, check_text, read_json, read_shapes
+from raydense.pipelines.pipeline_files import local_directory
 
 JSON_FILES = (
     "config.json",
