@@ -33,62 +33,76 @@ from raydense.core.types import (
     UnitReport,
     WorkUnit,
 )
-from raydense.diffusion.ddim import gaussian_log_prob
+from raydense.diffusion.kernel import Schedule, gaussian_log_prob
 from raydense.diffusion.policy import Policy
 from raydense.diffusion.proof import prove_effect
+from raydense.families.conditioning import Conditioning, each, repeated, stacked
 
 EMBEDDINGS = 64  # prompts whose embeddings stay on the device
 
 
 @torch.no_grad()
-def rollout(policy: Policy, noise: Tensor, prompt_embeds: Tensor, storage_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rollout(
+    policy: Policy,
+    noise: Tensor,
+    conditioning: Conditioning,
+    storage_dtype: torch.dtype,
+    schedule: Schedule | None = None,
+) -> tuple[Tensor, Tensor]:
     """Runs the T-step chain from pre-drawn noise.
 
     Each state is rounded to the storage dtype *before* it is scored and fed on: the rounded value is the state.
 
     Args:
         noise: float32 [N, T+1, C, H, W]; index 0 is x_0, index t+1 the noise of step t.
-        prompt_embeds: [N, L, D].
-    Returns: latents [N, T+1, C, H, W] in the storage dtype, log-probs float32 [N, T].
+        conditioning: of N rows.
+        schedule: None: the policy's.
+    Returns: latents [N, T+1, C, H, W] in the storage dtype, log-probs float32 [N, T], 0 of a step without a density.
     """
-    count = len(noise)
+    count, schedule = len(noise), schedule or policy.schedule
     states, log_probs = [noise[:, 0].to(storage_dtype)], []
-    prompt_embeds = prompt_embeds.to(policy.dtype)  # once, instead of in every call
-    for step in range(policy.schedule.num_steps):
+    conditioning = each(conditioning, lambda tensor: tensor.to(policy.dtype))  # once, instead of in every call
+    for step, noisy in enumerate(schedule.noisy):
         t = torch.full((count,), step, device=noise.device)
-        mean, sigma, _ = policy.transition(states[-1], t, prompt_embeds)
-        states.append((mean + sigma * noise[:, step + 1]).to(storage_dtype))
-        log_probs.append(gaussian_log_prob(states[-1], mean, sigma))
+        mean, sigma, _ = policy.transition(states[-1], t, conditioning, schedule)
+        drawn = mean + sigma * noise[:, step + 1] if noisy else mean
+        states.append(drawn.to(storage_dtype))
+        log_probs.append(gaussian_log_prob(states[-1], mean, sigma) if noisy else mean.new_zeros(count))
     return torch.stack(states, dim=1), torch.stack(log_probs, dim=1)
 
 
 def denoise(
-    policy: Policy, noise: Tensor, prompt_embeds: Tensor, storage_dtype: torch.dtype
+    policy: Policy,
+    noise: Tensor,
+    conditioning: Conditioning,
+    storage_dtype: torch.dtype,
+    schedule: Schedule | None = None,
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """The chain and its pictures, for which the CPU waits until the device has done all of it.
 
     Args: as of `rollout`.
     Returns: latents and log-probs as of `rollout`, images uint8 [N, h, w, 3].
-    Raises: NonFiniteError naming the network, and the step where it is the U-Net.
+    Raises: NonFiniteError naming the network, and the step where it is the one that is trained.
     """
-    latents, log_probs = rollout(policy, noise, prompt_embeds, storage_dtype)
+    latents, log_probs = rollout(policy, noise, conditioning, storage_dtype, schedule)
     finite = all_finite(latents) & all_finite(log_probs)  # one flag a unit: a look at every step would wait for each
     try:
         return latents, log_probs, policy.decode(latents[:, -1])
     finally:  # what the decoder says of such latents is a consequence
         if not finite:
-            raise NonFiniteError(_first_non_finite(prompt_embeds, latents, log_probs))
+            called = policy.family.layout.called
+            raise NonFiniteError(_first_non_finite(called, conditioning, latents, log_probs))
 
 
-def _first_non_finite(prompt_embeds: Tensor, latents: Tensor, log_probs: Tensor) -> str:
+def _first_non_finite(denoiser: str, conditioning: Conditioning, latents: Tensor, log_probs: Tensor) -> str:
     """Which network began it, and when."""
-    if not all_finite(prompt_embeds):
+    if not all(map(all_finite, conditioning.values())):
         return "non-finite embeddings (text encoder)"
     states = torch.isfinite(latents[:, 1:]).flatten(2).all(dim=2) & torch.isfinite(log_probs)  # [N, T]
     step = int((~states).any(dim=0).nonzero()[0])
     return (
-        f"non-finite latents (U-Net, step t = {step} of T = {states.shape[1]}); a LoRA may have diverged, or the dtype "
-        "be too small for the network: try sampler.dtype=bfloat16 or float32"
+        f"non-finite latents ({denoiser}, step t = {step} of T = {states.shape[1]}); a LoRA may have diverged, or the "
+        "dtype be too small for the network: try sampler.dtype=bfloat16 or float32"
     )
 
 
@@ -102,7 +116,6 @@ class DiffusionSampler:
         run_seed: of the run; with the unit's indices it decides every draw.
         trajectories, keep: R and K.
         shared_noise: whether all trajectories of a group start from one x_0.
-        latent_shape: (C, H, W).
         storage_dtype: of the states.
         threads: torch CPU threads.
         name: shown in telemetry.
@@ -118,14 +131,13 @@ class DiffusionSampler:
         trajectories: int,
         keep: int,
         shared_noise: bool,
-        latent_shape: tuple[int, int, int],
         storage_dtype: torch.dtype,
         threads: int,
         name: str = "local",
     ) -> None:
         self._policy, self._reward, self._judges = policy, scorer.name, Judges(scorer, monitors)
         self._run_seed, self._trajectories, self._keep = run_seed, trajectories, keep
-        self._shared_noise, self._latent_shape = shared_noise, latent_shape
+        self._shared_noise, self._latent_shape = shared_noise, policy.family.latent_shape
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
         self._embed = lru_cache(EMBEDDINGS)(policy.encode)
         self._bound = ""
@@ -143,8 +155,8 @@ class DiffusionSampler:
             self._bind(weights, unit.weights_version)
             started = time.perf_counter()
             embeds = [self._embed(prompt) for prompt in unit.prompts]
-            repeated = torch.stack(embeds).repeat_interleave(self._trajectories, dim=0)
-            latents, log_probs, images = self._draw(noise, repeated)
+            rows = each(stacked(embeds), lambda tensor: tensor.repeat_interleave(self._trajectories, dim=0))
+            latents, log_probs, images = self._draw(noise, rows, self._policy.schedule)
             denoised = time.perf_counter()
         with self._alone(self._judging), torch.cuda.stream(self._beside):
             began = time.perf_counter()
@@ -162,12 +174,13 @@ class DiffusionSampler:
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         """Draws one picture a (prompt, seed); the same seed gives the same noise whatever the weights."""
         draws = [generator(self._run_seed, "render", seed) for seed in unit.seeds]
-        noise = self._pinned(torch.stack([self._noise(one) for one in draws]))
+        schedule = self._policy.evaluated
+        noise = self._pinned(torch.stack([self._noise(one, schedule.num_steps) for one in draws]))
         with self._alone(self._denoising):
             damage = self._judges.damage
             self._bind(weights, unit.weights_version)
-            embeds = torch.stack([self._embed(prompt) for prompt in unit.prompts])
-            _, _, images = self._draw(noise, embeds)
+            conditioning = stacked([self._embed(prompt) for prompt in unit.prompts])
+            _, _, images = self._draw(noise, conditioning, schedule)
         with self._alone(self._judging), torch.cuda.stream(self._beside):
             verdict = self._judges.judge(images, unit.prompts, damage)
         return Rendered(images, verdict.scores, verdict.failures)
@@ -178,11 +191,11 @@ class DiffusionSampler:
         with part, cpu_threads(self._threads):
             yield
 
-    def _draw(self, noise: Tensor, embeds: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
+    def _draw(self, noise: Tensor, conditioning: Conditioning, schedule: Schedule) -> tuple[Tensor, Tensor, np.ndarray]:
         """Latents, log-probs, and pictures. Raises: NonFiniteError, DeviceMemoryError."""
         with memory_advice("lower sampler.unit_prompts or sampler.decode_batch, or set a 16-bit sampler.dtype"):
             there = noise.to(self._policy.device, non_blocking=noise.is_pinned())
-            return denoise(self._policy, there, embeds, self._storage_dtype)
+            return denoise(self._policy, there, conditioning, self._storage_dtype, schedule)
 
     def _bind(self, weights: PolicyWeights, version: int) -> None:
         if weights.version != version:
@@ -192,7 +205,7 @@ class DiffusionSampler:
             self._policy.bind(weights)
             if weights.version > 0 and not self._proved and _add_something(weights):
                 probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe"))
-                prove_effect(self._policy, probe.to(self._policy.device), self._embed("a photo")[None])
+                prove_effect(self._policy, probe.to(self._policy.device), repeated(self._embed("a photo"), 1))
                 self._proved = True
             self._bound = weights.checksum
 
@@ -200,15 +213,14 @@ class DiffusionSampler:
         """Drawn while the unit before is denoised, it is copied to a GPU without a wait for it."""
         return noise.pin_memory() if self._policy.device.type == "cuda" else noise
 
-    def _noise(self, draws: torch.Generator) -> Tensor:
-        shape = (self._policy.schedule.num_steps + 1, *self._latent_shape)
+    def _noise(self, draws: torch.Generator, steps: int) -> Tensor:
+        shape = (steps + 1, *self._latent_shape)
         return torch.randn(shape, generator=draws, dtype=torch.float32)
 
     def _group_noise(self, stage: int, group: int) -> Tensor:
         """Noise of one group, float32 [R, T+1, C, H, W]; drawn on the CPU whatever the device."""
-        noise = torch.stack(
-            [self._noise(generator(self._run_seed, "rollout", stage, group, k)) for k in range(self._trajectories)]
-        )
+        own = [generator(self._run_seed, "rollout", stage, group, k) for k in range(self._trajectories)]
+        noise = torch.stack([self._noise(draws, self._policy.schedule.num_steps) for draws in own])
         if self._shared_noise:
             noise[:, 0] = noise[0, 0].clone()
         return noise
@@ -217,7 +229,7 @@ class DiffusionSampler:
         self,
         unit: WorkUnit,
         i: int,
-        embeds: Tensor,
+        embeds: Conditioning,
         latents: Tensor,
         log_probs: Tensor,
         images: np.ndarray,
@@ -232,7 +244,7 @@ class DiffusionSampler:
             stage=unit.stage,
             index=unit.group_indices[i],
             prompt=unit.prompts[i],
-            prompt_embeds=embeds.cpu().numpy(),
+            conditioning={name: embeds[name].cpu().numpy() for name in sorted(embeds)},
             latents=latents[rows].cpu()[kept].numpy(),
             log_probs=log_probs[rows].cpu()[kept].numpy(),
             rewards=rewards[kept.numpy()],

@@ -17,9 +17,10 @@ from raydense.core.ranking import reward_order
 IMPOSSIBLE = -1e30  # a log-probability; finite, so that its gradient is 0 and no NaN
 
 
-def step_weights(num_steps: int, gamma: float, exclude_last: int = 0) -> Tensor:
-    """P(t) = γ^t / Σ γ^t' over the first T − exclude_last steps: float64 [T − exclude_last]."""
-    weights = torch.tensor(gamma, dtype=torch.float64) ** torch.arange(num_steps - exclude_last)
+def step_weights(drawn: range, gamma: float) -> Tensor:
+    """P(t) = γ^t / Σ γ^t' over the steps that are drawn, 0 before them: float64 [end of the range]."""
+    weights = torch.tensor(gamma, dtype=torch.float64) ** torch.arange(drawn.stop)
+    weights[: drawn.start] = 0
     return weights / weights.sum()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from learner.losses import (
 )
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import Conditioning, each
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TransitionBatch:
     x_next: Tensor  # [U, C, H, W]
     t: Tensor  # int64 [U]
     row: Tensor  # int64 [U], of the tuple whose prompt it has
-    prompt_embeds: Tensor  # [B, L, D]
+    conditioning: Conditioning  # of B rows
     old_log_probs: Tensor  # float32 [B, n, S]
     rewards: Tensor  # float32 [B, n]
     tie_noise: Tensor  # float32 [B, n]
@@ -48,11 +49,13 @@ class TransitionBatch:
         if device.type == "cpu":
             return self
         pin = device.type == "cuda"
+
+        def there(value: Tensor) -> Tensor:
+            return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                values[name] = (value.pin_memory() if pin else value).to(device, non_blocking=pin)
-        return TransitionBatch(**values)
+        moved: dict[str, Any] = {name: there(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **moved, conditioning=each(self.conditioning, there))
 
 
 def gather_transitions(plan: BatchDraws, groups: Sequence[TrajectoryGroup]) -> TransitionBatch:
@@ -81,7 +84,7 @@ def gather_transitions(plan: BatchDraws, groups: Sequence[TrajectoryGroup]) -> T
         x_next=stack(groups[r].latents[i, s + 1] for r, i, s in once),
         t=torch.from_numpy(step),
         row=torch.from_numpy(row),
-        prompt_embeds=stack(g.prompt_embeds for g, _, _ in rows),
+        conditioning={name: stack(g.conditioning[name] for g in groups) for name in groups[0].conditioning},
         old_log_probs=stack(g.log_probs[np.ix_(i, s)] for g, i, s in rows),
         rewards=stack(g.rewards[i] for g, i, _ in rows),
         tie_noise=plan.tie_noise,
@@ -90,7 +93,9 @@ def gather_transitions(plan: BatchDraws, groups: Sequence[TrajectoryGroup]) -> T
 
 def transition_log_probs(policy: Policy, batch: TransitionBatch, which: Tensor | slice = slice(None)) -> Tensor:
     """log π(x_{t+1} | x_t) of some of the batch's transitions under the policy as it is now: float32 [transitions]."""
-    return policy.log_prob(batch.x_t[which], batch.x_next[which], batch.t[which], batch.prompt_embeds[batch.row[which]])
+    row = batch.row[which]
+    conditioning = each(batch.conditioning, lambda tensor: tensor[row])
+    return policy.log_prob(batch.x_t[which], batch.x_next[which], batch.t[which], conditioning)
 
 
 def preference_loss(

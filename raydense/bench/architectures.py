@@ -10,16 +10,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTextConfig, CLIPTextModel
 
-from raydense.build import build_policy, build_scorer, lora_config
 from raydense.config import Config, load_config
 from raydense.core.interfaces import Scorer
-from raydense.diffusion.ddim import make_schedule
 from raydense.diffusion.policy import Policy
-from raydense.planning.dry_run import SD15_FILES
+from raydense.families.text import TextEncoder
+from raydense.pipelines.pipeline_files import PipelineFiles
+from raydense.pipelines.published import PUBLISHED, SD15
 from raydense.rewards.clip import ClipScorer
 from raydense.tiny.networks import build_scheduler, build_tokenizer
+from raydense.wiring.policies import build_policy, chain, family_for, lora_config, resolved
+from raydense.wiring.scorers import build_scorer
 
 TOKENS = 77
+SD15_FILES = PUBLISHED[SD15][1]
 VOCABULARY = 49408  # of CLIP
 SMALL_CLIP: Mapping[str, Mapping[str, Any]] = {
     "vision": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 6,
@@ -103,15 +106,18 @@ def bench_policy(
         named = str(dtype).removeprefix("torch.")
         return build_policy(config, dtype=named, device=device, with_decoder=with_decoder, **how)
     text = {**model.text, "max_position_embeddings": TOKENS}
+    parts = {"unet": model.unet, "vae": model.vae, "text_encoder": text, "scheduler": dict(build_scheduler().config)}
+    family = family_for(config, PipelineFiles(name, parts={**parts, "tokenizer": {}}))
+    encoder = _random(lambda: CLIPTextModel(CLIPTextConfig(**text)), torch.float32, device)
+    config = resolved(config, family)
     return Policy(
+        family,
         _random(lambda: UNet2DConditionModel(**model.unet), dtype, device),
-        _random(lambda: CLIPTextModel(CLIPTextConfig(**text)), torch.float32, device),
-        _tokenizer(),
+        {"text_encoder": TextEncoder(encoder, _tokenizer())},
         _random(lambda: AutoencoderKL(**model.vae), dtype, device) if with_decoder else None,
-        make_schedule(build_scheduler().config, config.steps.count, config.steps.eta, config.steps.spacing),
-        guidance_scale=config.sampler.guidance_scale,
-        lora=lora_config(config),
-        seed=config.seed,
+        chain(config, family),
+        lora_config(config),
+        config.seed,
         decode_batch=config.sampler.decode_batch,
         gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,

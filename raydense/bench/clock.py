@@ -18,11 +18,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from raydense.build import lora_config
 from raydense.config import Config
 from raydense.core.threads import cpu_threads
 from raydense.diffusion.policy import Policy
-from raydense.planning.footprint import unet_footprint
+from raydense.planning.footprint import denoiser_footprint
+from raydense.wiring.policies import lora_config
 
 SAMPLED_EVERY_S = 0.01
 MATMUL_SIZE = {"cuda": 8192, "cpu": 2048}
@@ -114,30 +114,28 @@ class UNetWatch:
 
     def __init__(self, policy: Policy, timeline: Timeline, phases: tuple[str, str], after: str | None = None) -> None:
         self.rows = {False: 0, True: 0}  # without and with gradient
-        self._unet, self._timeline, self._phases, self._after = policy.unet, timeline, phases, after
-        self._halves = 1 if policy.guidance_scale == 1 else 2
+        self._family, self._timeline, self._phases, self._after = policy.family, timeline, phases, after
+        self._halves = 2 if policy.family.guided else 1
         self._predict = policy.predict
-        policy.predict = self._watched  # type: ignore[method-assign]
+        policy.predict = self._watched  # type: ignore[method-assign,assignment]
 
     def reset(self) -> None:
         self.rows = {False: 0, True: 0}
 
-    def flops(self, config: Config, dtype: torch.dtype, sizes: Mapping[str, Any]) -> float:
+    def flops(self, config: Config, dtype: torch.dtype) -> float:
         """Of the counted rows; a row with gradient has a backward pass, but what checkpointing repeats is left out."""
         costs = {
-            gradient: unet_footprint(
-                self._unet.config, lora_config(config), dtype=dtype, with_gradient=gradient, **sizes
-            ).flops
+            gradient: denoiser_footprint(self._family, lora_config(config), dtype=dtype, with_gradient=gradient).flops
             for gradient, rows in self.rows.items()
             if rows
         }
         return sum(self.rows[gradient] * flops for gradient, flops in costs.items())
 
-    def _watched(self, x_t: Tensor, t: Tensor, prompt_embeds: Tensor) -> Tensor:
+    def _watched(self, x_t: Tensor, *others: Any) -> Tensor:
         gradient = torch.is_grad_enabled()
         self.rows[gradient] += self._halves * len(x_t)
         self._timeline.mark(self._phases[gradient])
-        output = self._predict(x_t, t, prompt_embeds)
+        output = self._predict(x_t, *others)
         if self._after is not None and gradient:
             self._timeline.mark(self._after)
         return output

@@ -13,12 +13,12 @@ import torch
 from raydense.bench.architectures import MODELS
 from raydense.bench.clock import device_name
 from raydense.bench.roles import Job, Progress, measure_learner, measure_sampler, measure_scorer
-from raydense.build import resolve_device
 from raydense.config import ConfigError
 from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.preflight import check_models
 from raydense.planning.units import read_prompt_sets, stage_units
+from raydense.wiring.devices import resolve_device
 
 PACKAGES = ("raydense", "torch", "diffusers", "transformers")
 

@@ -21,7 +21,6 @@ from raydense.bench.clock import (
     optimizer_marks,
     spread,
 )
-from raydense.build import build_scorer, latent_shape, make_learner, make_sampler, resolve_device
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
 from raydense.core.threads import cpu_threads
@@ -29,6 +28,9 @@ from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.diffusion.policy import Policy
 from raydense.planning.footprint import decoder_footprint
 from raydense.rewards.mixture import MixtureScorer
+from raydense.wiring.devices import resolve_device
+from raydense.wiring.roles import make_learner, make_sampler
+from raydense.wiring.scorers import build_scorer
 
 Progress = Callable[[str, int, int], None]  # what, rounds done, rounds in all
 Phases = Mapping[str, float]  # seconds of one round
@@ -71,13 +73,13 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     rate = matmul_rate(device, dtype, config.sampler.threads)
     images, longer = len(groups) * config.sampler.trajectories, job.steps / config.steps.count
     seconds = [sum(p.values()) + (longer - 1) * p["denoise"] for p in phases]
-    sizes, vae = _sizes(config, policy), policy.vae.config  # type: ignore[union-attr]
-    unet_flops = watch.flops(config, dtype, sizes) / rounds
-    decoder = decoder_footprint(vae, latent_size=sizes["latent_size"], dtype=dtype)
+    unet_flops, vae = watch.flops(config, dtype) / rounds, policy.vae.config  # type: ignore[union-attr]
+    height, width = policy.family.latent_shape[1:]
+    decoder = decoder_footprint(vae, latent_size=(height, width), dtype=dtype)
     return {
         **_rates("images_per_s", images, seconds),
         "images": images,
-        "image_size": [edge * 2 ** (len(vae.block_out_channels) - 1) for edge in sizes["latent_size"]],
+        "image_size": [edge * 2 ** (len(vae.block_out_channels) - 1) for edge in (height, width)],
         "steps": job.steps,
         "steps_run": config.steps.count,
         "scorer": scorer.name,
@@ -129,7 +131,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         "unet_rows": watch.rows[True] / rounds,
         "reference_rows": watch.rows[False] / rounds,
         "rows_a_latent": config.sampler.rows_a_latent,
-        **_work(watch.flops(config, dtype, _sizes(config, policy)) / rounds, phases, rate),
+        **_work(watch.flops(config, dtype) / rounds, phases, rate),
         **_setting(config.learner.dtype, config.learner.threads, device, memory),
     }
 
@@ -209,7 +211,3 @@ def _setting(dtype: str, threads: int, device: torch.device, memory: PeakMemory)
         "peak_bytes": memory.peak_bytes,
         "peak_bytes_are": memory.what,
     }
-
-
-def _sizes(config: Config, policy: Policy) -> dict[str, Any]:
-    return {"latent_size": latent_shape(config, policy)[1:], "tokens": int(policy.tokenizer.model_max_length)}

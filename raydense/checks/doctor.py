@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-from raydense.build import build_learner, build_sampler
 from raydense.checks.check import Check
 from raydense.checks.noise import drifted, log_ratios
 from raydense.config import Config, ConfigError
@@ -22,11 +21,14 @@ from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.messages import one_line
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 from raydense.planning.dry_run import Plan, count_judged, plan_run, size
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.placement import place
 from raydense.planning.preflight import Inputs, check_inputs
 from raydense.planning.units import PromptSets, stage_units
+from raydense.wiring.policies import resolved
+from raydense.wiring.roles import build_learner, build_sampler
 
 NOISE_SHARE = 3  # times the error of a log-ratio: a clip below that cuts noise
 NOISE_STEPS = 8  # denoising steps of one trajectory
@@ -126,10 +128,10 @@ def _log_ratio_noise(config: Config, policy: Policy, group: TrajectoryGroup) -> 
     weights = policy.weights()
     policy.bind(drifted(policy))
     latents = torch.from_numpy(group.latents[0].copy()).to(policy.device)
-    embeds = torch.from_numpy(group.prompt_embeds.copy())[None].to(policy.device)
-    last = config.steps.count - config.steps.exclude_last - 1
-    t = torch.linspace(0, last, min(NOISE_STEPS, last + 1)).long().to(policy.device)
-    own, exact = log_ratios(policy, latents[t], latents[t + 1], t, embeds.expand(len(t), -1, -1))
+    steps = resolved(config, policy.family).steps.drawn
+    t = torch.linspace(steps[0], steps[-1], min(NOISE_STEPS, len(steps))).long().to(policy.device)
+    given = {name: torch.from_numpy(array.copy()).to(policy.device) for name, array in group.conditioning.items()}
+    own, exact = log_ratios(policy, latents[t], latents[t + 1], t, repeated(given, len(t)))
     policy.bind(weights)
     return float((own - exact).square().mean().sqrt())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ EARLY = 1e-5  # standard deviation of B after a few gradient steps
 
 
 @torch.no_grad()
-def log_ratios(policy: Policy, *transitions: Tensor) -> tuple[Tensor, Tensor]:
+def log_ratios(policy: Policy, *transitions: Any) -> tuple[Tensor, Tensor]:
     """ρ = log π_θ − log π_I as the policy computes it, and in float32: [N] each. Takes four calls of N rows.
 
     Args: transitions: as of `Policy.log_prob`.

@@ -12,11 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+Conditioning = Mapping[str, NDArray[Any]]  # what the network is given of a prompt, by names in alphabetical order
 
 Scales = tuple[tuple[str, float, float], ...]  # a mixture's components: name, mean and standard deviation to divide by
 
@@ -92,7 +94,7 @@ class TrajectoryGroup:
     stage: int
     index: int
     prompt: str
-    prompt_embeds: FloatArray  # [L, D], as the sampler conditioned on it
+    conditioning: Conditioning  # as the sampler conditioned on it, such as prompt_embeds [L, D]
     latents: NDArray[np.generic]  # [K, T+1, C, H, W] in the storage dtype: every state once
     log_probs: FloatArray  # [K, T], log π_old(x_{t+1} | x_t)
     rewards: FloatArray  # [K]
@@ -101,7 +103,8 @@ class TrajectoryGroup:
 
     @property
     def nbytes(self) -> int:
-        return self.latents.nbytes + self.log_probs.nbytes + self.rewards.nbytes + self.prompt_embeds.nbytes
+        arrays = (self.latents, self.log_probs, self.rewards, *self.conditioning.values())
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,27 @@ from torch import Tensor
 
 from raydense.core.interfaces import InertWeights
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import Conditioning
 
 ROUNDING = 3.0  # times the error that the base model's own prediction has in the network's dtype
 FLOAT32 = 1e-4  # of the prediction's norm: merging W + ΔW in float32, under guidance
 
 
 @torch.no_grad()
-def prove_effect(policy: Policy, x: Tensor, prompt_embeds: Tensor) -> None:
+def prove_effect(policy: Policy, x: Tensor, conditioning: Conditioning) -> None:
     """Trained weights change a probe's prediction, and to what the LoRA beside the weights gives in float32.
 
     The latter within `ROUNDING` times the dtype's error, plus `FLOAT32`; where nothing is merged, there is nothing to
     compare. Costs two network calls and, merged, two more and a float32 copy of the network.
-    Args: x [1, C, H, W]; prompt_embeds [1, L, D].
+    Args: x [1, C, H, W]; conditioning of one row.
     Raises: InertWeights; RuntimeError if they were merged wrongly.
     """
     first = torch.zeros(1, dtype=torch.long, device=x.device)
 
     def predictions() -> tuple[Tensor, Tensor]:
-        tuned = policy.predict(x, first, prompt_embeds)
+        tuned = policy.predict(x, first, conditioning)
         with policy.reference():
-            return tuned, policy.predict(x, first, prompt_embeds)
+            return tuned, policy.predict(x, first, conditioning)
 
     with policy.for_once():
         tuned, base = predictions()

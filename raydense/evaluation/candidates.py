@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from raydense.build import lora_config
 from raydense.config import Config, ConfigError, load_run_config
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora_files import KNOWN_FILES, LoraFile, check_names, check_shapes, padded, read_lora
-from raydense.pipelines.pipeline_files import Part, PipelineFiles
+from raydense.families.family import Family
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.footprint import lora_layers, lora_shapes
 from raydense.planning.pinning import BASE_MODEL, Pinned, changed_inputs, continue_inputs
 from raydense.records.inputs import Pin, read_pins
 from raydense.records.run_dir import RunDirectory
+from raydense.wiring.policies import family_for, lora_config, resolved
 
 BASE = "base"
 
@@ -137,16 +138,17 @@ def fit_models(
     Raises: ConfigError for a file that is no LoRA of this U-Net.
     """
     files = [read_lora(source.location, setting, config.policy.text_encoder_lora) for source in sources]
-    if (unet := pipeline.unet) is None:
+    family = family_for(config, pipeline)
+    if pipeline[pipeline.layout.denoiser] is None:
         raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give its directory")
-    layers = lora_layers(unet)
+    layers = lora_layers(family)
     for file in files:
-        _check_fits(file, config, unet, layers)
+        _check_fits(file, config, family, layers)
     rank = max([file.rank for file in files], default=config.policy.lora_rank)
-    modules = sorted({module for file in files for module in file.ranks}) or config.policy.lora_targets
-    joint = _adapted(config, rank, modules)
+    adapted = sorted({module for file in files for module in file.ranks})
+    joint = _adapted(config, rank, adapted or resolved(config, family).policy.lora_targets or ())
     zeros: dict[str, FloatArray] = {
-        name: np.zeros(shape, np.float32) for name, shape in lora_shapes(unet, lora_config(joint)).items()
+        name: np.zeros(shape, np.float32) for name, shape in lora_shapes(family, lora_config(joint)).items()
     }
     models = [Model(BASE, PolicyWeights.of(0, zeros))]
     for version, (source, file) in enumerate(zip(sources, files, strict=True), 1):
@@ -154,10 +156,10 @@ def fit_models(
     return joint, models
 
 
-def _check_fits(file: LoraFile, config: Config, unet: Part, layers: Mapping[str, bool]) -> None:
+def _check_fits(file: LoraFile, config: Config, family: Family, layers: Mapping[str, bool]) -> None:
     """Raises: ConfigError unless all that the file has belongs to layers of this U-Net."""
     known = [module for module in file.ranks if layers.get(module)]
-    expected = lora_shapes(unet, lora_config(_adapted(config, file.rank, known))) if known else {}
+    expected = lora_shapes(family, lora_config(_adapted(config, file.rank, known))) if known else {}
     check_names(file, expected)
     check_shapes(file, expected)
 

@@ -202,8 +202,8 @@ def sampling_fleet(config: Config, base: BaseModel, local: bool) -> Iterator[Fle
     """Samplers without a learner, which leaves them all that the machine or the cluster has."""
     alone = without_learner(config)
     if local:
-        from raydense.build import build_sampler
         from raydense.fleets.local_runner import LocalFleet
+        from raydense.wiring.roles import build_sampler
 
         yield LocalFleet(build_sampler(alone), alone.seed)
     else:

@@ -11,9 +11,8 @@ from huggingface_hub import ModelCardData
 
 from raydense.config import Config, ConfigError
 from raydense.diffusion.lora import FILE_NAME, PREFERENCES, read_origin
-from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.files.locations import PACKAGE_SCHEME, resolve
-from raydense.pipelines.pipeline_files import PipelineFiles, read_pipeline
+from raydense.pipelines.pipeline_files import PipelineFiles, read_pipeline, tokens_of
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
@@ -104,9 +103,9 @@ def example_code(config: Config, prompt: str, scheduler: Mapping[str, Any] | Non
     try:
         pipeline = read_pipeline(policy.model, policy.revision, fetch=False)
     except ConfigError:  # it is elsewhere by now
-        pipeline = PipelineFiles(policy.model, None, None, None, None)
+        pipeline = PipelineFiles(policy.model)
     if (chosen := config.sampler.latent_size) is not None:
-        height, width = latent_height_and_width(chosen, None)
+        height, width = (chosen, chosen) if isinstance(chosen, int) else chosen
         size = "".join(f", {k}={v} * pipeline.vae_scale_factor" for k, v in (("height", height), ("width", width)))
     return EXAMPLE.format(
         model=resolve(policy.model),
@@ -128,9 +127,9 @@ def example_code(config: Config, prompt: str, scheduler: Mapping[str, Any] | Non
 
 def _tokenizer_code(pipeline: PipelineFiles) -> str:
     """diffusers pads prompts to the tokenizer's length, of which some files say nothing, or too much."""
-    if pipeline.text_encoder is None:
+    if pipeline["text_encoder"] is None:
         return ""
-    length, stated = token_count(pipeline.text_encoder, pipeline.tokenizer), (pipeline.tokenizer or {})
+    length, stated = tokens_of(pipeline, "text_encoder"), pipeline["tokenizer"] or {}
     return "" if stated.get("model_max_length") == length else f"pipeline.tokenizer.model_max_length = {length}\n"
 
 
@@ -138,9 +137,9 @@ def _of_earlier_code(steps: StepsConfig, pipeline: PipelineFiles) -> str:
     """The scheduler of a run that does not say it; its class's conversion alone would clip, among others."""
     from raydense.diffusion.schedulers import NO_CLIPPING, ddim_settings, with_noise  # with diffusers
 
-    if pipeline.scheduler is None:  # what needs no look at it
+    if pipeline["scheduler"] is None:  # what needs no look at it
         return f".from_config(pipeline.scheduler.config, {_as_code({**NO_CLIPPING, **with_noise(steps.spacing)})})"
-    return f"({_as_code(ddim_settings(pipeline.scheduler, steps.count, steps.spacing))})"
+    return f"({_as_code(ddim_settings(pipeline['scheduler'], steps.count, steps.spacing))})"
 
 
 def _as_code(arguments: Mapping[str, Any]) -> str:
@@ -177,7 +176,7 @@ def model_card(
         base=policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         rank=policy.lora_rank,
         alpha=policy.alpha,
-        targets=", ".join(policy.lora_targets),
+        targets=", ".join(policy.lora_targets or ()),
         reward=orders or _reward(config),
         train=config.prompts.train,
         unseen=f"; held out: `{config.prompts.unseen}`" if config.prompts.unseen else "",

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.sampler import denoise
-from raydense.build import build_policy, latent_shape, resolve_device
 from raydense.config import Config
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
 from raydense.diffusion.policy import Policy
 from raydense.evaluation.candidates import Model
+from raydense.families.conditioning import each, repeated
 from raydense.records.grids import fitting, save_grid
+from raydense.wiring.devices import resolve_device
+from raydense.wiring.policies import build_policy
 
 CHAIN_SHOWN = 12  # steps of a chain in a strip, at most
 
@@ -74,20 +76,20 @@ def draw(
 
 def _noise(config: Config, policy: Policy, images: int) -> Tensor:
     """As the sampler draws it for fixed seeds: float32 [m, T+1, C, H, W]."""
-    shape = (config.steps.count + 1, *latent_shape(config, policy))
+    shape = (policy.schedule.num_steps + 1, *policy.family.latent_shape)
     return torch.stack([torch.randn(shape, generator=generator(config.seed, "render", i)) for i in range(images)])
 
 
 @torch.no_grad()
 def _drawing(config: Config, policy: Policy, noise: Tensor, model: str, prompt: str, chains: bool) -> Drawing:
-    embeds = policy.encode(prompt).expand(len(noise), -1, -1)
-    latents, _, pictures = denoise(policy, noise, embeds, getattr(torch, config.sampler.storage_dtype))
+    conditioning = repeated(policy.encode(prompt), len(noise))
+    latents, _, pictures = denoise(policy, noise, conditioning, getattr(torch, config.sampler.storage_dtype))
     if not chains:
         return Drawing(prompt, model, pictures, pictures[:0])
     chain = []
     for step in shown_steps(config):
         t = torch.full((1,), step, device=noise.device)
-        _, _, x0 = policy.transition(latents[:1, step], t, embeds[:1])
+        _, _, x0 = policy.transition(latents[:1, step], t, each(conditioning, lambda tensor: tensor[:1]))
         chain.append(policy.decode(x0)[0])
     return Drawing(prompt, model, pictures, np.stack(chain))
 

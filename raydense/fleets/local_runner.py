@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from actors.versions import LiveVersions
-from raydense.build import build_learner, build_sampler, resolve_device
 from raydense.config import Config
 from raydense.core.interfaces import MAX_UNIT_FAILURES, Fleet, InertWeights, Learner, Sampler, UnitFailed
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, WorkUnit
@@ -19,6 +18,8 @@ from raydense.fleets.collecting import SerialCollection
 from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.placement import check_devices, check_one_worker, check_shared_memory
+from raydense.wiring.devices import resolve_device
+from raydense.wiring.roles import build_learner, build_sampler
 
 Unit = TypeVar("Unit", WorkUnit, RenderUnit)
 Result = TypeVar("Result")

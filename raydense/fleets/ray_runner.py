@@ -14,7 +14,6 @@ import torch
 from actors.dispatch import Deadlines
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner, fetch_groups
-from raydense.build import build_learner, build_sampler_process
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.fleets.archive import ArchivingFleet
@@ -23,6 +22,7 @@ from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import FreeGpu, settled
 from raydense.planning.placement import Placement, check_shared_memory, place
+from raydense.wiring.roles import build_learner, build_sampler_process
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+import transformers
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from raydense.config import ConfigError
@@ -24,11 +25,11 @@ from raydense.pipelines.model_folder import ModelFolder, Weights, choose_weights
 transformers_logging.disable_progress_bar()  # its bars would break the run's one display
 
 CONFIG = "config.json"
-NETWORKS: Mapping[str, Any] = {  # of a pipeline
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-}
+
+
+def class_of(name: str) -> Any:
+    """A class of diffusers or transformers, which import what is asked for alone."""
+    return getattr(diffusers, name, None) or getattr(transformers, name)
 
 
 def load_network(cls: Any, folder: ModelFolder, *, dtype: torch.dtype, variant: str | None = None) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,68 +12,175 @@ from raydense.core.messages import one_line
 from raydense.files.hub import probe_hub
 from raydense.files.locations import resolve
 from raydense.files.weight_files import FileFault, read_json
+from raydense.pipelines.published import PUBLISHED
 
-FAMILIES = ("StableDiffusionPipeline",)  # as model_index.json names them; `stable_diffusion.py` says what it can take
-FOLDERS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")  # of a pipeline directory
-FILES = {
-    "scheduler": "scheduler/scheduler_config.json",
-    "unet": "unet/config.json",
-    "vae": "vae/config.json",
-    "text_encoder": "text_encoder/config.json",
-}
-OPTIONAL = {"index": "model_index.json", "tokenizer": "tokenizer/tokenizer_config.json"}
+INDEX = "model_index.json"
+SCHEDULER = "scheduler"
+POSITIONS, VOCABULARY = 77, 49408  # CLIP's, where a text encoder's file does not say
+CLIP, T5 = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5Tokenizer", "T5TokenizerFast")
 
 Part = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class PipelineFiles:
-    """Each part's configuration; None where it is neither in a directory nor in the hub's cache.
+class Layout:
+    """What lies in a pipeline's directory beside its scheduler, a folder each.
 
+    denoiser: the network that is trained. networks: class by folder. tokenizers: classes that a folder's may be of.
+    optional: folders that a pipeline may leave out.
+    """
+
+    denoiser: str
+    networks: Mapping[str, str]
+    tokenizers: Mapping[str, tuple[str, ...]]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """The denoiser, as people write it."""
+        return "U-Net" if self.denoiser == "unet" else self.denoiser
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        return tuple(part for part in self.networks if part.startswith("text_encoder"))
+
+
+LAYOUTS: Mapping[str, Layout] = {  # by the pipeline's class in model_index.json; `raydense.families` has the rest
+    "StableDiffusionPipeline": Layout(
+        denoiser="unet",
+        networks={"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"},
+        tokenizers={"tokenizer": CLIP},
+    ),
+    "StableDiffusionXLPipeline": Layout(
+        denoiser="unet",
+        networks={
+            "unet": "UNet2DConditionModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+        },
+        tokenizers={"tokenizer": CLIP, "tokenizer_2": CLIP},
+    ),
+    "StableDiffusion3Pipeline": Layout(
+        denoiser="transformer",
+        networks={
+            "transformer": "SD3Transformer2DModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModelWithProjection",
+            "text_encoder_2": "CLIPTextModelWithProjection",
+            "text_encoder_3": "T5EncoderModel",
+        },
+        tokenizers={"tokenizer": CLIP, "tokenizer_2": CLIP, "tokenizer_3": T5},
+        optional=("text_encoder_3", "tokenizer_3"),
+    ),
+    "FluxPipeline": Layout(
+        denoiser="transformer",
+        networks={
+            "transformer": "FluxTransformer2DModel",
+            "vae": "AutoencoderKL",
+            "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "T5EncoderModel",
+        },
+        tokenizers={"tokenizer": CLIP, "tokenizer_2": T5},
+    ),
+}
+DEFAULT = "StableDiffusionPipeline"  # where a directory has no model_index.json
+FOLDERS = tuple(
+    sorted({SCHEDULER}.union(*((*layout.networks, *layout.tokenizers) for layout in LAYOUTS.values())))
+)  # that any of them may have
+
+
+@dataclass(frozen=True)
+class PipelineFiles:
+    """A pipeline's configuration files, by folder.
+
+    kind: its class, of `LAYOUTS`.
+    parts: of the folders that it has; None where a file is neither in a directory nor in the hub's cache.
     variant: of its weights, where a part has no other.
     notes: on what a run takes otherwise than these files have it, one line each.
     """
 
     model: str
-    scheduler: Part | None
-    unet: Part | None
-    vae: Part | None
-    text_encoder: Part | None
-    tokenizer: Part | None = None
+    kind: str = DEFAULT
+    parts: Mapping[str, Part | None] = field(default_factory=dict)
     index: Part | None = None
     variant: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def layout(self) -> Layout:
+        return LAYOUTS[self.kind]
 
-def read_pipeline(model: str, revision: str | None, *, fetch: bool) -> PipelineFiles:
+    def __getitem__(self, folder: str) -> Part | None:
+        return self.parts.get(folder)
+
+    def has(self, folder: str) -> bool:
+        """Whether it is a part of this pipeline, known or not."""
+        return folder in self.parts
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Class by folder, of those that it has."""
+        return {folder: name for folder, name in self.layout.networks.items() if self.has(folder)}
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        return tuple(folder for folder in self.layout.tokenizers if self.has(folder))
+
+
+def file_of(folder: str) -> str:
+    """The file in which a folder says what it is."""
+    if folder == SCHEDULER:
+        return "scheduler/scheduler_config.json"
+    return f"{folder}/tokenizer_config.json" if folder.startswith("tokenizer") else f"{folder}/config.json"
+
+
+def _is_needed(name: str) -> bool:
+    return name != INDEX and not name.endswith("/tokenizer_config.json")
+
+
+def read_pipeline(model: str, revision: str | None, *, fetch: bool, leave_out: Collection[str] = ()) -> PipelineFiles:
     """Reads the files of `policy.model`.
 
-    Args: fetch: whether to ask the hub for what is not in its cache; else that is None.
-    Raises: ConfigError if it is of another family, a directory is no whole pipeline, a file cannot be read, or the hub
+    Args:
+        fetch: whether to ask the hub for what is not in its cache; else that is None.
+        leave_out: optional folders that are not to be used.
+    Raises: ConfigError if it is of no known class, a directory is no whole pipeline, a file cannot be read, or the hub
         does not give one.
     """
     directory = local_directory("policy.model", model)
-    absent = directory is None and fetch and any(_cached(model, revision, name) is None for name in FILES.values())
-    if absent:
-        _fetch(model, revision, OPTIONAL.values())
-    parts: Any = {part: _read(model, revision, directory, name) for part, name in OPTIONAL.items()}
-    _check_family(model, parts["index"])
-    for folder in FOLDERS:
+    known = [_cached(model, revision, file_of(folder)) for folder in (SCHEDULER, *LAYOUTS[DEFAULT].networks)]
+    absent = directory is None and fetch
+    if absent and not all(known):
+        fetch_file("policy.model", model, revision, INDEX)
+    index = _read(model, revision, directory, INDEX)
+    kind = PUBLISHED[model][0] if index is None and model in PUBLISHED else _kind(model, index)
+    folders = _folders(LAYOUTS[kind], index or {}, leave_out)
+    for folder in folders:
         if directory is not None and not (directory / folder).is_dir():
             raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
-    if absent:
-        _fetch(model, revision, FILES.values())
-    parts |= {part: _read(model, revision, directory, name) for part, name in FILES.items()}
-    return PipelineFiles(model, **parts)
+    names = [file_of(folder) for folder in folders]
+    if absent and any(_cached(model, revision, name) is None for name in filter(_is_needed, names)):
+        for name in names:
+            fetch_file("policy.model", model, revision, name)
+    parts = {folder: _read(model, revision, directory, file_of(folder)) for folder in folders}
+    return PipelineFiles(model, kind, parts, index)
 
 
-def _check_family(model: str, index: Part | None) -> None:
-    """A directory without model_index.json may be of a known family all the same. Raises: ConfigError."""
-    name = FAMILIES[0] if index is None else index.get("_class_name")
-    if name not in FAMILIES:
+def _kind(model: str, index: Part | None) -> str:
+    """A directory without model_index.json may be of a known class all the same. Raises: ConfigError."""
+    name = DEFAULT if index is None else index.get("_class_name")
+    if name not in LAYOUTS:
         raise ConfigError(
-            f"policy.model={model} is a {name} by its model_index.json; known: {', '.join(FAMILIES)}; give one of these"
+            f"policy.model={model} is a {name} by its model_index.json; known: {', '.join(LAYOUTS)}; give one of these"
         )
+    return str(name)
+
+
+def _folders(layout: Layout, index: Part, leave_out: Collection[str]) -> list[str]:
+    """Those that a pipeline has: what it may leave out is null in its index."""
+    unused = {folder for folder in layout.optional if folder in leave_out or (index.get(folder) or [""])[0] is None}
+    return [folder for folder in (SCHEDULER, *layout.networks, *layout.tokenizers) if folder not in unused]
 
 
 def local_directory(setting: str, location: str) -> Path | None:
@@ -106,18 +213,12 @@ def _is_repository(location: str) -> bool:
 
 def _read(model: str, revision: str | None, directory: Path | None, name: str) -> Part | None:
     path = directory / name if directory else _cached(model, revision, name)
-    if path is None or (name in OPTIONAL.values() and not path.exists()):
+    if path is None or not (_is_needed(name) or path.exists()):
         return None
     try:
         return read_json(path)
     except FileFault as fault:
         raise ConfigError(f"policy.model={model}: {name} {fault}") from None
-
-
-def _fetch(model: str, revision: str | None, names: Iterable[str]) -> None:
-    """The files, into the hub's cache. Raises: ConfigError if they cannot be had."""
-    for name in names:
-        fetch_file("policy.model", model, revision, name)
 
 
 def fetch_file(setting: str, model: str, revision: str | None, name: str) -> None:
@@ -137,7 +238,7 @@ def fetch_file(setting: str, model: str, revision: str | None, name: str) -> Non
         hf_hub_download(model, name, revision=revision)
     except Exception as error:  # the client's own, the HTTP library's and the operating system's: no common base
         answered = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
-        if answered and name in OPTIONAL.values():
+        if answered and not _is_needed(name):
             return  # the repository has no such file
         raise ConfigError(
             f"{setting}={model} is no directory here, and cannot be had from the hub ({one_line(error)}); give the "
@@ -150,3 +251,19 @@ def _cached(model: str, revision: str | None, name: str) -> Path | None:
 
     found = try_to_load_from_cache(model, name, revision=revision)
     return Path(found) if isinstance(found, str) else None
+
+
+def token_count(text_encoder: Part, tokenizer: Part | None) -> int:
+    """How many tokens of a prompt a CLIP reads: as its tokenizer says, and never more than its positions."""
+    positions = int(text_encoder.get("max_position_embeddings", POSITIONS))
+    return min(positions, int((tokenizer or {}).get("model_max_length") or positions))
+
+
+def tokens_of(files: PipelineFiles, encoder: str) -> int:
+    """As `token_count`, of a pipeline's encoder and the tokenizer beside it."""
+    return token_count(files[encoder] or {}, files[tokenizer_of(encoder)])
+
+
+def tokenizer_of(encoder: str) -> str:
+    """The folder of the tokenizer that belongs to an encoder's."""
+    return encoder.replace("text_encoder", "tokenizer")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, ConfigError
-from raydense.planning.dry_run import SD15, Plan, count_transitions, sampler_devices
+from raydense.pipelines.published import SD15
+from raydense.planning.dry_run import Plan, count_transitions, sampler_devices
 
 BENCH_MODELS = {
     SD15: "sd15",

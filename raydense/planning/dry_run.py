@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from raydense.build import lora_config
 from raydense.config import Config, ConfigError
 from raydense.diffusion.compiler import SMALL
-from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
+from raydense.diffusion.loading import T5
+from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import PipelineFiles
-from raydense.planning.footprint import Footprint, decoder_footprint, text_encoder_parameters, unet_footprint
+from raydense.pipelines.published import PUBLISHED
+from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint, text_encoder_parameters
 from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
 from raydense.sections.roles import RENDER_BATCH
+from raydense.wiring.policies import family_for, lora_config, resolved
 
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-SD15_FILES: Mapping[str, Mapping[str, Any]] = {  # what differs from the classes' defaults, for planning offline
-    "unet": {"sample_size": 64, "cross_attention_dim": 768},
-    "vae": {
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (128, 256, 512, 512),
-        "layers_per_block": 2,
-    },
-    "text_encoder": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-    },
-}
 SCORER_PARAMETERS = {  # ViT-H/14; ViT-L/14 with its head; ViT-L/16, BERT with cross-attention and a head
     "hpsv2": 986_109_441,
     "aesthetic": 428_500_000,
@@ -53,7 +38,8 @@ class Plan:
     judged_images: int
     groups: int
     gradient_steps: int
-    unet_parameters: int
+    network: str  # class of the network that is trained
+    unet_parameters: int  # of it
     lora_parameters: int
     lora_bytes: int  # float32
     group_bytes: int
@@ -98,24 +84,23 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         tflops: that one sampler's or the learner's device sustains, in 10¹² operations a second.
     Raises: ConfigError if the model's configuration is neither local nor known nor on the hub.
     """
-    assumed: list[str] = []
-    unet, vae, text = (_part(pipeline, name, assumed) for name in ("unet", "vae", "text_encoder"))
-    latent_size = latent_height_and_width(config.sampler.latent_size, unet.get("sample_size"))
-    tokens = token_count(text, pipeline.tokenizer)
+    files, assumed = _with_published(pipeline)
+    family = family_for(config, files)
+    config, layout = resolved(config, family), family.layout
     lora = lora_config(config)
-    network: Any = {"latent_size": latent_size, "tokens": tokens}
     sampler_dtype, learner_dtype = getattr(torch, config.sampler.dtype), getattr(torch, config.learner.dtype)
-    rolled = unet_footprint(unet, lora, dtype=sampler_dtype, with_gradient=False, **network)
-    trained = unet_footprint(unet, lora, dtype=learner_dtype, with_gradient=True, **network)
-    decoder = decoder_footprint(vae, latent_size=latent_size, dtype=sampler_dtype)
-    encoder = text_encoder_parameters(text)
-    latent_values = int(unet.get("in_channels", 4)) * math.prod(latent_size)
-    group = group_bytes(config, latent_values, tokens * int(text.get("hidden_size", 512)))
+    rolled = denoiser_footprint(family, lora, dtype=sampler_dtype, with_gradient=False)
+    trained = denoiser_footprint(family, lora, dtype=learner_dtype, with_gradient=True)
+    channels, height, width = family.latent_shape
+    decoder = decoder_footprint(files["vae"] or {}, latent_size=(height, width), dtype=sampler_dtype)
+    encoders = _encoder_bytes(config, files)
+    group = group_bytes(config, channels * height * width, _conditioning_bytes(family))
+    rows = 2 if family.guided else 1
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
-    image_flops = config.steps.count * config.sampler.rows_a_latent * rolled.flops + decoder.flops
-    sampling = (images + judged) * image_flops
-    training = count_transitions(config) * config.sampler.rows_a_latent * _step_flops(config, rolled, trained)
+    image_flops = config.steps.count * rows * rolled.flops + decoder.flops
+    sampling = images * image_flops + judged * ((config.evaluate.steps or 0) * rows * rolled.flops + decoder.flops)
+    training = count_transitions(config) * rows * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
     return Plan(
@@ -123,6 +108,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         judged_images=judged,
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
+        network=layout.networks[layout.denoiser],
         unet_parameters=trained.parameters,
         lora_parameters=trained.lora_parameters,
         lora_bytes=lora_bytes,
@@ -130,16 +116,16 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         replay_bytes=config.stage.held * config.stage.groups * group,
         segment_bytes=int(segments) * stages_on_disk * config.stage.groups * group,
         checkpoint_bytes=3 * lora_bytes * config.checkpoint.keep_last,
-        sampler_gpu_bytes=_sampler_bytes(config, rolled, decoder, encoder, sampler_dtype),
-        learner_gpu_bytes=_learner_bytes(config, trained, encoder, learner_dtype),
-        tuple_bytes=_tuple_bytes(config, trained),
+        sampler_gpu_bytes=_sampler_bytes(config, rows * rolled.peak_bytes, rolled, decoder, encoders, sampler_dtype),
+        learner_gpu_bytes=_learner_bytes(config, trained, rows, encoders if family.guided else 0, learner_dtype),
+        tuple_bytes=_tuple_bytes(config, trained, rows),
         image_flops=image_flops,
         sampling_flops=sampling,
         training_flops=training,
         sampling_hours=sampling / (tflops * 1e12 * sampler_devices(config)) / 3600,
         training_hours=training / (tflops * 1e12 * config.learner.num_workers) / 3600,
         tflops=tflops,
-        notes=tuple(dict.fromkeys(assumed)),
+        notes=assumed,
     )
 
 
@@ -168,11 +154,28 @@ def count_transitions(config: Config) -> int:
     return config.stage.count * config.stage.steps * per_step
 
 
-def group_bytes(config: Config, latent_values: int, embedding_values: int) -> int:
+def group_bytes(config: Config, latent_values: int, conditioning_bytes: int) -> int:
     """One trajectory group in the replay buffer, as TrajectoryGroup.nbytes."""
     width = 2 if config.sampler.storage_dtype == "float16" else 4
     kept, steps = config.sampler.keep, config.steps.count
-    return kept * ((steps + 1) * latent_values * width + 4 * steps + 4) + 4 * embedding_values
+    return kept * ((steps + 1) * latent_values * width + 4 * steps + 4) + conditioning_bytes
+
+
+def _conditioning_bytes(family: Family) -> int:
+    return sum(map(math.prod, family.conditioning_shapes.values())) * family.conditioning_dtype.itemsize
+
+
+def _encoder_bytes(config: Config, files: PipelineFiles) -> int:
+    """Weights of the text encoders that are on a device."""
+    total = 0
+    for part in files.layout.text_encoders:
+        if not files.has(part):
+            continue
+        is_t5 = files.networks[part] == T5
+        if not (is_t5 and config.policy.t5 == "cpu"):
+            dtype: torch.dtype = getattr(torch, config.policy.t5_dtype) if is_t5 else torch.float32
+            total += dtype.itemsize * text_encoder_parameters(files.networks[part], files[part] or {})
+    return total
 
 
 def _step_flops(config: Config, rolled: Footprint, trained: Footprint) -> float:
@@ -185,16 +188,17 @@ def sampler_devices(config: Config) -> int:
     return max(1, math.floor(count * fleet.num_gpus)) if fleet.num_gpus else count
 
 
-def _sampler_bytes(config: Config, rolled: Footprint, decoder: Footprint, encoder: int, dtype: torch.dtype) -> int:
+def _sampler_bytes(
+    config: Config, an_image: int, rolled: Footprint, decoder: Footprint, encoders: int, dtype: torch.dtype
+) -> int:
     """Weights of pipeline and scorers, and the larger of denoising and decoding: a unit, or what is drawn to judge.
 
     A call so small that a GPU records it keeps its memory.
     """
-    weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + 4 * encoder
+    weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + encoders
     unit = config.sampler.prompts_at_once * config.sampler.trajectories
     images, kept = max(unit, RENDER_BATCH), unit if unit <= SMALL else 0
     decoded = min(images, config.sampler.decode_batch or images)
-    an_image = config.sampler.rows_a_latent * rolled.peak_bytes
     work = max(images * an_image, decoded * decoder.peak_bytes) + kept * an_image
     scorers = sum(map(_scorer_bytes, config.reward.judges))
     return int(weights + work + scorers + CUDA_CONTEXT)
@@ -204,28 +208,35 @@ def _scorer_bytes(scorer: SingleScorerConfig) -> int:
     return 4 * SCORER_PARAMETERS.get(scorer.kind, 0)
 
 
-def _learner_bytes(config: Config, trained: Footprint, encoder: int, dtype: torch.dtype) -> int:
-    """Weights, the LoRA with gradient and moments and its copy in the network's dtype, one micro-batch."""
+def _learner_bytes(config: Config, trained: Footprint, rows: int, encoders: int, dtype: torch.dtype) -> int:
+    """Weights, the LoRA with gradient and moments and its copy in the network's dtype, one micro-batch.
+
+    Text encoders are there at the start alone, for the unconditional half.
+    """
     share = config.worker_tuples
     tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
     lora = 16 if dtype == torch.float32 else 16 + 2 * dtype.itemsize  # the copy has a gradient, too
-    weights = dtype.itemsize * trained.parameters + 4 * encoder + lora * trained.lora_parameters
-    return int(weights + tuples * _tuple_bytes(config, trained) + CUDA_CONTEXT)
+    weights = dtype.itemsize * trained.parameters + lora * trained.lora_parameters
+    return int(weights + max(encoders, tuples * _tuple_bytes(config, trained, rows)) + CUDA_CONTEXT)
 
 
-def _tuple_bytes(config: Config, trained: Footprint) -> int:
-    return config.train.tuple_size * config.steps.draws * config.sampler.rows_a_latent * trained.peak_bytes
+def _tuple_bytes(config: Config, trained: Footprint, rows: int) -> int:
+    return config.train.tuple_size * config.steps.draws * rows * trained.peak_bytes
 
 
-def _part(pipeline: PipelineFiles, name: str, assumed: list[str]) -> Mapping[str, Any]:
-    """A network's configuration: its own; else as published, for the one known model; else an error."""
-    found: Mapping[str, Any] | None = getattr(pipeline, name)
-    if found is not None:
-        return found
-    if pipeline.model == SD15:
-        assumed.append(f"{SD15} is not on this machine: planned with its published architecture")
-        return SD15_FILES[name]
-    raise ConfigError(f"policy.model={pipeline.model} is not on this machine; give a directory or download it")
+def _with_published(pipeline: PipelineFiles) -> tuple[PipelineFiles, tuple[str, ...]]:
+    """The files; where a network's is not on this machine, as published, with a note. Raises: ConfigError."""
+    missing = [part for part in pipeline.layout.networks if pipeline.has(part) and pipeline[part] is None]
+    if not missing:
+        return pipeline, ()
+    if pipeline.model not in PUBLISHED:
+        raise ConfigError(f"policy.model={pipeline.model} is not on this machine; give a directory or download it")
+    own = {part: file for part, file in pipeline.parts.items() if file is not None}
+    parts = {**pipeline.parts, **PUBLISHED[pipeline.model][1], **own}
+    kept = {part: file for part, file in parts.items() if pipeline.has(part)}
+    return replace(pipeline, parts=kept), (
+        f"{pipeline.model} is not on this machine: planned with its published architecture",
+    )
 
 
 def size(count: float) -> str:

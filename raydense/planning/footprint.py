@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from raydense.diffusion.lean import keep_less
-from raydense.pipelines.networks import NETWORKS
+from raydense.families.family import Family
+from raydense.pipelines.networks import class_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,68 +56,65 @@ class Footprint:
 
 
 @_once
-def unet_footprint(
-    unet_config: Mapping[str, Any],
-    lora: LoraConfig,
-    *,
-    latent_size: tuple[int, int],
-    tokens: int,
-    dtype: torch.dtype,
-    with_gradient: bool,
-) -> Footprint:
-    """The U-Net with its LoRA: a forward pass, and the backward pass if asked, on one latent (height, width)."""
-    unet = on_meta("unet", unet_config, dtype)
-    unet.requires_grad_(False)
-    parameters = _count(unet)
+def denoiser_footprint(family: Family, lora: LoraConfig, *, dtype: torch.dtype, with_gradient: bool) -> Footprint:
+    """The network with its LoRA: a forward pass, and the backward pass if asked, on one latent."""
+    network = denoiser_on_meta(family, dtype)
+    network.requires_grad_(False)
+    parameters = _count(network)
     with torch.device("meta"):
-        unet.add_adapter(lora)
-        unet.to(dtype)  # peft leaves float32 here
-        keep_less(unet)  # as the learner does; gives layers another class, in place
-        x = torch.zeros(1, unet.config.in_channels, *latent_size, dtype=dtype)
-        embeds = torch.zeros(1, tokens, unet.config.cross_attention_dim, dtype=dtype)
-    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
-    with torch.set_grad_enabled(with_gradient), _Meter(unet) as meter:
-        output = unet(x, torch.zeros(1, device="meta", dtype=torch.long), embeds).sample
+        network.add_adapter(lora)
+        network.to(dtype)  # peft leaves float32 here
+        keep_less(network)  # as the learner does; gives layers another class, in place
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    inputs = family.example_inputs(dtype, "meta")
+    with torch.set_grad_enabled(with_gradient), _Meter(network) as meter:
+        output = family.call(network, *inputs)
         if with_gradient:
-            output.float().sum().backward()
+            output.float().sum().backward()  # type: ignore[no-untyped-call]
     return Footprint(parameters, trained, meter.flops, meter.peak_bytes)
 
 
 @_once
-def lora_layers(unet_config: Mapping[str, Any]) -> Mapping[str, bool]:
-    """Every module of the U-Net by its name: whether it is a layer that takes a LoRA."""
-    modules = on_meta("unet", unet_config).named_modules()
+def lora_layers(family: Family) -> Mapping[str, bool]:
+    """Every module of the network by its name: whether it is a layer that takes a LoRA."""
+    modules = denoiser_on_meta(family).named_modules()
     return MappingProxyType({name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in modules})
 
 
 @_once
-def lora_shapes(unet_config: Mapping[str, Any], lora: LoraConfig) -> Mapping[str, tuple[int, ...]]:
+def lora_shapes(family: Family, lora: LoraConfig) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the policy's LoRA tensors, by name."""
-    unet = on_meta("unet", unet_config)
-    unet.requires_grad_(False)
+    network = denoiser_on_meta(family)
+    network.requires_grad_(False)
     with torch.device("meta"):
-        unet.add_adapter(lora)
-    return MappingProxyType({name: tuple(p.shape) for name, p in unet.named_parameters() if p.requires_grad})
+        network.add_adapter(lora)
+    return MappingProxyType({name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad})
 
 
 @_once
 def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, int], dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
-    vae = on_meta("vae", vae_config, dtype)
+    vae = on_meta("AutoencoderKL", vae_config, dtype)
     with torch.no_grad(), _Meter(vae) as meter:
         vae.decode(torch.zeros(1, vae.config.latent_channels, *latent_size, dtype=dtype, device="meta"))
     return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
 
 
 @_once
-def text_encoder_parameters(text_config: Mapping[str, Any]) -> int:
-    """How many values the text encoder has."""
-    return _count(on_meta("text_encoder", text_config))
+def text_encoder_parameters(name: str, text_config: Mapping[str, Any]) -> int:
+    """How many values a text encoder of this class has."""
+    return _count(on_meta(name, text_config))
 
 
-def on_meta(part: str, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
-    """One of the pipeline's networks, whose weights have shapes and no content."""
-    cls, before = NETWORKS[part], torch.get_default_dtype()
+def denoiser_on_meta(family: Family, dtype: torch.dtype = torch.float32) -> Any:
+    """The network that is trained. Its configuration must be known."""
+    part = family.layout.denoiser
+    return on_meta(family.layout.networks[part], family.files[part] or {}, dtype)
+
+
+def on_meta(name: str, config: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
+    """A network of this class, whose weights have shapes and no content."""
+    cls, before = class_of(name), torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device("meta"):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from raydense.build import resolve_device
 from raydense.config import Config, ConfigError
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
+from raydense.wiring.devices import resolve_device
 
 CPU_BYTES = 4e9  # without `learner.memory_gb`, or what one tuple needs; the same everywhere, as is a run's gradient
 GPU_SHARE = 0.8  # of what is free: the plan counts no fragmentation

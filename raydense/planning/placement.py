@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from raydense.build import resolve_device
 from raydense.config import Config, ConfigError
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.dry_run import plan_run, size
+from raydense.wiring.devices import resolve_device
 
 GRAIN = 10_000  # Ray counts fractions of a GPU in ten-thousandths
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from raydense.build import COMPILING_PAYS
 from raydense.config import Config
 from raydense.planning.cost import Cost
 from raydense.planning.dry_run import STORE_SHARE, Plan, sampler_devices, size
+from raydense.wiring.policies import COMPILING_PAYS
 
 
 def show_plan(config: Config, plan: Plan, cost: Cost, console: Console) -> None:
@@ -33,7 +33,7 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
         ("gradient steps", f"{plan.gradient_steps:,} ({stage.steps:,} a stage), each on "
                            f"{config.train.batch_groups} groups"),
         ("LoRA", f"rank {config.policy.lora_rank}: {plan.lora_parameters:,} values, {size(plan.lora_bytes)}; "
-                 f"U-Net: {plan.unet_parameters:,}"),
+                 f"{plan.network}: {plan.unet_parameters:,}"),
         ("replay", f"{size(plan.replay_bytes)}: {stage.held} of {stage.count} stages at once "
                    f"({stage.groups:,} groups of {size(plan.group_bytes)} each)"),
         ("object store", f"{size(store)}: Ray's default of {STORE_SHARE:.0%} gives it on nodes with "

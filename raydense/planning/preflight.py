@@ -9,26 +9,37 @@ from pathlib import Path
 from raydense.config import Config, ConfigError
 from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
-from raydense.diffusion.stable_diffusion import (
-    POSITIONS,
-    VOCABULARY,
-    check_parts,
-    latent_height_and_width,
-    limit_tokens,
-)
+from raydense.diffusion.flow import SCHEDULER as FLOW_SCHEDULER
+from raydense.diffusion.flow import is_flow
+from raydense.diffusion.loading import T5
+from raydense.diffusion.schedulers import settle_chain
+from raydense.families.family import Family
+from raydense.families.known import check_parts
+from raydense.families.text import limit_tokens
 from raydense.pipelines.model_folder import ModelFolder
 from raydense.pipelines.pipeline_files import (
-    FILES,
-    FOLDERS,
+    CLIP,
+    POSITIONS,
+    SCHEDULER,
+    VOCABULARY,
     PipelineFiles,
     fetch_file,
+    file_of,
     local_directory,
-    read_pipeline,
 )
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
 from raydense.sections.rewards import SingleScorerConfig
+from raydense.wiring.policies import (
+    chain,
+    evaluated_chain,
+    family_for,
+    initial_lora,
+    lora_config,
+    read_family,
+    resolved,
+)
 
 LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over steps; see bench/README.md
 
@@ -77,19 +88,20 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
             check_compiler()
         except FileNotFoundError as error:
             raise ConfigError(str(error)) from None
-    pipeline = read_pipeline(config.policy.model, config.policy.revision, fetch=fetch)
-    check_parts(pipeline)
-    _check_latents(config, pipeline)
-    pipeline = _check_files(config, pipeline)
-    notes = (*pipeline.notes, *_check_chain(config, pipeline), *_rounding_note(config))
-    _check_lora(config, pipeline)
+    family = read_family(config, fetch=fetch)
+    check_parts(family)
+    _check_latents(family)
+    pipeline = _check_files(config, family.files)
+    config = resolved(config, family)
+    notes = (*pipeline.notes, *_check_chain(config, family), *_rounding_note(config))
+    _check_lora(config, family)
     return replace(pipeline, notes=notes)
 
 
-def with_variant(config: Config, pipeline: PipelineFiles) -> Config:
-    """The configuration with the variant that was found, so that whoever reads it later takes the same weights."""
+def as_found(config: Config, pipeline: PipelineFiles) -> Config:
+    """The configuration with what it left to the pipeline, so that whoever reads it later takes the same."""
     policy = config.policy.model_copy(update={"variant": config.policy.variant or pipeline.variant})
-    return config.model_copy(update={"policy": policy})
+    return resolved(config.model_copy(update={"policy": policy}), family_for(config, pipeline))
 
 
 def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
@@ -97,19 +109,20 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
 
     Returns: the pipeline, and notes on weights of a variant that nobody asked for.
     """
-    from diffusers import DDIMScheduler
-
     from raydense.pipelines.configurations import check_configuration
-    from raydense.pipelines.networks import NETWORKS, check_network
+    from raydense.pipelines.networks import check_network, class_of
 
     policy = config.policy
-    folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in FOLDERS}
-    folders["tokenizer"].check_files(vocabulary=folders["tokenizer"].is_local)
-    if pipeline.scheduler is not None:
-        check_configuration(DDIMScheduler, pipeline.scheduler, f"policy.model={policy.model}: {FILES['scheduler']}")
-    found = {part: check_network(cls, folders[part], policy.variant) for part, cls in NETWORKS.items()}
+    folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in pipeline.parts}
+    for part in pipeline.tokenizers:
+        folders[part].check_files(vocabulary=folders[part].is_local and pipeline.layout.tokenizers[part] == CLIP)
+    if (scheduler := pipeline[SCHEDULER]) is not None:
+        cls = class_of(FLOW_SCHEDULER if is_flow(scheduler) else "DDIMScheduler")
+        check_configuration(cls, scheduler, f"policy.model={policy.model}: {file_of(SCHEDULER)}")
+    networks = pipeline.networks
+    found = {part: check_network(class_of(name), folders[part], policy.variant) for part, name in networks.items()}
     variants = {part: weights.variant for part, weights in found.items() if weights is not None}
-    if policy.variant is not None and len(variants) == len(NETWORKS) and policy.variant not in variants.values():
+    if policy.variant is not None and len(variants) == len(networks) and policy.variant not in variants.values():
         raise ConfigError(
             f"policy.variant={policy.variant}: policy.model={policy.model} has no such weights; leave it null"
         )
@@ -119,26 +132,32 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
     return replace(pipeline, variant=others[0] if len(others) == 1 else None, notes=(*pipeline.notes, *notes))
 
 
-def _check_latents(config: Config, pipeline: PipelineFiles) -> None:
-    """Raises: ConfigError if neither the configuration nor the U-Net's file gives them a size."""
-    if pipeline.unet is not None:
+def _check_latents(family: Family) -> None:
+    """Raises: ConfigError if neither the configuration nor the network's file gives them a size."""
+    if family.files[family.layout.denoiser] is not None:
         try:
-            latent_height_and_width(config.sampler.latent_size, pipeline.unet.get("sample_size"))
+            family.latent_shape  # noqa: B018  (to see whether there is one)
         except ValueError as error:
-            raise ConfigError(f"policy.model={pipeline.model}: {error}") from None
+            raise ConfigError(f"policy.model={family.files.model}: {error}") from None
 
 
-def _check_chain(config: Config, pipeline: PipelineFiles) -> tuple[str, ...]:
-    """Returns: what is to be said of it. Raises: ConfigError."""
-    from raydense.diffusion.schedulers import settle_chain
-
-    if pipeline.scheduler is None:
+def _check_chain(config: Config, family: Family) -> tuple[str, ...]:
+    """Returns: what is to be said of it. Raises: ConfigError. Args: config: resolved."""
+    scheduler, steps = family.files[SCHEDULER], config.steps
+    if scheduler is None:
         return ()
     try:
-        chain = settle_chain(pipeline.scheduler, config.steps.count, config.steps.spacing)
+        schedule = chain(config, family)
+        evaluated_chain(config, family)
+        note = "" if is_flow(scheduler) else settle_chain(scheduler, steps.count, steps.spacing).note
     except ValueError as error:
-        raise ConfigError(f"policy.model={pipeline.model}: {error}") from None
-    return (chain.note,) if chain.note else ()
+        raise ConfigError(f"policy.model={family.files.model}: {error}") from None
+    if silent := [step for step in steps.drawn if not schedule.noisy[step]]:
+        raise ConfigError(
+            f"the loss would draw step {', '.join(map(str, silent))} of {steps.count}, which has no density under "
+            f"steps.dynamics={steps.dynamics}; set steps.exclude_last={steps.count - min(silent)} or more"
+        )
+    return (note,) if note else ()
 
 
 def _rounding_note(config: Config) -> tuple[str, ...]:
@@ -154,46 +173,45 @@ def _rounding_note(config: Config) -> tuple[str, ...]:
     )
 
 
-def _check_lora(config: Config, pipeline: PipelineFiles) -> None:
-    from raydense.build import initial_lora, lora_config
+def _check_lora(config: Config, family: Family) -> None:
     from raydense.planning.footprint import lora_layers, lora_shapes
 
-    if pipeline.unet is None:
+    if family.files[family.layout.denoiser] is None:
         return
-    layers = lora_layers(pipeline.unet)
-    for target in config.policy.lora_targets:
+    layers, what = lora_layers(family), family.layout.called
+    for target in config.policy.lora_targets or ():
         meant = [name for name in layers if name == target or name.endswith(f".{target}")]
         if not meant:
-            raise ConfigError(f"policy.lora_targets: {target!r} matches nothing in the U-Net; remove or correct it")
+            raise ConfigError(f"policy.lora_targets: {target!r} matches nothing in the {what}; remove or correct it")
         if others := [name for name in meant if not layers[name]]:
             raise ConfigError(
                 f"policy.lora_targets: {target!r} matches {first_few(others, 1)}, which takes no LoRA; name linear "
                 "layers and convolutions"
             )
     if config.policy.init_lora is not None:
-        initial_lora(config, lora_shapes(pipeline.unet, lora_config(config)))
+        initial_lora(config, lora_shapes(family, lora_config(config)))
 
 
 def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:
     """Notes on prompts that are too long, where the tokenizer is at hand. Raises: ConfigError if it is another's."""
-    from transformers import CLIPTokenizer
-
-    from raydense.pipelines.networks import load_part
+    from raydense.pipelines.networks import class_of, load_part
 
     folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, "tokenizer")
     try:
-        tokenizer = load_part(CLIPTokenizer.from_pretrained, folder, vocabulary=True)
+        tokenizer = load_part(class_of("CLIPTokenizer").from_pretrained, folder, vocabulary=True)
     except ConfigError:
         if folder.is_local:
             raise
         return []  # the samplers need it too, and say so
-    text = pipeline.text_encoder or {}
+    text = pipeline["text_encoder"] or {}
     if len(tokenizer) > (known := text.get("vocab_size", VOCABULARY)):
         raise ConfigError(
             f"policy.model={config.policy.model}: its tokenizer has {len(tokenizer)} tokens, but its text encoder's "
             f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
         )
     limit_tokens(tokenizer, text.get("max_position_embeddings", POSITIONS))
+    if any(name == T5 for name in pipeline.networks.values()):
+        return []  # which reads what the CLIPs do not
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
 
 

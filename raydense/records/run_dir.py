@@ -189,7 +189,7 @@ class RunDirectory:
         """The settings of the DDIMScheduler that takes the run's steps. Args: scheduler: the pipeline's, if known."""
         from raydense.diffusion.schedulers import ddim_settings
 
-        if scheduler is not None:
+        if scheduler is not None and steps.dynamics in (None, "ddim"):
             self._write_json(self.scheduler.name, ddim_settings(scheduler, steps.count, steps.spacing))
 
     def read_scheduler(self) -> Mapping[str, Any] | None:

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from raydense.core.types import GroupMeta, TrajectoryGroup, UnitReport, WorkUnit
 
-ARRAYS = ("prompt_embeds", "latents", "log_probs", "rewards")
+ARRAYS = ("latents", "log_probs", "rewards")  # of a group; further columns are its conditioning's
+CHECKSUM = "sha256"
 
 
 class SegmentError(RuntimeError):
@@ -30,8 +32,9 @@ def segment_path(root: Path, stage: int, unit: int) -> Path:
 
 def write_segment(path: Path, report: UnitReport, groups: Sequence[TrajectoryGroup]) -> None:
     """Writes the groups of one unit, and the report that came with them."""
-    columns: dict[str, Any] = {name: _tensor_column([getattr(g, name) for g in groups]) for name in ARRAYS}
-    columns["sha256"] = pa.array([_checksum(g) for g in groups])
+    names = (*groups[0].conditioning, *ARRAYS)
+    columns: dict[str, Any] = {name: _tensor_column([_arrays(g)[name] for g in groups]) for name in names}
+    columns[CHECKSUM] = pa.array([_checksum(g) for g in groups])
     table = pa.table(columns).replace_schema_metadata({"report": json.dumps(asdict(report))})
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -48,7 +51,9 @@ def read_segment(path: Path) -> tuple[UnitReport, list[TrajectoryGroup]]:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
         report = _parse_report(json.loads(table.schema.metadata[b"report"]))
-        arrays = {name: table.column(name).chunk(0).to_numpy_ndarray() for name in ARRAYS}
+        names = [name for name in table.column_names if name != CHECKSUM]
+        arrays = {name: table.column(name).chunk(0).to_numpy_ndarray() for name in names}
+        given = [name for name in names if name not in ARRAYS]
     except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
         raise SegmentError(f"{path}: cannot be read ({error})") from None
     groups = [
@@ -58,11 +63,12 @@ def read_segment(path: Path) -> tuple[UnitReport, list[TrajectoryGroup]]:
             prompt=meta.prompt,
             weights_version=meta.weights_version,
             weights_checksum=meta.weights_checksum,
+            conditioning={name: arrays[name][row] for name in given},
             **{name: arrays[name][row] for name in ARRAYS},
         )
         for row, meta in enumerate(report.groups)
     ]
-    for group, expected in zip(groups, table.column("sha256").to_pylist(), strict=True):
+    for group, expected in zip(groups, table.column(CHECKSUM).to_pylist(), strict=True):
         if _checksum(group) != expected:
             raise SegmentError(f"{path}: group {group.index} is damaged (its SHA-256 is not the recorded one)")
     return report, groups
@@ -74,9 +80,13 @@ def _tensor_column(arrays: Sequence[np.ndarray]) -> pa.Array:
 
 def _checksum(group: TrajectoryGroup) -> str:
     digest = hashlib.sha256(f"{group.stage}/{group.index}/{group.prompt}/{group.weights_checksum}".encode())
-    for name in ARRAYS:
-        digest.update(np.ascontiguousarray(getattr(group, name)).tobytes())
+    for array in _arrays(group).values():
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _arrays(group: TrajectoryGroup) -> dict[str, NDArray[Any]]:
+    return {**group.conditioning, **{name: getattr(group, name) for name in ARRAYS}}
 
 
 def _parse_report(values: dict[str, Any]) -> UnitReport:

@@ -86,7 +86,9 @@ def step_figure(run: RunData) -> Figure | None:
         return None
     expected = expected_shares(run.config.steps) * counts.sum()
     some = "" if counted == len(run.rows("step")) else f" Counted in {counted:,} evenly spaced gradient steps."
-    left_out = f", the last {run.config.steps.exclude_last} left out" if run.config.steps.exclude_last else ""
+    drawn = run.config.steps.drawn
+    some_left = len(drawn) < run.config.steps.count
+    left_out = f", the steps {drawn[0]} to {drawn[-1]} alone" if some_left else ""
     return draw(
         "steps",
         "Denoising steps drawn",
@@ -111,8 +113,10 @@ def _step_counts(run: RunData) -> tuple[NDArray[np.int64], int]:
 
 def expected_shares(steps: StepsConfig) -> NDArray[np.float64]:
     """P(t), which the draws follow (METHOD §4): float64 [T]."""
-    weights = steps.gamma ** np.arange(steps.count - steps.exclude_last, dtype=np.float64)
-    return np.pad(weights / weights.sum(), (0, steps.exclude_last))
+    weights, drawn = np.zeros(steps.count), np.array(steps.drawn)
+    weights[drawn] = steps.gamma ** drawn.astype(np.float64)
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 # -- how they are drawn ---------------------------------------------------------------------------------------

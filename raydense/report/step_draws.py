@@ -28,7 +28,7 @@ class StepDraws:
         self._replay: ReplayBuffer[int] = ReplayBuffer(config.stage.groups)
         self._replay.replace(range(config.stage.groups))
         self._rewards = torch.zeros(train.batch_groups, config.sampler.keep)
-        self._weights = step_weights(steps.count, steps.gamma, steps.exclude_last)
+        self._weights = step_weights(steps.drawn, steps.gamma)
         self._rest: Any = {
             "tuple_size": train.tuple_size,
             "tuples": train.tuples,

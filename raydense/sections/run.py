@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raydense.sections.base import (
+    NetworkDtype,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -35,8 +36,8 @@ class PolicyConfig(Section):
     """Rank of the LoRA's matrices."""
     lora_alpha: PositiveFloat | None = None
     """The LoRA's output is scaled by alpha / rank; null: equal to the rank."""
-    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Layers of the U-Net that are adapted, by the ends of their names."""
+    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Layers of the network that are adapted, by the ends of their names; null: the attention's projections."""
     init_lora: str | None = None
     """File or directory of a LoRA to start from; its rank and alpha must be these."""
     text_encoder_lora: TextEncoderLora = "refuse"
@@ -45,6 +46,13 @@ class PolicyConfig(Section):
     """The U-Net's memory layout: 5 to 9 % faster on CPUs, on a GPU only what is compiled, which has it in any case."""
     compile: bool | Literal["auto"] = "auto"
     """The U-Net's blocks by torch.compile; auto: of samplers on a GPU, in long runs; false: no CUDA graphs either."""
+
+    t5: Literal["device", "cpu"] | None = "device"
+    """Where a T5 encodes prompts: beside the network, or on the CPU; null: left out, where the pipeline allows it."""
+    t5_dtype: NetworkDtype = "float32"
+    """Precision of a T5; with one of 16 bits, embeddings are stored in float16."""
+    t5_tokens: Unsigned | None = None
+    """Tokens of a prompt that a T5 reads, or zeros in their place; null: as many as in diffusers' pipeline."""
 
     @property
     def alpha(self) -> float:
@@ -66,23 +74,44 @@ class StepsConfig(Section):
 
     count: PositiveInt = 50
     """T: denoising steps."""
-    eta: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """η: DDIM's share of DDPM's noise."""
+    dynamics: Literal["ddim", "cps", "flow-sde", "dance-sde"] | None = None
+    """How a step draws its noise; null: ddim, for flows cps."""
+    eta: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """η: how much noise a step has: of ddim, the share of DDPM's."""
+    window: tuple[Unsigned, PositiveInt] | None = None
+    """[a, b): noise on the steps a to b − 1 alone, which are those that the loss draws; null: on all."""
     spacing: Literal["leading", "trailing"] | None = None
     """Of the chain's timesteps, with noise to the end; null: the pipeline's own."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     """γ: discount a step; the loss draws step t with a weight of γ^t."""
     draws: PositiveInt = 1
     """N_step: steps drawn for a tuple, whose trajectories share them."""
-    exclude_last: Unsigned = 0
-    """Steps at the end of the chain that are never drawn."""
+    exclude_last: Unsigned | None = None
+    """Steps at the end of the chain that are never drawn; null: 0, for flows those that must be left out."""
+
+    @property
+    def drawn(self) -> range:
+        """The steps that the loss draws; `exclude_last` is settled."""
+        begin, end = self.window or (0, self.count)
+        return range(begin, min(end, self.count - (self.exclude_last or 0)))
 
     @model_validator(mode="after")
     def _some_step_left(self) -> StepsConfig:
-        if self.exclude_last >= self.count:
+        if (self.exclude_last or 0) >= self.count:
             raise ValueError(
                 f"exclude_last={self.exclude_last} leaves no step of count={self.count}; lower exclude_last"
             )
+        if self.window is not None and not self.window[0] < self.window[1] <= self.count:
+            raise ValueError(
+                f"window={list(self.window)} is no part of the steps 0 to {self.count}; give [a, b] with a < b <= count"
+            )
+        if not self.drawn:
+            raise ValueError(
+                f"window={list(self.window or ())} and exclude_last={self.exclude_last} leave no step of "
+                f"count={self.count}; lower exclude_last"
+            )
+        if self.dynamics in ("ddim", "cps") and self.eta > 1:
+            raise ValueError(f"eta={self.eta:g} exceeds 1, which {self.dynamics} cannot have; lower it")
         return self
 
 
@@ -187,6 +216,10 @@ class EvaluateConfig(Section):
     """Prompts of each set, evenly spaced through it."""
     images_per_prompt: PositiveInt = 4
     """Pictures of each prompt."""
+    steps: PositiveInt | None = None
+    """Denoising steps of these pictures; null: those of training, for flows as users draw."""
+    dynamics: Literal["ddim", "ode", "cps", "flow-sde", "dance-sde"] | None = None
+    """How their steps draw noise; null: as in training, for flows ode, which draws none."""
     grid_prompts: PositiveInt = 6
     """Rows of the image grids, a prompt each."""
     grid_images: PositiveInt = 4

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from raydense.build import build_learner, resolve_device
 from raydense.config import Config, ConfigError, changed_config
 from raydense.core.interfaces import Learner
 from raydense.core.types import (
@@ -44,6 +43,8 @@ from raydense.training.recorder import Recorder
 from raydense.training.stage_loop import run_stages
 from raydense.training.stopping import StopFlag
 from raydense.training.summary import summarise
+from raydense.wiring.devices import resolve_device
+from raydense.wiring.roles import build_learner
 
 MAY_CHANGE = (
     "name",
@@ -121,7 +122,7 @@ def train_offline(
     learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
     run_dir = RunDirectory.create(out, config, mirror)
     run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
-    run_dir.write_scheduler(inputs.pipeline.scheduler, config.steps)
+    run_dir.write_scheduler(inputs.pipeline["scheduler"], config.steps)
     fleet = OfflineFleet(segments)
     store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:

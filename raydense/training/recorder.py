@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from raydense.build import lora_config, lora_origin
 from raydense.config import Config
 from raydense.core.interfaces import FAULTS, Fleet, Learner
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
@@ -36,6 +35,7 @@ from raydense.training.stage_metrics import judgement_values, nothing_but_ties, 
 from raydense.training.stopping import StopFlag, StopRequested
 from raydense.training.summary import versions
 from raydense.training.watch import HackingWatch
+from raydense.wiring.policies import lora_config, lora_origin
 
 
 class Recorder:

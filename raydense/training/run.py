@@ -15,7 +15,7 @@ from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
-from raydense.planning.preflight import Inputs, check_inputs, with_variant
+from raydense.planning.preflight import Inputs, as_found, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.metrics import MetricSink
@@ -44,7 +44,7 @@ def train(
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     inputs = check_inputs(config)
-    with _settled(with_variant(config, inputs.pipeline), inputs.pipeline, local) as config:
+    with _settled(as_found(config, inputs.pipeline), inputs.pipeline, local) as config:
         pinned = pin_inputs(config)
         run_dir = RunDirectory.create(out, config, mirror)
         try:
@@ -126,7 +126,7 @@ class _Run:
         recorded = self._pinned.recorded(base)
         self._dir.write_config(self._config)
         self._dir.write_inputs(recorded.pins, self._sets.named(), self._pinned.accepted)
-        self._dir.write_scheduler(self._pipeline.scheduler, self._config.steps)
+        self._dir.write_scheduler(self._pipeline["scheduler"], self._config.steps)
         self._pinned = recorded
 
     def _attempt(self, fleet: Fleet[Any], learner: Learner[Any]) -> Mapping[str, Any]:

@@ -17,7 +17,6 @@ from diffusers import UNet2DConditionModel
 
 from raydense.bench.architectures import MODELS, bench_policy
 from raydense.bench.clock import synchronise
-from raydense.build import latent_shape
 from raydense.checks.noise import drifted
 from raydense.diffusion.policy import Policy
 
@@ -43,7 +42,7 @@ def main() -> None:
         plain = UNet2DConditionModel.from_config(policy.unet.config).to(device, dtype).eval()
         plain.load_state_dict(policy.unet.state_dict())
         for rows in arguments.rows:
-            ours, theirs = calls(policy, plain, (rows // 2, *latent_shape(config, policy)))
+            ours, theirs = calls(policy, plain, (rows // 2, *policy.family.latent_shape))
             with torch.no_grad():
                 torch.testing.assert_close(ours().to(dtype), theirs(), rtol=2e-2, atol=2e-1)
                 low, median, high = ratios(ours, theirs, arguments.rounds, device)

@@ -33,11 +33,11 @@ from learner.batch_source import BatchSource
 from learner.gang import Gang
 from raydense.bench.architectures import MODELS, bench_policy
 from raydense.bench.clock import synchronise
-from raydense.build import latent_shape, make_batches, make_learner
 from raydense.checks.noise import drifted
 from raydense.config import Config
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.wiring.roles import make_batches, make_learner
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
 ROUNDED = 0.9  # the same in 16 bits, which leave two thirds of SD1.5's gradient at random weights; see bench/README.md
@@ -103,7 +103,7 @@ class Pair:
         self.policy.bind(drifted(self.policy, DRIFT[model]))
         self.published = Published(self.model(dtype=self.policy.dtype, compiled=False), config)
         self.published.unet.load_state_dict(self.policy.unet.state_dict())
-        self.shape = latent_shape(config, self.policy)
+        self.shape = self.policy.family.latent_shape
         self.groups = make_groups(self.policy, config, self.shape, count=4 if model == "tiny" else 1)
 
     def fetch(self, indices: Any) -> list[TrajectoryGroup]:
@@ -265,7 +265,7 @@ def batch_source(config: Config, fetch: Any, device: torch.device = CPU) -> Batc
 def peak_bytes_of(which: str, model: str, config: Config) -> int:
     """Peak resident memory of a process that takes two gradient steps one way."""
     policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
-    shape = (config.sampler.keep, config.steps.count + 1, *latent_shape(config, policy))
+    shape = (config.sampler.keep, config.steps.count + 1, *policy.family.latent_shape)
     group = TrajectoryGroup(0, 0, "a cat", policy.encode("a cat").numpy(), np.zeros(shape, np.float16),
                             np.zeros(shape[:2], np.float32), np.arange(shape[0], dtype=np.float32), 0, "")  # fmt: skip
 

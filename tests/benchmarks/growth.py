@@ -31,11 +31,11 @@ from matplotlib.ticker import LogLocator
 
 from actors.sampler import rollout
 from raydense.bench.architectures import MODELS, bench_policy
-from raydense.build import latent_shape, make_learner
 from raydense.config import Config
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.wiring.roles import make_learner
 
 BASE = [
     "sampler.guidance_scale=7.5",
@@ -184,7 +184,7 @@ def learner_of(config: Config, policy: Policy) -> Any:
 
 
 def rolled_out(config: Config, policy: Policy) -> list[TrajectoryGroup]:
-    shape = (config.sampler.keep, config.steps.count + 1, *latent_shape(config, policy))
+    shape = (config.sampler.keep, config.steps.count + 1, *policy.family.latent_shape)
     draws, embeds = torch.Generator().manual_seed(0), policy.encode("a red circle")
     groups = []
     for index in range(DISTINCT):

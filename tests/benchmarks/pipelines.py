@@ -10,7 +10,6 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 
 from actors.sampler import denoise
 from raydense.bench.architectures import bench_policy
-from raydense.build import latent_shape
 from raydense.checks.noise import drifted
 from raydense.config import Config
 from raydense.tiny.networks import build_scheduler
@@ -29,7 +28,7 @@ def against_pipeline(
     dtype: torch.dtype = getattr(torch, config.sampler.dtype)
     policy = bench_policy(model, config, dtype=dtype, device=device, with_decoder=True, merged=True)
     policy.bind(drifted(policy, DRIFT))
-    embeds, shape = policy.encode(PROMPT).expand(images, -1, -1), latent_shape(config, policy)
+    embeds, shape = policy.encode(PROMPT).expand(images, -1, -1), policy.family.latent_shape
     unet = UNet2DConditionModel.from_config(policy.unet.config).to(device, dtype).eval()
     unet.load_state_dict(policy.unet.state_dict())
     pipeline = StableDiffusionPipeline(

@@ -38,7 +38,7 @@ class TimedLearner:
     """`Learner` that says how long each step took where it was taken."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        from raydense.build import build_learner
+        from raydense.wiring.roles import build_learner
 
         self._inner: Any = build_learner(*arguments, **options)
 

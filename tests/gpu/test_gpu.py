@@ -24,7 +24,6 @@ from sd15_files import write_sd15
 from typer.testing import CliRunner
 
 from learner.gang import LOOPBACK, Gang
-from raydense.build import build_learner, build_policy, build_sampler
 from raydense.checks.noise import drifted
 from raydense.cli import app
 from raydense.config import Config
@@ -33,6 +32,8 @@ from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.diffusion.compiler import SMALL
 from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import CUDA_CONTEXT, plan_run
+from raydense.wiring.policies import build_policy
+from raydense.wiring.roles import build_learner, build_sampler
 
 REHEARSAL = os.environ.get("RAYDENSE_REHEARSE") == "cpu"
 DEVICE = torch.device("cpu" if REHEARSAL else "cuda")

@@ -74,7 +74,7 @@ def pair(start: Start, config: Config) -> Any:
 
 def with_gradient(config: Config, fetch: Any, gang: Gang) -> Any:
     """The real learner, whose state shows its last gradient, too."""
-    from raydense.build import build_learner
+    from raydense.wiring.roles import build_learner
 
     learner = build_learner(config, fetch, gang)
     whole = learner.state_dict

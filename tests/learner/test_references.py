@@ -14,10 +14,10 @@ from learner.gang import Gang
 from learner.objective import TransitionBatch
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
-from raydense.build import make_batches
 from raydense.config import load_config
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.wiring.roles import make_batches
 
 Groups = list[TrajectoryGroup]
 

@@ -38,7 +38,7 @@ REAL = sys.executable
 MODULES = (
     "raydense.cli",
     "raydense.api",
-    "raydense.build",
+    "raydense.wiring.roles",
     "raydense.fleets.local_runner",
     "raydense.training.run",
     "raydense.rewards.clip",

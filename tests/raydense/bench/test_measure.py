@@ -15,12 +15,12 @@ from typer.testing import CliRunner
 from raydense.bench.architectures import MODELS, VIT_H_14
 from raydense.bench.measure import plan_jobs
 from raydense.bench.table import _images
-from raydense.build import lora_config
 from raydense.cli import app
 from raydense.config import load_config
 from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import count_transitions
 from raydense.planning.footprint import unet_footprint
+from raydense.wiring.policies import lora_config
 
 SMALL = ["sampler.unit_prompts=2", "train.batch_groups=2", "learner.micro_batch=2"]
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]

@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from raydense.build import build_policy
 from raydense.cli import app
 from raydense.config import Config, ConfigError
 from raydense.diffusion.lora import FILE_NAME, save_diffusers_lora
 from raydense.diffusion.policy import Policy
 from raydense.evaluation.candidates import find_sources, fit_models, shared_config
 from raydense.planning.preflight import check_pipeline
+from raydense.wiring.policies import build_policy
 
 LEAVE_OUT = ("--set", "policy.text_encoder_lora=leave_out")
 LINEAR, CONVOLUTIONS = ("to_q", "to_out.0"), ("conv1", "proj_in", "conv_in")

@@ -10,13 +10,13 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from raydense.build import build_sampler
 from raydense.cli import app
 from raydense.config import Config, load_config
 from raydense.core.types import RenderUnit
 from raydense.evaluation.candidates import Model, find_sources, fit_models
 from raydense.evaluation.sample import Drawing, distances, draw, shown_steps
 from raydense.planning.preflight import check_pipeline
+from raydense.wiring.roles import build_sampler
 
 Runs = tuple[Path, Path]
 

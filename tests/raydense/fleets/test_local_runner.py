@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydense.build import build_learner, build_sampler
 from raydense.config import Config
 from raydense.core.interfaces import MAX_UNIT_FAILURES, UnitFailed
 from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
 from raydense.fleets.local_runner import LocalFleet
 from raydense.planning.units import stage_units
+from raydense.wiring.roles import build_learner, build_sampler
 
 
 def test_the_fleet_samples_with_the_weights_that_were_broadcast(small_config: Callable[..., Config]) -> None:

@@ -14,7 +14,6 @@ import torch
 from typer.testing import CliRunner
 
 from actors.sampler import DiffusionSampler
-from raydense.build import build_policy, build_sampler, compiles
 from raydense.cli import app
 from raydense.config import Config, load_config, preset_names
 from raydense.core.types import WorkUnit
@@ -22,6 +21,8 @@ from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import check_and_plan, size
 from raydense.planning.footprint import decoder_footprint
 from raydense.planning.plan_table import _compiled
+from raydense.wiring.policies import build_policy, compiles
+from raydense.wiring.roles import build_sampler
 
 BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
 PAPER: dict[str, dict[str, Any]] = {

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from raydense.build import resolve_device
 from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
 from raydense.planning.placement import Placement, check_devices, check_shared_memory, place
 from raydense.planning.preflight import check_pipeline
+from raydense.wiring.devices import resolve_device
 
 Make = Callable[..., Config]
 AUTO: dict[str, Any] = {"count": None}

@@ -17,7 +17,6 @@ import torch
 from typer.testing import CliRunner
 
 from learner.gang import Gang
-from raydense.build import make_batches
 from raydense.cli import app
 from raydense.config import Config
 from raydense.records.metrics import read_rows
@@ -27,6 +26,7 @@ from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
 from raydense.report.step_draws import StepDraws, draw_counts
 from raydense.report.svg import draw
+from raydense.wiring.roles import make_batches
 
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",

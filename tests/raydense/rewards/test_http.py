@@ -19,10 +19,10 @@ from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from raydense.build import build_scorer
 from raydense.cli import app
 from raydense.config import Config
 from raydense.rewards.http import HttpScorer
+from raydense.wiring.scorers import build_scorer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
 PROMPTS = ["a", "bb", "ccc", "ä cat", ""]

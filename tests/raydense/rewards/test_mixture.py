@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from raydense.build import build_learner, build_sampler, build_scorer
 from raydense.config import Config
 from raydense.core.types import WorkUnit
 from raydense.rewards.mixture import MixtureScorer
+from raydense.wiring.roles import build_learner, build_sampler
+from raydense.wiring.scorers import build_scorer
 
 IMAGES = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
 PROMPTS = ["a", "bb", "ccc"]

@@ -15,12 +15,12 @@ from click.testing import Result
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from raydense.build import build_policy
 from raydense.cli import app
 from raydense.config import load_config
 from raydense.diffusion.lora import read_origin
 from raydense.records.segments import read_segment
 from raydense.tiny import oracle
+from raydense.wiring.policies import build_policy
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 SETTINGS = ["learner.threads=1", "stage.count=1", "stage.groups=8", "stage.steps=3", "train.batch_groups=8",

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raydense.config import Config, ConfigError
 from raydense.diffusion.policy import Policy
-from raydense.diffusion.stable_diffusion import latent_height_and_width, token_count
 from raydense.planning.preflight import check_inputs, check_pipeline
 
 Change = Mapping[str, Mapping[str, Any]]  # file: its new values; None takes a key out

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from raydense.diffusion.ddim import gaussian_log_prob, make_schedule, transition
 from scipy.stats import norm
 
-from raydense.diffusion.ddim import gaussian_log_prob, make_schedule, transition
 from raydense.diffusion.schedulers import PREDICTION_TYPES
 
 SD15: dict[str, Any] = {

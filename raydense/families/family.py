@@ -1,0 +1,175 @@
+"""What sets one kind of model apart from the others, told from its pipeline's files; it holds no weights.
+
+Nothing else in the project knows a kind: `raydense.families.known` gives the one that a pipeline is of.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from raydense.families.conditioning import Conditioning, each
+from raydense.families.text import TextEncoder
+from raydense.pipelines.pipeline_files import Part, PipelineFiles
+
+Texts = Mapping[str, TextEncoder]  # by folder
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How users sample such a model. steps: None: as in training."""
+
+    dynamics: str | None = None
+    steps: int | None = None
+
+
+class Family(ABC):
+    """One kind of model, for a run's sizes.
+
+    Args:
+        files: of the pipeline; what is not known of it is as the classes have it.
+        latent_size: edge, or (height, width), of the latents; None: the pipeline's own.
+        guidance_scale: w.
+        text_tokens: of the T5; None: as many as diffusers' pipeline takes.
+        stored: precision of a conditioning that has a T5's states.
+    """
+
+    advice: ClassVar[str]  # what to give in the place of a pipeline that cannot be taken
+    dynamics: ClassVar[str]  # of the chain, where none is asked for
+    evaluated: ClassVar[Evaluated] = Evaluated()
+    lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
+    exclude_last: ClassVar[int] = 0  # steps at the end of a chain that no loss draws, where nobody says how many
+    even_levels: ClassVar[bool] = False  # of noise, before the scheduler shifts them
+    upcasts_decoder: ClassVar[bool] = False  # from float16, where the VAE's file says so
+    halves: ClassVar[bool] = True  # guidance by an unconditional half of every call; else it is an input
+
+    def __init__(
+        self,
+        files: PipelineFiles,
+        *,
+        latent_size: int | tuple[int, int] | None = None,
+        guidance_scale: float = 1.0,
+        text_tokens: int | None = None,
+        stored: torch.dtype = torch.float32,
+    ) -> None:
+        self.files, self.layout = files, files.layout
+        self._sizes = latent_size, guidance_scale, text_tokens, stored
+        self.guidance_scale, self._latent_size, self._text_tokens = guidance_scale, latent_size, text_tokens
+        self._stored = stored
+
+    def __repr__(self) -> str:
+        """All that decides its shapes."""
+        return f"{type(self).__name__}({self.files!r}, {self._sizes})"
+
+    # -- from files alone -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def problems(self) -> Iterator[str]:
+        """What in the pipeline's files this kind cannot take, as far as they are known."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is denoised. Raises: ValueError if no size is chosen and the files name none."""
+
+    @property
+    @abstractmethod
+    def conditioning_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of one prompt's conditioning, by name."""
+
+    @property
+    def tokens(self) -> int:
+        """That the network makes of a latent."""
+        return int(self.latent_shape[1] * self.latent_shape[2])
+
+    @property
+    def conditioning_dtype(self) -> torch.dtype:
+        """As it is stored."""
+        return torch.float32
+
+    @property
+    def guided(self) -> bool:
+        """Whether a call has two halves."""
+        return self.halves and self.guidance_scale != 1
+
+    # -- with networks --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, texts: Texts, prompt: str) -> Conditioning:
+        """One prompt's conditioning, names in alphabetical order, as it is stored."""
+
+    def unconditional(self, texts: Texts) -> Conditioning:
+        """That of the unconditional half."""
+        return self.encode(texts, "")
+
+    @abstractmethod
+    def call(self, network: Any, x: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        """The network's output [N, C, H, W] for latents of that shape. Args: times [N], as the schedule has them."""
+
+    def example_inputs(self, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor, Conditioning]:
+        """Zeros for a call with one row."""
+        zeros = {name: torch.zeros(1, *shape, device=device) for name, shape in self.conditioning_shapes.items()}
+        x = torch.zeros(1, *self.latent_shape, device=device, dtype=dtype)
+        return x, torch.zeros(1, device=device), each(zeros, lambda tensor: tensor.to(dtype))
+
+
+def height_and_width(chosen: int | tuple[int, int] | None, own: Any, where: str) -> tuple[int, int]:
+    """Of the latents: as chosen, else the network's own, which are square. Args: where: its file, for the message.
+
+    Raises: ValueError if nothing is chosen and the network's file names no single size.
+    """
+    if chosen is None and (isinstance(own, bool) or not isinstance(own, int) or own < 1):
+        pair = isinstance(own, list | tuple) and len(own) == 2
+        example = list(own) if pair else "64 or [96, 64] (height, width)"
+        raise ValueError(f"{where}: sample_size={own} is not one size; set sampler.latent_size, such as {example}")
+    size = own if chosen is None else chosen
+    return (size, size) if isinstance(size, int) else size
+
+
+def class_problems(files: PipelineFiles) -> Iterator[str]:
+    """Parts of other classes than the layout's, by model_index.json and by what each part says of itself."""
+    allowed = {**{part: (name,) for part, name in files.networks.items()}, **files.layout.tokenizers}
+    for part, known in allowed.items():
+        if not files.has(part):
+            continue
+        own = files[part] or {}
+        is_text = part.startswith("text_encoder")
+        says = (own.get("architectures") or [None])[0] if is_text else own.get("_class_name")
+        entry = (files.index or {}).get(part)
+        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None  # library and class
+        for found in dict.fromkeys((named, says)):
+            if found is not None and found not in known:
+                yield f"its {part} is a {found}, not a {known[0]}"
+
+
+def set_keys(part: Part, reasons: Mapping[str, str]) -> dict[str, str]:
+    """What is set although it should not be, by reason: `key=value, …`."""
+    found: dict[str, str] = {}
+    for key, reason in reasons.items():
+        if value := part.get(key):
+            found[reason] = ", ".join(filter(None, (found.get(reason), f"{key}={value}")))
+    return found
+
+
+def decoder_problems(vae: Part | None, unwanted: Mapping[str, str]) -> Iterator[str]:
+    """Args: unwanted: keys that must be unset, with the reason."""
+    if vae is None:
+        return
+    where, scale, channels = "vae/config.json: ", vae.get("scaling_factor", 1), vae.get("out_channels", 3)
+    if channels != 3:
+        yield f"{where}out_channels={channels}, but a picture has 3"
+    if not scale:
+        yield f"{where}scaling_factor={scale}, by which latents are divided"
+    for reason, keys in set_keys(vae, unwanted).items():
+        yield f"{where}{keys}: {reason}"
+
+
+def side_by_side(states: Sequence[Tensor]) -> Tensor:
+    """Of several encoders, along the width."""
+    return torch.cat(list(states), dim=-1)

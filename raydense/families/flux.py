@@ -1,0 +1,125 @@
+"""FLUX.1: a transformer that learned a flow, on packed latents, with guidance as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raydense.families.conditioning import Conditioning
+from raydense.families.family import ATTENTION, Evaluated, Family, Texts, decoder_problems, height_and_width
+from raydense.families.stable_diffusion_3 import TEXT_STREAM
+
+CLIP, T5 = "text_encoder", "text_encoder_2"
+T5_TOKENS = 512  # diffusers' max_sequence_length
+EDGE = 2  # latents of a packed token, along each axis
+LATENT_EDGE = 128  # where none is chosen, as diffusers' pipeline has it
+
+
+class Flux(Family):
+    """The T5's states and the CLIP's pooled embedding; latents are stored as the VAE has them, and packed for a call.
+
+    A density is the same for both, since packing only moves values.
+    """
+
+    advice = "a text-to-image pipeline of FLUX.1"
+    dynamics = "cps"
+    exclude_last = 1  # the step without a density
+    evaluated = Evaluated("ode", 28)
+    even_levels = True
+    lora_targets = (*ATTENTION, *TEXT_STREAM)
+    halves = False
+
+    def problems(self) -> Iterator[str]:
+        transformer, vae = self.files["transformer"], self.files["vae"]
+        if transformer is not None:
+            where, channels = "transformer/config.json: ", transformer.get("in_channels", 64)
+            packed = None if vae is None else EDGE * EDGE * vae.get("latent_channels", 4)
+            if packed is not None and channels != packed:
+                yield f"{where}in_channels={channels}, but the VAE's latents are {packed} once packed"
+            if (outputs := transformer.get("out_channels")) not in (None, channels):
+                yield f"{where}out_channels={outputs}, but in_channels={channels}"
+            yield from self._width_problems(where, transformer)
+        if self._latent_size is not None and any(edge % EDGE for edge in self.latent_shape[1:]):
+            yield f"sampler.latent_size={self._latent_size} cannot be packed: it takes even numbers"
+        yield from decoder_problems(vae, {})
+
+    def _width_problems(self, where: str, transformer: Mapping[str, Any]) -> Iterator[str]:
+        for folder, key, own, setting, default in (
+            (CLIP, "hidden_size", 512, "pooled_projection_dim", 768),
+            (T5, "d_model", 512, "joint_attention_dim", 4096),
+        ):
+            part = self.files[folder]
+            wanted = transformer.get(setting, default)
+            if part is not None and (width := part.get(key, own)) != wanted:
+                yield f"{where}{setting}={wanted}, but {folder}'s {key}={width}"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        channels = int((self.files["transformer"] or {}).get("in_channels", 64)) // EDGE**2
+        return (channels, *height_and_width(self._latent_size, LATENT_EDGE, "transformer/config.json"))
+
+    @property
+    def tokens(self) -> int:
+        return super().tokens // EDGE**2
+
+    @property
+    def conditioning_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        transformer = self.files["transformer"] or {}
+        return {
+            "pooled_prompt_embeds": (int(transformer.get("pooled_projection_dim", 768)),),
+            "prompt_embeds": (self._t5_tokens, int(transformer.get("joint_attention_dim", 4096))),
+        }
+
+    @property
+    def conditioning_dtype(self) -> torch.dtype:
+        return self._stored
+
+    @property
+    def _t5_tokens(self) -> int:
+        return T5_TOKENS if self._text_tokens is None else self._text_tokens
+
+    def encode(self, texts: Texts, prompt: str) -> Conditioning:
+        pooled = texts[CLIP](prompt).pooler_output[0]
+        states = texts[T5](prompt, self._t5_tokens)[0][0]
+        states = states.to(pooled.device, self._stored)
+        return {"pooled_prompt_embeds": pooled.to(self._stored), "prompt_embeds": states}
+
+    def call(self, network: Any, x: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        count, channels, height, width = x.shape
+        states, guidance = conditioning["prompt_embeds"], None
+        if (self.files["transformer"] or {}).get("guidance_embeds", False):
+            guidance = torch.full((count,), self.guidance_scale, device=x.device)
+        output: Tensor = network(
+            hidden_states=_packed(x),
+            timestep=times.to(x.dtype) / 1000,
+            guidance=guidance,
+            pooled_projections=conditioning["pooled_prompt_embeds"],
+            encoder_hidden_states=states,
+            txt_ids=states.new_zeros(states.shape[1], 3),
+            img_ids=_places(height // EDGE, width // EDGE, x),
+            return_dict=False,
+        )[0]
+        return _unpacked(output, channels, height, width)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """[N, C, H, W] → [N, H/2 · W/2, 4C], a token each 2 × 2 latents."""
+    count, channels, height, width = x.shape
+    squares = x.view(count, channels, height // EDGE, EDGE, width // EDGE, EDGE)
+    return squares.permute(0, 2, 4, 1, 3, 5).reshape(count, -1, EDGE * EDGE * channels)
+
+
+def _unpacked(tokens: Tensor, channels: int, height: int, width: int) -> Tensor:
+    squares = tokens.view(len(tokens), height // EDGE, width // EDGE, channels, EDGE, EDGE)
+    return squares.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), channels, height, width)
+
+
+def _places(rows: int, columns: int, like: Tensor) -> Tensor:
+    """Row and column of each token, for its rotary embedding: [rows · columns, 3]."""
+    places = like.new_zeros(rows, columns, 3)
+    places[..., 1] += torch.arange(rows, device=like.device)[:, None]
+    places[..., 2] += torch.arange(columns, device=like.device)[None]
+    return places.view(-1, 3)

@@ -1,0 +1,109 @@
+"""Stable Diffusion 3 and 3.5: a transformer that learned a flow, with two CLIPs and, if wanted, a T5."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from raydense.families.conditioning import Conditioning
+from raydense.families.family import (
+    ATTENTION,
+    Evaluated,
+    Family,
+    Texts,
+    decoder_problems,
+    height_and_width,
+    side_by_side,
+)
+from raydense.pipelines.pipeline_files import tokens_of
+
+TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+T5 = "text_encoder_3"
+T5_TOKENS = 256  # diffusers' max_sequence_length
+CLIPS = ("text_encoder", "text_encoder_2")
+
+
+class StableDiffusion3(Family):
+    """States of both CLIPs side by side, then the T5's or zeros; both pooled embeddings; guidance in two halves."""
+
+    advice = "a text-to-image pipeline of Stable Diffusion 3 or 3.5"
+    dynamics = "cps"
+    exclude_last = 2  # a step without a density, and one whose mean moves 32 times σ with the network's output
+    evaluated = Evaluated("ode", 28)
+    lora_targets = (*ATTENTION, *TEXT_STREAM)
+
+    def problems(self) -> Iterator[str]:
+        transformer, vae = self.files["transformer"], self.files["vae"]
+        if transformer is not None:
+            where, channels = "transformer/config.json: ", transformer.get("in_channels", 16)
+            if vae is not None and channels != (latents := vae.get("latent_channels", 4)):
+                yield f"{where}in_channels={channels}, but the VAE's latent_channels={latents}"
+            yield from self._width_problems(where, transformer)
+        yield from decoder_problems(vae, {})
+
+    def _width_problems(self, where: str, transformer: Mapping[str, Any]) -> Iterator[str]:
+        first, second, t5 = (self.files[part] for part in (*CLIPS, T5))
+        joint = transformer.get("joint_attention_dim", 4096)
+        if first is not None and second is not None:
+            pooled = first.get("projection_dim", 512) + second.get("projection_dim", 512)
+            if (wanted := transformer.get("pooled_projection_dim", 2048)) != pooled:
+                yield f"{where}pooled_projection_dim={wanted}, but its CLIPs' embeddings have {pooled} together"
+            if (states := first.get("hidden_size", 512) + second.get("hidden_size", 512)) > joint:
+                yield f"{where}joint_attention_dim={joint}, but its CLIPs' states have {states} together"
+        if t5 is not None and (width := t5.get("d_model", 512)) != joint:
+            yield f"{where}joint_attention_dim={joint}, but the T5's d_model={width}"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        transformer = self.files["transformer"] or {}
+        size = height_and_width(self._latent_size, transformer.get("sample_size", 128), "transformer/config.json")
+        return (int(transformer.get("in_channels", 16)), *size)
+
+    @property
+    def tokens(self) -> int:
+        patch = int((self.files["transformer"] or {}).get("patch_size", 2))
+        return (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
+
+    @property
+    def conditioning_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        transformer = self.files["transformer"] or {}
+        tokens = tokens_of(self.files, CLIPS[0]) + self._t5_tokens
+        return {
+            "pooled_prompt_embeds": (int(transformer.get("pooled_projection_dim", 2048)),),
+            "prompt_embeds": (tokens, int(transformer.get("joint_attention_dim", 4096))),
+        }
+
+    @property
+    def conditioning_dtype(self) -> torch.dtype:
+        return self._stored
+
+    @property
+    def _t5_tokens(self) -> int:
+        return T5_TOKENS if self._text_tokens is None else self._text_tokens
+
+    def encode(self, texts: Texts, prompt: str) -> Conditioning:
+        length = texts[CLIPS[0]].tokenizer.model_max_length
+        found = [texts[part](prompt, length, output_hidden_states=True) for part in CLIPS]
+        clips = side_by_side([output.hidden_states[-2][0] for output in found])
+        width = int((self.files["transformer"] or {}).get("joint_attention_dim", 4096))
+        if T5 in texts:
+            t5 = texts[T5](prompt, self._t5_tokens)[0][0].to(clips.device)
+        else:
+            t5 = clips.new_zeros(self._t5_tokens, width)
+        states = torch.cat([pad(clips, (0, width - clips.shape[-1])), t5.to(clips.dtype)])
+        pooled = side_by_side([output.text_embeds[0] for output in found])
+        return {"pooled_prompt_embeds": pooled.to(self._stored), "prompt_embeds": states.to(self._stored)}
+
+    def call(self, network: Any, x: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
+        output: Tensor = network(
+            hidden_states=x,
+            timestep=times,
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            pooled_projections=conditioning["pooled_prompt_embeds"],
+            return_dict=False,
+        )[0]
+        return output

@@ -1,0 +1,179 @@
+"""Kinds of models, chains, adapters and policies, as a configuration names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import LoraConfig
+
+from raydense.config import Config
+from raydense.core.types import PolicyWeights
+from raydense.diffusion.compiler import lacking_compiler
+from raydense.diffusion.flow import Levels
+from raydense.diffusion.kernel import Schedule, make_schedule
+from raydense.diffusion.loading import load_policy
+from raydense.diffusion.lora_files import load_lora
+from raydense.diffusion.policy import Policy
+from raydense.families.family import ATTENTION, Family
+from raydense.families.known import family_of
+from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles, read_pipeline
+
+LAYOUT_T5 = ("text_encoder_3", "tokenizer_3")  # of the kind that can do without
+COMPILING_PAYS = 200_000  # rows of the network: for SD1.5 on an H200, twice what compiling takes as long as
+
+
+def family_for(config: Config, files: PipelineFiles) -> Family:
+    """The kind of model that a pipeline is, at the run's sizes."""
+    policy, sampler = config.policy, config.sampler
+    return family_of(
+        files,
+        latent_size=sampler.latent_size,
+        guidance_scale=sampler.guidance_scale,
+        text_tokens=policy.t5_tokens,
+        stored=torch.float32 if policy.t5_dtype == "float32" else torch.float16,
+    )
+
+
+def read_family(config: Config, *, fetch: bool = True) -> Family:
+    """As `family_for`, of `policy.model`. Args and raises: as of `read_pipeline`."""
+    left_out = LAYOUT_T5 if config.policy.t5 is None else ()
+    return family_for(
+        config, read_pipeline(config.policy.model, config.policy.revision, fetch=fetch, leave_out=left_out)
+    )
+
+
+def resolved(config: Config, family: Family) -> Config:
+    """The configuration with what it leaves to the kind of model, so that whoever reads it later takes the same."""
+    steps, evaluate, policy = config.steps, config.evaluate, config.policy
+    dynamics = steps.dynamics or family.dynamics
+    last = steps.exclude_last
+    if last is None:
+        last = 0 if steps.window is not None else min(family.exclude_last, steps.count - 1)
+    return config.model_copy(
+        update={
+            "policy": policy.model_copy(update={"lora_targets": policy.lora_targets or family.lora_targets}),
+            "steps": steps.model_copy(update={"dynamics": dynamics, "exclude_last": last}),
+            "evaluate": evaluate.model_copy(
+                update={
+                    "steps": evaluate.steps or family.evaluated.steps or steps.count,
+                    "dynamics": evaluate.dynamics or family.evaluated.dynamics or dynamics,
+                }
+            ),
+        }
+    )
+
+
+def chain(config: Config, family: Family) -> Schedule:
+    """Of training; the configuration is resolved. Raises: ValueError as `make_schedule`."""
+    return _schedule(config, family, config.steps.count, config.steps.dynamics or "", config.steps.window)
+
+
+def evaluated_chain(config: Config, family: Family) -> Schedule:
+    """By which pictures are drawn to judge; the configuration is resolved. Raises: ValueError as `make_schedule`."""
+    judged = config.evaluate
+    same = (judged.steps, judged.dynamics) == (config.steps.count, config.steps.dynamics)
+    window = config.steps.window if same else None
+    return _schedule(config, family, judged.steps or 0, judged.dynamics or "", window)
+
+
+def _schedule(config: Config, family: Family, steps: int, dynamics: str, window: tuple[int, int] | None) -> Schedule:
+    return make_schedule(
+        family.files[SCHEDULER] or {},
+        steps,
+        config.steps.eta,
+        config.steps.spacing,
+        dynamics=dynamics,
+        window=window,
+        levels=Levels(family.tokens, family.even_levels),
+    )
+
+
+def lora_config(config: Config) -> LoraConfig:
+    """The adapter in peft's terms: A normal with standard deviation 1/r, B zero (METHOD §6)."""
+    policy = config.policy
+    return LoraConfig(
+        r=policy.lora_rank,
+        lora_alpha=policy.alpha,
+        init_lora_weights="gaussian",
+        target_modules=list(policy.lora_targets or ATTENTION),
+    )
+
+
+def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the LoRA file says of itself: base model, rank, alpha, reward, and a checksum of the run's settings.
+
+    reward: what it learned from, if not from the run's scorer. The checksum leaves out what does not change the LoRA:
+    its name, the fleet, how it is judged, what is kept on disk, where metrics go, and what it is watched for.
+    """
+    policy, scorer = config.policy, config.reward.scorer
+    whole = dict.fromkeys(("name", "samplers", "replay", "checkpoint", "telemetry", "evaluate"), True)
+    unread: Any = {**whole, "learner": {"labels", "timeout_s"}, "reward": {"watch"}}
+    settings = config.model_dump(mode="json", exclude=unread)
+    return {
+        "base_model": policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
+        "rank": policy.lora_rank,
+        "alpha": policy.alpha,
+        "reward": dict(reward or scorer.model_dump(mode="json", exclude={"batch_size", "device"})),
+        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+    }
+
+
+def build_policy(
+    config: Config,
+    *,
+    dtype: str,
+    device: torch.device,
+    with_decoder: bool,
+    with_texts: bool = True,
+    merged: bool = False,
+    gradient_checkpointing: bool = False,
+    compiled: bool = False,
+    recorded: bool = False,
+) -> Policy:
+    family = read_family(config)
+    config = resolved(config, family)
+    return load_policy(
+        family,
+        chain(config, family),
+        evaluated=evaluated_chain(config, family),
+        revision=config.policy.revision,
+        variant=config.policy.variant,
+        t5_dtype=getattr(torch, config.policy.t5_dtype),
+        t5_device=torch.device("cpu") if config.policy.t5 == "cpu" else None,
+        lora=lora_config(config),
+        seed=config.seed,
+        dtype=getattr(torch, dtype),
+        device=device,
+        with_decoder=with_decoder,
+        with_texts=with_texts,
+        decode_batch=config.sampler.decode_batch,
+        merged=merged,
+        gradient_checkpointing=gradient_checkpointing,
+        channels_last=config.policy.channels_last,
+        compiled=compiled,
+        recorded=recorded,
+    )
+
+
+def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> PolicyWeights:
+    """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
+    assert config.policy.init_lora is not None
+    return load_lora(
+        config.policy.init_lora,
+        shapes,
+        rank=config.policy.lora_rank,
+        alpha=config.policy.alpha,
+        seed=config.seed,
+        text_encoder=config.policy.text_encoder_lora,
+    )
+
+
+def compiles(config: Config, device: torch.device) -> bool:
+    """Whether the U-Net of a sampler on this device is compiled."""
+    if config.policy.compile == "auto":
+        return device.type == "cuda" and config.sampled_rows >= COMPILING_PAYS and lacking_compiler() is None
+    return config.policy.compile
