@@ -9,19 +9,22 @@ from typing import Any
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
-def _write_tokenizer(directory: Path) -> Any:
+def write_tokenizer(directory: Path, pad: str | None = None) -> Any:
+    """A CLIPTokenizer of single letters and 12 tokens; pad: a token of its own, the first, to pad with."""
     from transformers import CLIPTokenizer
 
     directory.mkdir(parents=True, exist_ok=True)
-    tokens = [*ALPHABET, *(f"{c}</w>" for c in ALPHABET), "<|startoftext|>", "<|endoftext|>"]
+    own = {"pad_token": pad} if pad else {}
+    tokens = [*own.values(), *ALPHABET, *(f"{c}</w>" for c in ALPHABET), "<|startoftext|>", "<|endoftext|>"]
     (directory / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
     (directory / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"), model_max_length=12)
+    files = str(directory / "vocab.json"), str(directory / "merges.txt")
+    tokenizer = CLIPTokenizer(*files, model_max_length=12, **own)
     tokenizer.save_pretrained(directory)
     return tokenizer
 
 
-def _text_config(vocab: int) -> dict[str, int]:
+def text_config(vocab: int) -> dict[str, int]:
     return {
         "vocab_size": vocab,
         "hidden_size": 16,
@@ -47,8 +50,8 @@ def write_pipeline(directory: Path, prediction_type: str = "epsilon", *, like_2:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = _write_tokenizer(directory / "tokenizer")
-        text: dict[str, Any] = {**_text_config(len(tokenizer)), **({"hidden_act": "gelu"} if like_2 else {})}
+        tokenizer = write_tokenizer(directory / "tokenizer")
+        text: dict[str, Any] = {**text_config(len(tokenizer)), **({"hidden_act": "gelu"} if like_2 else {})}
         CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(directory / "text_encoder")
         UNet2DConditionModel(
             sample_size=8,
@@ -86,10 +89,10 @@ def write_scorer(directory: Path) -> Path:
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        tokenizer = _write_tokenizer(directory)
+        tokenizer = write_tokenizer(directory)
         vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                   "image_size": 16, "patch_size": 8}  # fmt: skip
-        text = _text_config(len(tokenizer))
+        text = text_config(len(tokenizer))
         CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(directory)
     size = {"height": 16, "width": 16}
     processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
