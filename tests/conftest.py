@@ -139,12 +139,16 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
     import torch
     from peft import LoraConfig
 
-    from raydense.diffusion.policy import load_policy
+    from raydense.diffusion.kernel import make_schedule
+    from raydense.diffusion.loading import load_policy
+    from raydense.families.known import family_of
+    from raydense.pipelines.pipeline_files import read_pipeline
 
     def load(
         model: Path = pipeline_dir,
         *,
         num_steps: int = 4,
+        spacing: str | None = None,
         guidance_scale: float = 3.0,
         rank: int = 2,
         alpha: float | None = None,
@@ -154,11 +158,10 @@ def make_policy(pipeline_dir: Path) -> Callable[..., Policy]:
         with_decoder: bool = False,
         **options: Any,
     ) -> Policy:
+        files = read_pipeline(str(model), None, fetch=False)
         return load_policy(
-            str(model),
-            num_steps=num_steps,
-            eta=1.0,
-            guidance_scale=guidance_scale,
+            family_of(files, guidance_scale=guidance_scale),
+            make_schedule(files["scheduler"] or {}, num_steps, 1.0, spacing),
             lora=LoraConfig(
                 r=rank,
                 lora_alpha=rank if alpha is None else alpha,
@@ -200,6 +203,7 @@ def make_groups() -> Callable[..., list[TrajectoryGroup]]:
 
     from actors.sampler import rollout
     from raydense.core.types import TrajectoryGroup
+    from raydense.families.conditioning import repeated
 
     def make(policy: Policy, *, count: int = 5, keep: int = 3, stage: int = 0, seed: int = 0) -> list[TrajectoryGroup]:
         draws = torch.Generator().manual_seed(seed)
@@ -208,12 +212,12 @@ def make_groups() -> Callable[..., list[TrajectoryGroup]]:
             prompt = f"a {['cat', 'dog', 'fox', 'hen', 'cow'][index % 5]}"
             embeds = policy.encode(prompt)
             noise = torch.randn((keep, policy.schedule.num_steps + 1, 4, 8, 8), generator=draws)
-            latents, log_probs = rollout(policy, noise, embeds.expand(keep, -1, -1), torch.float16)
+            latents, log_probs = rollout(policy, noise, repeated(embeds, keep), torch.float16)
             group = TrajectoryGroup(
                 stage=stage,
                 index=index,
                 prompt=prompt,
-                prompt_embeds=embeds.numpy(),
+                conditioning={name: tensor.numpy() for name, tensor in embeds.items()},
                 latents=latents.numpy(),
                 log_probs=log_probs.numpy(),
                 rewards=torch.randn(keep, generator=draws).numpy(),

@@ -70,6 +70,9 @@ def flow_chain(scheduler_config: Mapping[str, Any], num_steps: int, levels: Leve
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
+    if not is_flow(scheduler_config):
+        name = scheduler_config.get("_class_name")
+        raise ValueError(f"the scheduler {name} has no noise levels of a flow; give a pipeline with a {SCHEDULER}")
     for key in ("invert_sigmas", "stochastic_sampling"):
         if scheduler_config.get(key):
             raise ValueError(f"the scheduler's {key}=true cannot be taken over; give a pipeline without it")

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydense.diffusion.flow import DYNAMICS as FLOW_DYNAMICS
-from raydense.diffusion.flow import Levels, flow_chain, is_flow
+from raydense.diffusion.flow import Levels, flow_chain
 from raydense.diffusion.schedulers import settle_chain
 
 DDIM = "ddim"
-DYNAMICS = (DDIM, *FLOW_DYNAMICS)
 
 
 @dataclass(frozen=True)
@@ -73,15 +71,11 @@ def make_schedule(
 
     Args:
         num_steps, spacing: as of `settle_chain`. eta: share of the dynamics' noise.
-        dynamics: of `DYNAMICS`.
+        dynamics: ddim, or one of a flow's.
         window: [a, b), the steps that have noise; the others are the ODE's. None: all.
         levels: as of `flow_chain`; of a flow alone.
-    Raises: ValueError if the dynamics are not this scheduler's, or as `settle_chain` and `flow_chain`.
+    Raises: ValueError as `settle_chain` and `flow_chain`.
     """
-    if is_flow(scheduler_config) != (dynamics != DDIM):
-        own = ", ".join(FLOW_DYNAMICS) if is_flow(scheduler_config) else DDIM
-        name = scheduler_config.get("_class_name", "DDIMScheduler")
-        raise ValueError(f"steps.dynamics={dynamics} is not for the pipeline's {name}; allowed: {own}")
     noisy = [window is None or window[0] <= step < window[1] for step in range(num_steps)]
     etas = torch.tensor([eta if on else 0.0 for on in noisy], dtype=torch.float64)
     if dynamics != DDIM:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raydense.config import Config, ConfigError, changed_settings, load_config, load_run_config
 from raydense.planning.pinning import changed_inputs, pin_inputs
-from raydense.planning.preflight import check_inputs
+from raydense.planning.preflight import as_found, check_inputs
 from raydense.records.inputs import Pin, read_pins
 from raydense.sections.values import split_values
 
@@ -101,11 +101,11 @@ def plan_sweep(
         settings = tuple(zip(grid, values, strict=True))
         changes = (*overrides, *(f"{key}={value}" for key, value in settings))
         own = load_config(config_file, preset, list(changes))
-        check_inputs(own)
+        pipeline = check_inputs(own).pipeline
         pins = pin_inputs(own).pins
         for seed in seeds or (own.seed,):
             whole = (*changes, f"seed={seed}")
-            config = load_config(config_file, preset, list(whole))
+            config = as_found(load_config(config_file, preset, list(whole)), pipeline)
             trials.append(Trial(settings, seed, whole, config, out / _directory_name(settings, seed), pins))
     for trial in trials:
         _check_same(trial)

@@ -18,6 +18,7 @@ from raydense.families.text import TextEncoder
 from raydense.pipelines.pipeline_files import Part, PipelineFiles
 
 Texts = Mapping[str, TextEncoder]  # by folder
+FLOW_DYNAMICS = ("cps", "flow-sde", "dance-sde")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -41,7 +42,7 @@ class Family(ABC):
     """
 
     advice: ClassVar[str]  # what to give in the place of a pipeline that cannot be taken
-    dynamics: ClassVar[str]  # of the chain, where none is asked for
+    dynamics: ClassVar[tuple[str, ...]] = ("ddim",)  # that a chain can have; the first where none is asked for
     evaluated: ClassVar[Evaluated] = Evaluated()
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     exclude_last: ClassVar[int] = 0  # steps at the end of a chain that no loss draws, where nobody says how many

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from raydense.families.conditioning import Conditioning
-from raydense.families.family import ATTENTION, Evaluated, Family, Texts, decoder_problems, height_and_width
+from raydense.families.family import (
+    ATTENTION,
+    FLOW_DYNAMICS,
+    Evaluated,
+    Family,
+    Texts,
+    decoder_problems,
+    height_and_width,
+)
 from raydense.families.stable_diffusion_3 import TEXT_STREAM
 
 CLIP, T5 = "text_encoder", "text_encoder_2"
@@ -25,7 +33,7 @@ class Flux(Family):
     """
 
     advice = "a text-to-image pipeline of FLUX.1"
-    dynamics = "cps"
+    dynamics = FLOW_DYNAMICS
     exclude_last = 1  # the step without a density
     evaluated = Evaluated("ode", 28)
     even_levels = True

@@ -43,7 +43,6 @@ class StableDiffusion(Family):
     """One CLIP; DDIM; guidance in two halves."""
 
     advice = "a text-to-image pipeline of Stable Diffusion 1.x or 2.x"
-    dynamics = "ddim"
 
     def problems(self) -> Iterator[str]:
         yield from unet_problems(self.files["unet"], self.files["vae"], OF_THE_UNET)

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from raydense.families.conditioning import Conditioning
 from raydense.families.family import (
     ATTENTION,
+    FLOW_DYNAMICS,
     Evaluated,
     Family,
     Texts,
@@ -31,7 +32,7 @@ class StableDiffusion3(Family):
     """States of both CLIPs side by side, then the T5's or zeros; both pooled embeddings; guidance in two halves."""
 
     advice = "a text-to-image pipeline of Stable Diffusion 3 or 3.5"
-    dynamics = "cps"
+    dynamics = FLOW_DYNAMICS
     exclude_last = 2  # a step without a density, and one whose mean moves 32 times σ with the network's output
     evaluated = Evaluated("ode", 28)
     lora_targets = (*ATTENTION, *TEXT_STREAM)

@@ -20,7 +20,6 @@ class StableDiffusionXL(Family):
     """Penultimate states of two CLIPs, the second's pooled embedding, six sizes; DDIM; guidance in two halves."""
 
     advice = "a text-to-image pipeline of Stable Diffusion XL's base model"
-    dynamics = "ddim"
     upcasts_decoder = True
 
     def problems(self) -> Iterator[str]:

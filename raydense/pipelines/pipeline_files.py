@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,10 @@ def file_of(folder: str) -> str:
     return f"{folder}/tokenizer_config.json" if folder.startswith("tokenizer") else f"{folder}/config.json"
 
 
+def _all_cached(model: str, revision: str | None, names: Iterable[str]) -> bool:
+    return all(_cached(model, revision, name) is not None for name in names)
+
+
 def _is_needed(name: str) -> bool:
     return name != INDEX and not name.endswith("/tokenizer_config.json")
 
@@ -149,9 +153,8 @@ def read_pipeline(model: str, revision: str | None, *, fetch: bool, leave_out: C
         does not give one.
     """
     directory = local_directory("policy.model", model)
-    known = [_cached(model, revision, file_of(folder)) for folder in (SCHEDULER, *LAYOUTS[DEFAULT].networks)]
-    absent = directory is None and fetch
-    if absent and not all(known):
+    asks = directory is None and fetch
+    if asks and not _all_cached(model, revision, map(file_of, (SCHEDULER, *LAYOUTS[DEFAULT].networks))):
         fetch_file("policy.model", model, revision, INDEX)
     index = _read(model, revision, directory, INDEX)
     kind = PUBLISHED[model][0] if index is None and model in PUBLISHED else _kind(model, index)
@@ -160,7 +163,7 @@ def read_pipeline(model: str, revision: str | None, *, fetch: bool, leave_out: C
         if directory is not None and not (directory / folder).is_dir():
             raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
     names = [file_of(folder) for folder in folders]
-    if absent and any(_cached(model, revision, name) is None for name in filter(_is_needed, names)):
+    if asks and not _all_cached(model, revision, filter(_is_needed, names)):
         for name in names:
             fetch_file("policy.model", model, revision, name)
     parts = {folder: _read(model, revision, directory, file_of(folder)) for folder in folders}

@@ -38,7 +38,7 @@ class Plan:
     judged_images: int
     groups: int
     gradient_steps: int
-    network: str  # class of the network that is trained
+    network: str  # that is trained, as people call it
     unet_parameters: int  # of it
     lora_parameters: int
     lora_bytes: int  # float32
@@ -86,7 +86,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     """
     files, assumed = _with_published(pipeline)
     family = family_for(config, files)
-    config, layout = resolved(config, family), family.layout
+    config = resolved(config, family)
     lora = lora_config(config)
     sampler_dtype, learner_dtype = getattr(torch, config.sampler.dtype), getattr(torch, config.learner.dtype)
     rolled = denoiser_footprint(family, lora, dtype=sampler_dtype, with_gradient=False)
@@ -99,7 +99,9 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
     image_flops = config.steps.count * rows * rolled.flops + decoder.flops
-    sampling = images * image_flops + judged * ((config.evaluate.steps or 0) * rows * rolled.flops + decoder.flops)
+    sampling = images * image_flops + judged * (
+        (config.evaluate.steps or config.steps.count) * rows * rolled.flops + decoder.flops
+    )
     training = count_transitions(config) * rows * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
@@ -108,7 +110,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         judged_images=judged,
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
-        network=layout.networks[layout.denoiser],
+        network=family.layout.called,
         unet_parameters=trained.parameters,
         lora_parameters=trained.lora_parameters,
         lora_bytes=lora_bytes,

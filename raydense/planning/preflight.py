@@ -144,6 +144,15 @@ def _check_latents(family: Family) -> None:
 def _check_chain(config: Config, family: Family) -> tuple[str, ...]:
     """Returns: what is to be said of it. Raises: ConfigError. Args: config: resolved."""
     scheduler, steps = family.files[SCHEDULER], config.steps
+    evaluated = ("ode",) if "cps" in family.dynamics else ()
+    for setting, value, allowed in (
+        ("steps.dynamics", steps.dynamics, family.dynamics),
+        ("evaluate.dynamics", config.evaluate.dynamics, (*family.dynamics, *evaluated)),
+    ):
+        if value is not None and value not in allowed:
+            raise ConfigError(
+                f"{setting}={value} is not for a {family.files.kind}; allowed: {', '.join(allowed)}; or leave it null"
+            )
     if scheduler is None:
         return ()
     try:

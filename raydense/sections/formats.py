@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 # by the format that brought them: settings as they were before it
 BEFORE: Mapping[int, Mapping[str, Any]] = {
     2: {
@@ -23,7 +23,10 @@ BEFORE: Mapping[int, Mapping[str, Any]] = {
         "sampler.exact": True,
         "steps.spacing": "leading",
         "train.ties": "random",
-    }
+    },
+    3: {
+        "steps.dynamics": "ddim",
+    },
 }
 
 

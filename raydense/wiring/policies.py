@@ -49,7 +49,7 @@ def read_family(config: Config, *, fetch: bool = True) -> Family:
 def resolved(config: Config, family: Family) -> Config:
     """The configuration with what it leaves to the kind of model, so that whoever reads it later takes the same."""
     steps, evaluate, policy = config.steps, config.evaluate, config.policy
-    dynamics = steps.dynamics or family.dynamics
+    dynamics = steps.dynamics or family.dynamics[0]
     last = steps.exclude_last
     if last is None:
         last = 0 if steps.window is not None else min(family.exclude_last, steps.count - 1)
@@ -59,8 +59,8 @@ def resolved(config: Config, family: Family) -> Config:
             "steps": steps.model_copy(update={"dynamics": dynamics, "exclude_last": last}),
             "evaluate": evaluate.model_copy(
                 update={
-                    "steps": evaluate.steps or family.evaluated.steps or steps.count,
-                    "dynamics": evaluate.dynamics or family.evaluated.dynamics or dynamics,
+                    "steps": evaluate.steps or family.evaluated.steps,
+                    "dynamics": evaluate.dynamics or family.evaluated.dynamics,
                 }
             ),
         }
@@ -74,10 +74,9 @@ def chain(config: Config, family: Family) -> Schedule:
 
 def evaluated_chain(config: Config, family: Family) -> Schedule:
     """By which pictures are drawn to judge; the configuration is resolved. Raises: ValueError as `make_schedule`."""
-    judged = config.evaluate
-    same = (judged.steps, judged.dynamics) == (config.steps.count, config.steps.dynamics)
-    window = config.steps.window if same else None
-    return _schedule(config, family, judged.steps or 0, judged.dynamics or "", window)
+    judged, steps = config.evaluate, config.steps
+    window = steps.window if judged.steps is None and judged.dynamics is None else None
+    return _schedule(config, family, judged.steps or steps.count, judged.dynamics or steps.dynamics or "", window)
 
 
 def _schedule(config: Config, family: Family, steps: int, dynamics: str, window: tuple[int, int] | None) -> Schedule:

@@ -57,7 +57,7 @@ def sampler_factory(
                     stage=unit.stage,
                     index=index,
                     prompt=prompt,
-                    prompt_embeds=np.zeros((2, 2), np.float32),
+                    conditioning={"prompt_embeds": np.zeros((2, 2), np.float32)},
                     latents=np.full((5, 11, 4, 64, 64), index, np.float16),  # 1.8 MB: never inlined in a reply
                     log_probs=np.zeros((5, 10), np.float32),
                     rewards=np.zeros(5, np.float32),

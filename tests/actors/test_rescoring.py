@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from actors.sampler import rollout
-from raydense.diffusion.ddim import gaussian_log_prob
+from raydense.diffusion.kernel import gaussian_log_prob
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import stacked
 
 Prepared = tuple[Policy, torch.Tensor, torch.Tensor]
 
@@ -27,7 +28,7 @@ def prepare(
         if request.param == "trained":
             policy.bind(perturbed(policy))
         noise = torch.randn((5, 5, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-        embeds = torch.stack([policy.encode("a cat")] * 3 + [policy.encode("a dog")] * 2)
+        embeds = stacked([policy.encode("a cat")] * 3 + [policy.encode("a dog")] * 2)
         return policy, noise, embeds
 
     return build

@@ -34,6 +34,7 @@ class Brightness:
         return scores
 
 
+FINAL_NORM = "final_layer_norm.bias"  # of a text encoder
 UNIT = WorkUnit(stage=1, index=4, group_indices=(7, 8), prompts=("a cat", "a dog"), weights_version=0)
 
 
@@ -55,7 +56,6 @@ def make_sampler(policy: Policy) -> Callable[..., DiffusionSampler]:
             "trajectories": 6,
             "keep": 3,
             "shared_noise": False,
-            "latent_shape": (4, 8, 8),
             "storage_dtype": torch.float16,
             "threads": 1,
         }
@@ -66,7 +66,10 @@ def make_sampler(policy: Policy) -> Callable[..., DiffusionSampler]:
 
 
 def assert_same(first: TrajectoryGroup, second: TrajectoryGroup) -> None:
-    for name in ("prompt_embeds", "latents", "log_probs", "rewards"):
+    assert first.conditioning.keys() == second.conditioning.keys()
+    for name, array in first.conditioning.items():
+        assert np.array_equal(array, second.conditioning[name]), name
+    for name in ("latents", "log_probs", "rewards"):
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
 
 
@@ -98,7 +101,7 @@ def test_every_state_is_stored_once(make_sampler: Callable[..., DiffusionSampler
     assert (group.latents.shape, group.latents.dtype) == ((3, 5, 4, 8, 8), np.float16)
     assert (group.log_probs.shape, group.log_probs.dtype) == ((3, 4), np.float32)
     assert (group.rewards.shape, group.rewards.dtype) == ((3,), np.float32)
-    assert group.prompt_embeds.shape == (12, 16)  # once a group, not once a trajectory
+    assert group.conditioning["prompt_embeds"].shape == (12, 16)  # once a group, not once a trajectory
     assert group.nbytes == 3 * 5 * 256 * 2 + 3 * 4 * 4 + 3 * 4 + 12 * 16 * 4
     # what travels must not drag the whole unit along
     assert all(a.base is None or a.base.nbytes == a.nbytes for a in (group.latents, group.log_probs, group.rewards))
@@ -292,9 +295,12 @@ def test_a_lora_that_learned_nothing_yet_is_taken_for_what_it_is(
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda p: p.unet.conv_out.bias.fill_(torch.nan), r"non-finite latents \(U-Net, step t = 0 of T = 4\); a LoRA"),
+        (lambda p: p.network.conv_out.bias.fill_(torch.nan), r"latents \(U-Net, step t = 0 of T = 4\); a LoRA may"),
         (lambda p: p.vae.decoder.conv_out.bias.fill_(torch.inf), r"non-finite pixels \(image decoder\); try sampler"),
-        (lambda p: dict(p.text_encoder.named_parameters())["final_layer_norm.bias"].fill_(torch.nan), "(text encoder)"),
+        (
+            lambda p: p.texts["text_encoder"].network.get_parameter(FINAL_NORM).fill_(torch.nan),
+            "(text encoder)",
+        ),
     ],
 )
 def test_what_is_no_number_ends_the_unit_and_is_no_black_picture(
@@ -303,7 +309,7 @@ def test_what_is_no_number_ends_the_unit_and_is_no_black_picture(
     policy = make_policy(with_decoder=True)
     with torch.no_grad():
         spoil(policy)
-    options = {"run_seed": 3, "trajectories": 6, "keep": 3, "shared_noise": False, "latent_shape": (4, 8, 8)}
+    options = {"run_seed": 3, "trajectories": 6, "keep": 3, "shared_noise": False}
     sampler = DiffusionSampler(policy, Brightness(), (), **options, storage_dtype=torch.float16, threads=1)  # type: ignore[arg-type]
     with pytest.raises(NonFiniteError, match=said):
         sampler.sample(UNIT, initial) if work == "sample" else sampler.render(RenderUnit(("a cat",), (0,), 0), initial)
@@ -317,8 +323,8 @@ def test_the_step_at_which_it_began_is_named(
 ) -> None:
     predict = policy.predict
 
-    def overflow_at_step_2(x: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        return predict(x, t, embeds) * (1e6 if int(t[0]) == 2 else 1)  # beyond the float16 of the states
+    def overflow_at_step_2(x: torch.Tensor, t: torch.Tensor, *others: Any) -> torch.Tensor:
+        return predict(x, t, *others) * (1e6 if int(t[0]) == 2 else 1)  # beyond the float16 of the states
 
     monkeypatch.setattr(policy, "predict", overflow_at_step_2)
     with pytest.raises(NonFiniteError, match=r"non-finite latents \(U-Net, step t = 2 of T = 4\)"):

@@ -39,8 +39,8 @@ def main() -> None:
         dtype = getattr(torch, name)
         policy = bench_policy(arguments.model, config, dtype=dtype, device=device, with_decoder=False, merged=True)
         policy.bind(drifted(policy, LATE))
-        plain = UNet2DConditionModel.from_config(policy.unet.config).to(device, dtype).eval()
-        plain.load_state_dict(policy.unet.state_dict())
+        plain = UNet2DConditionModel.from_config(policy.network.config).to(device, dtype).eval()
+        plain.load_state_dict(policy.network.state_dict())
         for rows in arguments.rows:
             ours, theirs = calls(policy, plain, (rows // 2, *policy.family.latent_shape))
             with torch.no_grad():

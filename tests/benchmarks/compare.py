@@ -37,6 +37,7 @@ from raydense.checks.noise import drifted
 from raydense.config import Config
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 from raydense.wiring.roles import make_batches, make_learner
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
@@ -102,7 +103,7 @@ class Pair:
         self.policy = self.model(dtype=getattr(torch, config.learner.dtype))
         self.policy.bind(drifted(self.policy, DRIFT[model]))
         self.published = Published(self.model(dtype=self.policy.dtype, compiled=False), config)
-        self.published.unet.load_state_dict(self.policy.unet.state_dict())
+        self.published.unet.load_state_dict(self.policy.network.state_dict())
         self.shape = self.policy.family.latent_shape
         self.groups = make_groups(self.policy, config, self.shape, count=4 if model == "tiny" else 1)
 
@@ -121,7 +122,7 @@ class Pair:
             self._check_gradient(*self._begin(), within=ROUNDED if narrow else EQUAL)
         if self.config.policy.compile is True:
             self.policy.bind(weights)
-            self.published.unet.load_state_dict(self.policy.unet.state_dict())
+            self.published.unet.load_state_dict(self.policy.network.state_dict())
             self._check_gradient(*self._begin(), within=ROUNDED if narrow else COMPILED)
         learner, draws = self._begin()
 
@@ -170,8 +171,8 @@ class Pair:
         noise = torch.randn((unit, steps + 1, *self.shape), generator=draws).to(self.device)
         merged = self.model(dtype=getattr(torch, sampler.dtype), merged=True)
         merged.bind(self.policy.weights())
-        embeds = self.policy.encode("a red circle").expand(unit, -1, -1)
-        self.published.unet.load_state_dict(self.policy.unet.state_dict())
+        embeds = repeated(self.policy.encode("a red circle"), unit)
+        self.published.unet.load_state_dict(self.policy.network.state_dict())
         latents, log_probs = rollout(merged, noise[:one], embeds[:one], storage)
         again, log_probs_again = self.published.rollout(noise[:one], "a red circle", storage)
         torch.testing.assert_close(again.float(), latents.float(), rtol=0, atol=0.02)
@@ -184,10 +185,10 @@ class Pair:
 
     def check_calls(self) -> float:
         """The baseline's U-Net call against that of a diffusers pipeline with the LoRA loaded."""
-        plain = copy.deepcopy(self.policy.unet).to(memory_format=torch.contiguous_format)
+        plain = copy.deepcopy(self.policy.network).to(memory_format=torch.contiguous_format)
         draws = torch.Generator().manual_seed(0)
         x = torch.randn((2, *self.shape), generator=draws)
-        embeds, t = self.policy.encode("a red circle").expand(2, -1, -1), torch.tensor(501)
+        embeds, t = repeated(self.policy.encode("a red circle"), 2), torch.tensor(501)
 
         def diffusers(_: int) -> None:
             with torch.no_grad():
@@ -278,7 +279,7 @@ def peak_bytes_of(which: str, model: str, config: Config) -> int:
         learner.train(2)
     else:
         published = Published(policy, config)
-        del policy.unet
+        del policy.network
         draws = batch_source(config, fetch)
         draws.begin_stage(0, list(range(config.stage.groups)))
         for step in range(2):

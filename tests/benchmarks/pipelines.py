@@ -12,6 +12,7 @@ from actors.sampler import denoise
 from raydense.bench.architectures import bench_policy
 from raydense.checks.noise import drifted
 from raydense.config import Config
+from raydense.families.conditioning import repeated
 from raydense.tiny.networks import build_scheduler
 
 PROMPT = "a red circle"
@@ -28,9 +29,9 @@ def against_pipeline(
     dtype: torch.dtype = getattr(torch, config.sampler.dtype)
     policy = bench_policy(model, config, dtype=dtype, device=device, with_decoder=True, merged=True)
     policy.bind(drifted(policy, DRIFT))
-    embeds, shape = policy.encode(PROMPT).expand(images, -1, -1), policy.family.latent_shape
-    unet = UNet2DConditionModel.from_config(policy.unet.config).to(device, dtype).eval()
-    unet.load_state_dict(policy.unet.state_dict())
+    embeds, shape = repeated(policy.encode(PROMPT), images), policy.family.latent_shape
+    unet = UNet2DConditionModel.from_config(policy.network.config).to(device, dtype).eval()
+    unet.load_state_dict(policy.network.state_dict())
     pipeline = StableDiffusionPipeline(
         policy.vae, policy.text_encoder.to(dtype), policy.tokenizer, unet,
         DDIMScheduler.from_config(build_scheduler().config), None, None, requires_safety_checker=False,

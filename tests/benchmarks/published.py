@@ -18,13 +18,14 @@ from torch import Tensor
 from learner.objective import TransitionBatch
 from raydense.config import Config
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 
 
 class Published:
     """Its own U-Nets, with the LoRA of `policy` as it is now; the rest of the pipeline is shared."""
 
     def __init__(self, policy: Policy, config: Config) -> None:
-        self.unet = copy.deepcopy(policy.unet).float().to(memory_format=torch.contiguous_format)
+        self.unet = copy.deepcopy(policy.network).float().to(memory_format=torch.contiguous_format)
         self.reference = copy.deepcopy(self.unet)
         self.reference.delete_adapters("default")
         self.unet.disable_gradient_checkpointing()
@@ -71,7 +72,7 @@ class Published:
     @torch.no_grad()
     def rollout(self, noise: Tensor, prompt: str, storage: torch.dtype) -> tuple[Tensor, Tensor]:
         """R trajectories of one prompt: latents [R, T+1, C, H, W] and log-probs [R, T]."""
-        embeds = self._policy.encode(prompt).expand(len(noise), -1, -1)
+        embeds = repeated(self._policy.encode(prompt), len(noise))
         states, log_probs = [noise[:, 0].to(storage)], []
         for t in range(self._schedule.num_steps):
             mean, sigma = self._step(self.unet, states[-1], t, embeds)

@@ -121,5 +121,6 @@ def test_resolved_configurations_are_still_read(name: str) -> None:
     path = ANSWERS / f"{name}.yaml"
     assert path.is_file(), "make_runs.py was run before this preset was there"
     meant = ["sampler.exact=true", "steps.spacing=leading", "train.ties=random"]  # that code had no words for these
+    meant += ["steps.dynamics=ddim", "steps.exclude_last=0", "policy.lora_targets=[to_q, to_k, to_v, to_out.0]"]
     meant += ["policy.compile=false", "learner.cache_references=true", *OTHER_PRESETS.get(name, ())]
     assert load_run_config(path) == load_config(None, name, meant)

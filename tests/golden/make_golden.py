@@ -28,8 +28,12 @@ from learner.batching import BatchDraws
 from learner.objective import batch_metrics, gather_transitions, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.types import PolicyWeights, TrajectoryGroup
-from raydense.diffusion.ddim import make_schedule
+from raydense.diffusion.kernel import make_schedule
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
+from raydense.families.known import family_of
+from raydense.families.text import TextEncoder
+from raydense.pipelines.pipeline_files import PipelineFiles
 
 FILE = Path(__file__).with_name("golden.safetensors")
 STEPS = 10
@@ -58,6 +62,7 @@ class CharacterEmbedding:
     """A text encoder and its tokenizer in one: an embedding a character."""
 
     model_max_length = 8
+    device = torch.device("cpu")
     table = torch.from_numpy(draws("text", (128, 16)))
 
     def __call__(self, text: Any, **_: Any) -> Any:
@@ -101,8 +106,10 @@ def make_policy() -> Policy:
     text = CharacterEmbedding()
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=targets)
-    policy = Policy(unet, text, text, None, make_schedule(scheduler, STEPS, 1.0), 3.0, lora, seed=0)
-    return policy
+    files = PipelineFiles("golden", parts={"unet": unet.config, "text_encoder": {}, "tokenizer": {}})
+    family = family_of(files, guidance_scale=3.0)
+    texts = {"text_encoder": TextEncoder(text, text)}
+    return Policy(family, unet, texts, None, make_schedule(scheduler, STEPS, 1.0), lora, seed=0)
 
 
 def bind(policy: Policy, which: str) -> None:
@@ -121,7 +128,7 @@ def roll_out(policy: Policy) -> dict[str, np.ndarray]:
     result = {}
     for index, prompt in enumerate(PROMPTS):
         noise = torch.from_numpy(draws(f"noise {index}", (3, STEPS + 1, 4, 8, 8)))
-        latents, log_probs = rollout(policy, noise, policy.encode(prompt).expand(3, -1, -1), torch.float16)
+        latents, log_probs = rollout(policy, noise, repeated(policy.encode(prompt), 3), torch.float16)
         result[f"input/{index}/latents"] = latents.numpy()
         result[f"input/{index}/log_probs"] = log_probs.numpy()
     return result
@@ -132,7 +139,7 @@ def make_group(policy: Policy, index: int, inputs: Mapping[str, np.ndarray]) -> 
         stage=0,
         index=index,
         prompt=PROMPTS[index],
-        prompt_embeds=policy.encode(PROMPTS[index]).numpy(),
+        conditioning={name: tensor.numpy() for name, tensor in policy.encode(PROMPTS[index]).items()},
         latents=inputs[f"input/{index}/latents"],
         log_probs=inputs[f"input/{index}/log_probs"],
         rewards=np.array([[0.3, 0.1, 0.2], [0.5, 0.5, 0.7]], np.float32)[index],  # the second has a tie
@@ -150,7 +157,7 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     initial = ReferenceCache(policy, len(PROMPTS), keep=3).look_up(batch)
     log_probs = {"initial": initial, "old": batch.old_log_probs}
     for case, options in CASES.items():
-        policy.unet.zero_grad(set_to_none=True)
+        policy.network.zero_grad(set_to_none=True)
         references = [log_probs[name] for name in options["references"]]
         loss, values = preference_loss(policy, batch, references, c=10.0, clip=options["clip"], ties="random")
         metrics = batch_metrics({name: value.numpy() for name, value in values.items()})
@@ -158,7 +165,7 @@ def compute(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         result[f"{case}/loss"] = loss.detach().numpy()
         for name in ("log_ratio/clip_fraction", "log_ratio/abs_mean", "logit_std"):
             result[f"{case}/metric/{name}"] = np.array([metrics[name]], np.float32)
-        for name, parameter in policy.unet.named_parameters():
+        for name, parameter in policy.network.named_parameters():
             if parameter.grad is not None:
                 result[f"{case}/gradient/{name}"] = parameter.grad.numpy().copy()
     return result

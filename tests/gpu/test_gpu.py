@@ -30,6 +30,7 @@ from raydense.config import Config
 from raydense.core.memory import DeviceMemoryError
 from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.diffusion.compiler import SMALL
+from raydense.families.conditioning import repeated
 from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import CUDA_CONTEXT, plan_run
 from raydense.wiring.policies import build_policy
@@ -134,9 +135,9 @@ def test_merged_and_beside_the_weights_are_one_policy(config: Config) -> None:
     weights = drifted(beside, 1e-2)
     for policy in (beside, merged):
         policy.bind(weights)
-    size = merged.unet.config.sample_size
+    size = merged.network.config.sample_size
     x, t = torch.randn((2, 4, size, size), device=DEVICE), torch.tensor([0, 3], device=DEVICE)
-    embeds = beside.encode("a cat").expand(2, -1, -1)
+    embeds = repeated(beside.encode("a cat"), 2)
     expected, found = beside.predict(x, t, embeds), merged.predict(x, t, embeds)
     assert float((found - expected).norm()) < 1e-3 * float(expected.norm())
     with beside.reference(), merged.reference():
@@ -158,7 +159,7 @@ def test_recorded_calls_are_the_calls_themselves_and_follow_the_weights(config: 
             policy.bind(weights)
         for count in (2, SMALL + 1, 3, 2):
             x = torch.randn((count, 4, size, size), generator=torch.Generator().manual_seed(count)).to(DEVICE)
-            arguments = x, torch.arange(count, device=DEVICE) % 4, plain.encode("a cat").expand(count, -1, -1)
+            arguments = x, torch.arange(count, device=DEVICE) % 4, repeated(plain.encode("a cat"), count)
             expected = plain.predict(*arguments)
             assert torch.equal(recorded.predict(*arguments), expected)
         seen.append(expected)

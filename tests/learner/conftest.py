@@ -30,7 +30,7 @@ def make_batch() -> Callable[..., TransitionBatch]:
         plan = draw_batch(
             torch.arange(len(groups)),
             torch.stack([torch.tensor(g.rewards) for g in groups]),
-            step_weights(num_steps, 0.9),
+            step_weights(range(num_steps), 0.9),
             tuple_size=tuple_size,
             tuples=1,
             tuple_choice="random",
@@ -75,7 +75,7 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
         batches: BatchSource[TrajectoryGroup] = BatchSource(
             ReplayBuffer(capacity),
             fetch,
-            step_weights=step_weights(policy.schedule.num_steps, 0.9),
+            step_weights=step_weights(range(policy.schedule.num_steps), 0.9),
             share=(0, 1),
             device=policy.device,
             ties=ties,

@@ -19,7 +19,7 @@ from learner.losses import step_weights
 def plan(rewards: torch.Tensor, *, seed: int = 0, **changes: Any) -> BatchDraws:
     """A plan over groups 100, 101, … with these rewards [G, K]."""
     options: dict[str, Any] = {
-        "weights": step_weights(10, 0.9),
+        "weights": step_weights(range(10), 0.9),
         "tuple_size": 2,
         "tuples": 1,
         "tuple_choice": "random",
@@ -133,7 +133,7 @@ def test_the_first_that_are_not_all_equal(rewards: list[int], size: int, random:
 
 @pytest.mark.parametrize(("gamma", "exclude_last"), [(0.9, 0), (0.59, 0), (1.0, 0), (1.0, 2)])
 def test_step_frequencies_follow_the_discount(gamma: float, exclude_last: int) -> None:
-    weights = step_weights(10, gamma, exclude_last)
+    weights = step_weights(range(10 - exclude_last), gamma)
     batch = plan(random_rewards(4, 3), weights=weights, tuples=1000, step_draws=3)
     observed = np.bincount(batch.steps.flatten().numpy(), minlength=10)
     assert observed[len(weights) :].sum() == 0

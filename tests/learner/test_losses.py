@@ -230,21 +230,22 @@ def test_which_tuples_have_ties() -> None:
 
 
 def test_step_weights_are_the_normalised_discounts() -> None:
-    np.testing.assert_allclose(step_weights(3, 0.5), np.array([4, 2, 1]) / 7)
-    assert step_weights(3, 0.5).dtype == torch.float64
+    np.testing.assert_allclose(step_weights(range(3), 0.5), np.array([4, 2, 1]) / 7)
+    assert step_weights(range(3), 0.5).dtype == torch.float64
 
 
 def test_gamma_one_is_uniform() -> None:
-    np.testing.assert_allclose(step_weights(10, 1.0), np.full(10, 0.1))
+    np.testing.assert_allclose(step_weights(range(10), 1.0), np.full(10, 0.1))
 
 
 def test_the_last_steps_can_be_left_out() -> None:
-    np.testing.assert_allclose(step_weights(5, 0.9, exclude_last=2), step_weights(3, 0.9))
+    np.testing.assert_allclose(step_weights(range(2, 5), 0.9)[2:], step_weights(range(3), 0.9))
+    assert step_weights(range(2, 5), 0.9)[:2].tolist() == [0, 0]
 
 
 @given(st.integers(1, 100), st.floats(0.05, 1.0), st.integers(0, 99))
 def test_step_weights_sum_to_one_and_fall_by_gamma(num_steps: int, gamma: float, exclude_last: int) -> None:
-    weights = step_weights(num_steps, gamma, min(exclude_last, num_steps - 1)).numpy()
+    weights = step_weights(range(max(1, num_steps - exclude_last)), gamma).numpy()
     assert weights.sum() == pytest.approx(1.0)
     np.testing.assert_allclose(weights[1:], gamma * weights[:-1], rtol=1e-9)
 

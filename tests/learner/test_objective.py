@@ -65,11 +65,12 @@ def slow_preference_loss(policy: Policy, batch: TransitionBatch, case: str) -> l
         for k in range(batch.draws.shape[1]):
             ratios = []
             for s, drawn in enumerate(batch.draws[b, k].tolist()):
+                given = {name: tensor[b][None] for name, tensor in batch.conditioning.items()}
                 one = (batch.x_t[drawn][None], batch.x_next[drawn][None], batch.t[drawn][None])
                 with torch.no_grad():
-                    now = float(policy.log_prob(*one, batch.prompt_embeds[b][None]))
+                    now = float(policy.log_prob(*one, given))
                     with policy.reference():
-                        initial = float(policy.log_prob(*one, batch.prompt_embeds[b][None]))
+                        initial = float(policy.log_prob(*one, given))
                 of = {"init": initial, "old": float(batch.old_log_probs[b, k, s])}
                 clipped = [float(np.clip(now - of[name], -CLIP, CLIP)) for name in CASES[case]]
                 ratios.append(sum(clipped) if clipped else now)
@@ -102,7 +103,7 @@ def test_without_ties_the_loss_and_its_gradient_are_the_same_to_the_last_bit(
 ) -> None:
     found = []
     for ties in ("random", "marginal"):
-        policy.unet.zero_grad(set_to_none=True)
+        policy.network.zero_grad(set_to_none=True)
         loss, metrics = batched_loss(policy, make_batch(groups, tuple_size=tuple_size), "both", ties=ties)
         loss.mean().backward()
         found.append((loss, [p.grad.clone() for p in policy.parameters() if p.grad is not None]))
@@ -147,9 +148,9 @@ def test_the_gradient_reaches_the_lora_alone(
     policy.bind(perturbed(policy, scale=0.05))
     loss, _ = batched_loss(policy, make_batch(groups), "initial policy", clip=10.0)
     loss.sum().backward()
-    with_gradient = {name for name, p in policy.unet.named_parameters() if p.grad is not None}
+    with_gradient = {name for name, p in policy.network.named_parameters() if p.grad is not None}
     assert with_gradient == set(policy.weights().tensors)
-    assert all(p.grad is None for p in policy.text_encoder.parameters())
+    assert all(p.grad is None for p in policy.texts["text_encoder"].network.parameters())
     assert all(float(p.grad.abs().max()) > 0 for p in policy.parameters() if p.grad is not None)
 
 
@@ -181,7 +182,7 @@ def test_an_untrained_policy_pays_softplus_of_zero(
 
 def test_transitions_are_copied_out_of_read_only_groups(groups: list[TrajectoryGroup]) -> None:
     for group in groups:
-        for array in (group.latents, group.log_probs, group.rewards, group.prompt_embeds):
+        for array in (group.latents, group.log_probs, group.rewards, *group.conditioning.values()):
             array.setflags(write=False)  # as views into an object store are
     plan = BatchDraws(
         groups=torch.tensor([0, 2]),
@@ -218,8 +219,8 @@ def test_a_transition_drawn_twice_is_computed_once(
     batch = gather_transitions(plan, [groups[1]] * 2)
     assert len(batch.x_t) == 5
     calls: list[int] = []
-    unet = policy.unet.forward
-    monkeypatch.setattr(policy.unet, "forward", lambda x, *rest: calls.append(len(x)) or unet(x, *rest))
+    unet = policy.network.forward
+    monkeypatch.setattr(policy.network, "forward", lambda x, *rest: calls.append(len(x)) or unet(x, *rest))
     loss, _ = batched_loss(policy, batch, "initial policy")
     assert calls == [10, 10]  # both guidance halves, reference and policy
     monkeypatch.undo()
@@ -245,7 +246,8 @@ def test_the_loss_is_of_one_device_and_never_waits_for_it(
             for field in fields(batch)
             if isinstance(value := getattr(batch, field.name), torch.Tensor)
         }
-        there = replace(batch, **on_gpu)
-        policy: Any = SimpleNamespace(log_prob=lambda x_t, x_next, t, embeds: x_t.float().mean((1, 2, 3)) * len(embeds))
+        given = {name: torch.empty(value.shape, device="cuda") for name, value in batch.conditioning.items()}
+        there = replace(batch, **on_gpu, conditioning=given)
+        policy: Any = SimpleNamespace(log_prob=lambda x_t, *_: x_t.float().mean((1, 2, 3)))
         loss, values = preference_loss(policy, there, [there.old_log_probs] * references, c=C, clip=CLIP, ties=ties)
     assert {tensor.device.type for tensor in (loss, *values.values())} == {"cuda"}

@@ -95,7 +95,7 @@ def test_float16_rounds_a_gradient_less_than_bfloat16_once_the_loss_is_scaled(
 def test_log_probs_are_float32(make_policy: Callable[..., Policy], dtype: Any, sampled: Any) -> None:
     policy, group = make_policy(dtype=dtype), sampled[torch.float32][0]
     x = torch.from_numpy(group.latents[:, 0].copy()), torch.from_numpy(group.latents[:, 1].copy())
-    embeds = torch.from_numpy(group.prompt_embeds.copy()).expand(3, -1, -1)
+    embeds = {"prompt_embeds": torch.from_numpy(group.conditioning["prompt_embeds"].copy()).expand(3, -1, -1)}
     assert policy.log_prob(*x, torch.zeros(3, dtype=torch.int64), embeds).dtype == torch.float32
 
 

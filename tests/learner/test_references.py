@@ -39,8 +39,8 @@ class Calls:
 
     def __init__(self, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: list[int] = []
-        forward = policy.unet.forward
-        monkeypatch.setattr(policy.unet, "forward", lambda x, *rest: self.rows.append(len(x)) or forward(x, *rest))
+        forward = policy.network.forward
+        monkeypatch.setattr(policy.network, "forward", lambda x, *rest: self.rows.append(len(x)) or forward(x, *rest))
 
 
 def direct(policy: Policy, batch: TransitionBatch, groups: Groups) -> np.ndarray:
@@ -52,7 +52,7 @@ def direct(policy: Policy, batch: TransitionBatch, groups: Groups) -> np.ndarray
             group = groups[int(plan.groups[b])]
             k, t = int(plan.trajectories[b, n]), int(plan.steps[b, s])
             x, x_next = (torch.from_numpy(group.latents[k, i].copy())[None] for i in (t, t + 1))
-            embeds = torch.from_numpy(group.prompt_embeds.copy())[None]
+            embeds = {"prompt_embeds": torch.from_numpy(group.conditioning["prompt_embeds"].copy())[None]}
             expected[b, n, s] = float(policy.log_prob(x, x_next, torch.tensor([t]), embeds))
     return expected
 
@@ -156,7 +156,7 @@ def test_the_share_of_a_stages_draws_that_costs_nothing(
     draws = np.random.default_rng(0)
     latents, log_probs = np.zeros((keep, steps + 1, 1, 1, 1), np.float16), np.zeros((keep, steps), np.float32)
     stored = [
-        TrajectoryGroup(0, i, "", np.zeros((1, 1), np.float32), latents, log_probs, rewards.astype(np.float32), 0, "")
+        TrajectoryGroup(0, i, "", {}, latents, log_probs, rewards.astype(np.float32), 0, "")
         for i, rewards in enumerate(draws.standard_normal((groups, keep)))
     ]
     source = make_batches(config, lambda some: some, torch.device("cpu"), Gang(), groups)

@@ -42,7 +42,7 @@ def begin(
 
 
 def gradients(policy: Policy) -> dict[str, np.ndarray]:
-    return {n: p.grad.numpy().copy() for n, p in policy.unet.named_parameters() if p.grad is not None}
+    return {n: p.grad.numpy().copy() for n, p in policy.network.named_parameters() if p.grad is not None}
 
 
 def norm(tensors: dict[str, np.ndarray]) -> float:

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from raydense.diffusion.lora_files import load_lora, read_lora
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import stacked
 
 
 @pytest.fixture(scope="session")
@@ -71,8 +72,8 @@ def predict_from(make_policy: Callable[..., Policy]) -> Callable[[str], tuple[Te
         shapes = {name: array.shape for name, array in policy.weights().tensors.items()}
         policy.bind(load_lora(location, shapes, rank=file.rank, alpha=file.alpha))
         x, t = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
-        embeds = torch.stack([policy.encode("a cat"), policy.encode("a dog")])
+        embeds = stacked([policy.encode("a cat"), policy.encode("a dog")])
         with torch.no_grad():
-            return policy.predict(x, t, embeds), (x, policy.schedule.timesteps[t], embeds)
+            return policy.predict(x, t, embeds), (x, policy.schedule.timesteps[t], embeds["prompt_embeds"])
 
     return predict

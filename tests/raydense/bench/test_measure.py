@@ -17,10 +17,9 @@ from raydense.bench.measure import plan_jobs
 from raydense.bench.table import _images
 from raydense.cli import app
 from raydense.config import load_config
-from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import count_transitions
-from raydense.planning.footprint import unet_footprint
-from raydense.wiring.policies import lora_config
+from raydense.planning.footprint import denoiser_footprint
+from raydense.wiring.policies import lora_config, read_family
 
 SMALL = ["sampler.unit_prompts=2", "train.batch_groups=2", "learner.micro_batch=2"]
 SETTINGS = [word for setting in SMALL for word in ("--set", setting)]
@@ -88,13 +87,8 @@ def test_work_is_counted_from_the_calls_that_were_made(found: Any) -> None:
         assert role["peak_bytes"] > 0
     config = load_config(overrides=SMALL)
     forward, trained = (
-        unet_footprint(
-            read_pipeline(config.policy.model, None, fetch=False).unet or {},
-            lora_config(config),
-            latent_size=(8, 8),
-            tokens=16,
-            dtype=torch.float32,
-            with_gradient=with_gradient,
+        denoiser_footprint(
+            read_family(config), lora_config(config), dtype=torch.float32, with_gradient=with_gradient
         ).flops
         for with_gradient in (False, True)
     )

@@ -46,7 +46,7 @@ def test_a_group_holds_every_state_once() -> None:
         stage=0,
         index=0,
         prompt="a cat",
-        prompt_embeds=np.zeros((77, 768), np.float32),
+        conditioning={"prompt_embeds": np.zeros((77, 768), np.float32)},
         latents=np.zeros((keep, steps + 1, *latent), np.float16),
         log_probs=np.zeros((keep, steps), np.float32),
         rewards=np.zeros(keep, np.float32),

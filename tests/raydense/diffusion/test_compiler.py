@@ -19,6 +19,7 @@ from learner.references import ReferenceCache
 from raydense.cli import app
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 
 Make = Callable[..., Policy]
 
@@ -26,7 +27,7 @@ Make = Callable[..., Policy]
 def predictions(policy: Policy, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """With the LoRA and without it; no gradient."""
     x = torch.randn((count, 4, 8, 8), generator=torch.Generator().manual_seed(count))
-    arguments = x, torch.arange(count) % 4, policy.encode("a cat").expand(count, -1, -1)
+    arguments = x, torch.arange(count) % 4, repeated(policy.encode("a cat"), count)
     with torch.no_grad():
         tuned = policy.predict(*arguments)
         with policy.reference():
@@ -65,7 +66,7 @@ def test_a_compiled_policys_gradient_is_the_plain_ones_to_rounding(
     for compiled in (False, True):
         policy = make_policy(compiled=compiled)
         policy.bind(perturbed(policy))
-        embeds = policy.encode("a cat").expand(2, -1, -1)
+        embeds = repeated(policy.encode("a cat"), 2)
         x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         policy.predict(x, torch.tensor([0, 1]), embeds).square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
@@ -85,8 +86,9 @@ def test_a_compiled_learner_has_log_ratio_zero_for_equal_weights_and_learns_as_t
     for compiled in (False, True):
         policy = make_policy(dtype=dtype, compiled=compiled)
         plan = draw_batch(
-            torch.arange(4), torch.stack([torch.tensor(g.rewards) for g in groups]), step_weights(4, 0.9), tuple_size=2,
-            tuples=1, tuple_choice="random", ties="random", step_draws=2, draws=torch.Generator().manual_seed(0),
+            torch.arange(4), torch.stack([torch.tensor(g.rewards) for g in groups]), step_weights(range(4), 0.9),
+            tuple_size=2, tuples=1, tuple_choice="random", ties="random", step_draws=2,
+            draws=torch.Generator().manual_seed(0),
         )  # fmt: skip
         batch = gather_transitions(plan, groups)
         reference = ReferenceCache(policy, 4, keep=3, enabled=False).look_up(batch)

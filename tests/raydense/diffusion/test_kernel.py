@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from raydense.diffusion.ddim import gaussian_log_prob, make_schedule, transition
 from scipy.stats import norm
 
+from raydense.diffusion.kernel import gaussian_log_prob, make_schedule, transition
 from raydense.diffusion.schedulers import PREDICTION_TYPES
 
 SD15: dict[str, Any] = {
@@ -62,8 +62,10 @@ def test_constants_follow_the_beta_schedule(num_steps: int) -> None:
     schedule, reference = make_schedule(SD15, num_steps, 1.0), Reference(num_steps, 1.0)
     assert schedule.num_steps == num_steps
     assert schedule.timesteps.tolist() == reference.timesteps
-    np.testing.assert_allclose(schedule.alpha.numpy(), reference.alpha, rtol=1e-5)
-    np.testing.assert_allclose(schedule.alpha_prev.numpy(), reference.alpha_prev, rtol=1e-5)
+    np.testing.assert_allclose(schedule.signal.numpy() ** 2, reference.alpha, rtol=1e-5)
+    np.testing.assert_allclose(schedule.noise.numpy() ** 2, 1 - np.array(reference.alpha), rtol=1e-3)
+    np.testing.assert_allclose(schedule.next_signal.numpy() ** 2, reference.alpha_prev, rtol=1e-5)
+    assert schedule.noisy == (True,) * num_steps
     # diffusers holds ᾱ in float32, so 1 − ᾱ_t/ᾱ_prev of one fine step keeps four digits
     np.testing.assert_allclose(schedule.sigma.numpy(), reference.sigma, rtol=3e-4)
 

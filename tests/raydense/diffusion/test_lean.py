@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from raydense.diffusion.lean import FrozenConv2d, LeanGEGLU, keep_less
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import stacked
 
 
 @pytest.fixture(
@@ -28,20 +29,20 @@ def policies(make_policy: Callable[..., Policy], request: pytest.FixtureRequest)
     plain.update()
     lean = make_policy(**request.param)
     lean.bind(plain.weights())
-    keep_less(lean.unet)
+    keep_less(lean.network)
     return plain, lean
 
 
 def log_probs(policy: Policy) -> Tensor:
     draws = torch.Generator().manual_seed(1)
     x_t, x_next = (torch.randn((2, 4, 8, 8), generator=draws) for _ in range(2))
-    embeds = torch.stack([policy.encode(prompt) for prompt in ("a cat", "a dog")])
+    embeds = stacked([policy.encode(prompt) for prompt in ("a cat", "a dog")])
     return policy.log_prob(x_t, x_next, torch.tensor([0, 2]), embeds)
 
 
 def kept_bytes(policy: Policy) -> int:
     """Of tensors that autograd holds after a forward pass, parameters aside."""
-    parameters = {p.untyped_storage().data_ptr() for p in policy.unet.parameters()}
+    parameters = {p.untyped_storage().data_ptr() for p in policy.network.parameters()}
     kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no address comes twice
 
     def pack(tensor: Tensor) -> Tensor:

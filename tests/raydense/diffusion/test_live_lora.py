@@ -17,6 +17,7 @@ from raydense.core.types import PolicyWeights
 from raydense.diffusion.live_lora import LoraBeside
 from raydense.diffusion.policy import Policy
 from raydense.diffusion.proof import prove_effect
+from raydense.families.conditioning import Conditioning, each
 
 Make = Callable[..., Policy]
 CONVOLUTIONS = ("to_q", "to_out.0", "conv1", "conv_shortcut", "proj_in")
@@ -24,12 +25,12 @@ SMALL = 1e-5  # of a LoRA, far below a last place of 16-bit weights
 
 
 @pytest.fixture
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
+def inputs() -> tuple[Tensor, Tensor, Conditioning]:
     draws = torch.Generator().manual_seed(0)
     return (
         torch.randn((3, 4, 8, 8), generator=draws),
         torch.tensor([0, 2, 3]),
-        torch.randn((3, 12, 16), generator=draws),
+        {"prompt_embeds": torch.randn((3, 12, 16), generator=draws)},
     )
 
 
@@ -49,7 +50,7 @@ def load(make_policy: Make, weights: PolicyWeights, **options: Any) -> Policy:
 
 def adapted(policy: Policy) -> int:
     """How many layers the network has whose LoRA is beside them."""
-    return sum(isinstance(module, BaseTunerLayer) for module in policy.unet.modules())
+    return sum(isinstance(module, BaseTunerLayer) for module in policy.network.modules())
 
 
 @torch.no_grad()
@@ -92,8 +93,10 @@ def test_in_float32_any_policy_predicts_the_same(
     policy = load(make_policy, weights, dtype=dtype, merged=merged)
     own = policy.predict(*inputs)
     exact = load(make_policy, weights)  # of weights that were rounded before
-    rounded = {name: tensor.to(dtype).float() for name, tensor in exact.unet.state_dict().items() if "lora" not in name}
-    exact.unet.load_state_dict(rounded, strict=False)
+    rounded = {
+        name: tensor.to(dtype).float() for name, tensor in exact.network.state_dict().items() if "lora" not in name
+    }
+    exact.network.load_state_dict(rounded, strict=False)
     with policy.in_float32():
         torch.testing.assert_close(policy.predict(*inputs), exact.predict(*inputs), rtol=1e-5, atol=1e-5)
         with policy.reference(), exact.reference():
@@ -130,9 +133,9 @@ def test_in_float32_everything_is_merged(make_policy: Make, trained: Callable[..
 @torch.no_grad()
 def test_merged_weights_keep_their_place_in_memory(make_policy: Make, trained: Callable[..., PolicyWeights]) -> None:
     policy = load(make_policy, trained(), merged=True, dtype=torch.bfloat16)
-    places = {name: p.data_ptr() for name, p in policy.unet.named_parameters()}
+    places = {name: p.data_ptr() for name, p in policy.network.named_parameters()}
     policy.bind(trained(scale=0.2))
-    assert {name: p.data_ptr() for name, p in policy.unet.named_parameters()} == places
+    assert {name: p.data_ptr() for name, p in policy.network.named_parameters()} == places
 
 
 class _Calls(TorchDispatchMode):
@@ -155,10 +158,11 @@ def test_a_merged_call_launches_what_plain_diffusers_does(
     policy = load(make_policy, trained(scale=1.0), merged=True, dtype=dtype)
     plain = UNet2DConditionModel.from_pretrained(pipeline_dir, subfolder="unet", torch_dtype=dtype).eval()
     x, t, embeds = inputs
-    x, embeds = x.to(dtype), embeds.to(dtype)
+    x, given = x.to(dtype), each(embeds, lambda tensor: tensor.to(dtype))
+    embeds = given["prompt_embeds"]
     null, timesteps = torch.zeros_like(embeds), policy.schedule.timesteps[t]
     with _Calls() as ours:
-        policy.predict(x, t, embeds)
+        policy.predict(x, t, given)
     with _Calls() as theirs:  # the body of diffusers' loop
         output = plain(torch.cat([x, x]), torch.cat([timesteps] * 2), torch.cat([null, embeds])).sample
         unconditional, conditional = output.chunk(2)
@@ -193,15 +197,15 @@ def test_the_proof_finds_a_wrong_merge_and_weights_without_effect(
     weights = trained(scale=scale)
     policy = load(make_policy, weights, merged=True, dtype=dtype)
     x, _, embeds = inputs
-    prove_effect(policy, x[:1], embeds[:1])
+    prove_effect(policy, x[:1], each(embeds, lambda tensor: tensor[:1]))
     if adapted(policy):
         return  # too small for 16 bits: there is no merge to be wrong
-    some = next(module for name, module in policy.unet.named_modules() if name.endswith("to_q"))
+    some = next(module for name, module in policy.network.named_modules() if name.endswith("to_q"))
     some.weight.data *= -3
     with pytest.raises(
         RuntimeError, match=r"version 1: merged into the network they predict another noise.*sampler.exact"
     ):
-        prove_effect(policy, x[:1], embeds[:1])
+        prove_effect(policy, x[:1], each(embeds, lambda tensor: tensor[:1]))
     policy.bind(load(make_policy, trained(scale=0.0), dtype=dtype).weights())
     with pytest.raises(InertWeights):
-        prove_effect(policy, x[:1], embeds[:1])
+        prove_effect(policy, x[:1], each(embeds, lambda tensor: tensor[:1]))

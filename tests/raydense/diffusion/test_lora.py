@@ -17,6 +17,7 @@ from safetensors import safe_open
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.lora import save_diffusers_lora
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import stacked
 
 ORIGIN = {"base_model": "owner/name@1", "rank": 2, "alpha": 2.0, "reward": {"kind": "clip"}, "config_sha256": "0f"}
 
@@ -55,12 +56,12 @@ def test_a_plain_pipeline_with_the_file_predicts_what_the_policy_predicts(
 
     pipeline = plain_pipeline()
     x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    embeds = torch.stack([policy.encode("a cat"), policy.encode("a dog")])
+    embeds = stacked([policy.encode("a cat"), policy.encode("a dog")])
     t = torch.tensor([0, 2])
     timesteps = policy.schedule.timesteps[t]
-    base = pipeline.unet(x, timesteps, embeds).sample
+    base = pipeline.unet(x, timesteps, embeds["prompt_embeds"]).sample
     pipeline.load_lora_weights(file.parent)
-    tuned = pipeline.unet(x, timesteps, embeds).sample
+    tuned = pipeline.unet(x, timesteps, embeds["prompt_embeds"]).sample
 
     torch.testing.assert_close(tuned, policy.predict(x, t, embeds), rtol=1e-5, atol=1e-5)
     assert float((tuned - base).abs().max()) > 1e-2
@@ -111,4 +112,4 @@ def test_saving_again_replaces_the_file(
 def test_tensors_of_a_channels_last_policy_are_as_files_hold_them(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy(channels_last=True, targets=CONVOLUTIONS)
     assert all(parameter.is_contiguous() for parameter in policy.parameters())
-    assert not policy.unet.conv_in.base_layer.weight.is_contiguous()
+    assert not policy.network.conv_in.base_layer.weight.is_contiguous()

@@ -19,6 +19,7 @@ from raydense.core.types import PolicyWeights
 from raydense.diffusion.lora import FILE_NAME, save_diffusers_lora
 from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 ONE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.default.weight"
@@ -93,7 +94,7 @@ def test_what_was_read_is_what_then_predicts(
     trained, started = make_policy(rank=2), make_policy(rank=2, seed=9)
     trained.bind(weights)
     started.bind(load_lora(str(tmp_path), shapes(weights), rank=2, alpha=2))
-    x, t, embeds = torch.ones(1, 4, 8, 8), torch.tensor([1]), trained.encode("a cat")[None]
+    x, t, embeds = torch.ones(1, 4, 8, 8), torch.tensor([1]), repeated(trained.encode("a cat"), 1)
     assert torch.equal(started.predict(x, t, embeds), trained.predict(x, t, embeds))
     with started.reference():
         assert float((started.predict(x, t, embeds) - trained.predict(x, t, embeds)).abs().max()) > 1e-2

@@ -19,15 +19,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from raydense.config import ConfigError
 from raydense.core.interfaces import NonFiniteError
 from raydense.core.types import PolicyWeights
-from raydense.diffusion.ddim import make_schedule
-from raydense.diffusion.policy import Policy, load_policy
+from raydense.diffusion.kernel import make_schedule
+from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated, stacked
+from raydense.families.known import family_of
+from raydense.pipelines.pipeline_files import PipelineFiles
 
 
 def inputs(policy: Policy, count: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x_t, step indices and embeddings of `count` different transitions."""
     x = torch.randn((count, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     prompts = ["a cat", "a dog", "a hen"][:count]
-    return x, torch.arange(count) % policy.schedule.num_steps, torch.stack([policy.encode(p) for p in prompts])
+    return x, torch.arange(count) % policy.schedule.num_steps, stacked([policy.encode(p) for p in prompts])
 
 
 # -- the LoRA ---------------------------------------------------------------------------------------------
@@ -52,7 +55,8 @@ def test_stable_diffusion_1_5_at_rank_4_has_the_papers_797184_values() -> None:
     )
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     lora = LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets)
-    policy = Policy(unet, None, None, None, make_schedule(scheduler.config, 50, 1.0), 1.0, lora, seed=0)
+    family = family_of(PipelineFiles("sd15", parts={"unet": unet.config}))
+    policy = Policy(family, unet, {}, None, make_schedule(scheduler.config, 50, 1.0), lora, seed=0)
     assert len(policy.parameters()) == 256
     assert sum(p.numel() for p in policy.parameters()) == 797_184
 
@@ -83,7 +87,7 @@ def test_it_denoises_at_the_timesteps_of_its_pipelines_scheduler(
 def test_only_the_lora_is_trainable(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy(with_decoder=True)
     trainable = {id(p) for p in policy.parameters()}
-    for module in (policy.unet, policy.text_encoder, policy.vae):
+    for module in (policy.network, policy.texts["text_encoder"].network, policy.vae):
         assert not module.training
         assert {id(p) for p in module.parameters() if p.requires_grad} <= trainable
 
@@ -107,19 +111,9 @@ def test_the_seed_decides_a_and_leaves_the_global_stream_alone(make_policy: Call
     assert first == again != make_policy(seed=2).weights().checksum
 
 
-def test_targets_that_match_nothing_are_refused(pipeline_dir: Path) -> None:
+def test_targets_that_match_nothing_are_refused(make_policy: Callable[..., Policy]) -> None:
     with pytest.raises(ValueError, match="to_qq"):
-        load_policy(
-            str(pipeline_dir),
-            num_steps=4,
-            eta=1.0,
-            guidance_scale=1.0,
-            lora=LoraConfig(r=2, target_modules=["to_qq"]),
-            seed=0,
-            dtype=torch.float32,
-            device=torch.device("cpu"),
-            with_decoder=False,
-        )
+        make_policy(targets=["to_qq"])
 
 
 # -- binding ----------------------------------------------------------------------------------------------
@@ -210,7 +204,7 @@ def test_the_lora_comes_back_after_an_error_inside_the_reference(
 def test_guidance_mixes_the_two_halves(make_policy: Callable[..., Policy]) -> None:
     guided, plain = make_policy(guidance_scale=3.0), make_policy(guidance_scale=1.0)
     x, t, embeds = inputs(plain)
-    null = plain.encode("").expand_as(embeds)
+    null = repeated(plain.encode(""), len(x))
     unconditional, conditional = plain.predict(x, t, null), plain.predict(x, t, embeds)
     expected = unconditional + 3.0 * (conditional - unconditional)
     torch.testing.assert_close(guided.predict(x, t, embeds), expected, rtol=1e-5, atol=1e-5)
@@ -219,16 +213,18 @@ def test_guidance_mixes_the_two_halves(make_policy: Callable[..., Policy]) -> No
 def test_the_network_sees_the_schedulers_timestep(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy(guidance_scale=1.0, num_steps=50)
     x, _, embeds = inputs(policy, 1)
-    direct = policy.unet(x, torch.tensor([981 - 20 * 3]), embeds).sample
+    direct = policy.network(x, torch.tensor([981 - 20 * 3]), embeds["prompt_embeds"]).sample
     assert torch.equal(policy.predict(x, torch.tensor([3]), embeds), direct)
 
 
 def test_a_prompts_embedding_is_the_encoders_last_hidden_state(make_policy: Callable[..., Policy]) -> None:
     policy = make_policy()
-    tokens = policy.tokenizer("a cat", padding="max_length", max_length=12, return_tensors="pt").input_ids
-    assert torch.equal(policy.encode("a cat"), policy.text_encoder(tokens).last_hidden_state[0])
-    assert policy.encode("a cat").shape == (12, 16)
-    assert policy.encode("a " + "b" * 50).shape == (12, 16)  # truncated, not refused
+    text = policy.texts["text_encoder"]
+    tokens = text.tokenizer("a cat", padding="max_length", max_length=12, return_tensors="pt").input_ids
+    assert torch.equal(policy.encode("a cat")["prompt_embeds"], text.network(tokens).last_hidden_state[0])
+    for prompt in ("a cat", "a " + "b" * 50):  # truncated, not refused
+        assert {name: tuple(t.shape) for name, t in policy.encode(prompt).items()} == {"prompt_embeds": (12, 16)}
+    assert policy.family.conditioning_shapes == {"prompt_embeds": (12, 16)}
 
 
 def test_the_reference_is_left_whole_even_where_it_could_not_be_entered(
@@ -238,7 +234,7 @@ def test_the_reference_is_left_whole_even_where_it_could_not_be_entered(
     policy.bind(perturbed(policy))
     x, t, embeds = inputs(policy, 1)
     tuned = policy.predict(x, t, embeds)
-    last = [module for module in policy.unet.modules() if isinstance(module, BaseTunerLayer)][-1]
+    last = [module for module in policy.network.modules() if isinstance(module, BaseTunerLayer)][-1]
 
     def fail_once(enabled: bool) -> None:
         monkeypatch.undo()

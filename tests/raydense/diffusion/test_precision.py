@@ -15,6 +15,7 @@ from actors.sampler import rollout
 from raydense.config import ConfigError
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Make = Callable[..., Policy]
@@ -37,10 +38,11 @@ def test_only_the_frozen_networks_have_the_chosen_dtype(
     policy.bind(weights)  # the checksum of what is live: every bit of the float32 LoRA arrived
     lora = {id(p) for p in policy.parameters()}
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
-    assert {p.dtype for p in policy.unet.parameters() if id(p) not in lora} == {dtype}
+    assert {p.dtype for p in policy.network.parameters() if id(p) not in lora} == {dtype}
     assert {p.dtype for p in policy.vae.parameters()} == {dtype}
     schedule = policy.schedule
-    assert {x.dtype for x in (schedule.alpha, schedule.alpha_prev, schedule.sigma)} == {torch.float32}
+    constants = (schedule.signal, schedule.noise, schedule.next_signal, schedule.next_noise, schedule.sigma)
+    assert {x.dtype for x in constants} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -50,7 +52,7 @@ def test_a_rollout_in_any_dtype_has_float32_log_probs_and_rescores_to_zero(
 ) -> None:
     policy = make_policy(dtype=dtype)
     policy.bind(weights)
-    embeds = policy.encode("a cat").expand(3, -1, -1)
+    embeds = repeated(policy.encode("a cat"), 3)
     latents, stored = rollout(policy, noise(), embeds, torch.float16)
     assert (latents.dtype, stored.dtype) == (torch.float16, torch.float32)
     for step in range(4):
@@ -70,7 +72,7 @@ def test_sixteen_bits_predict_nearly_what_float32_predicts(
     for policy in (exact, rounded):
         policy.bind(weights)
     x, t = noise()[:, 0], torch.tensor([0, 1, 2])
-    embeds = exact.encode("a cat").expand(3, -1, -1)
+    embeds = repeated(exact.encode("a cat"), 3)
     expected, found = exact.predict(x, t, embeds), rounded.predict(x, t, embeds)
     assert found.dtype == torch.float32
     error = float((found - expected).abs().max() / expected.abs().max())
@@ -78,12 +80,12 @@ def test_sixteen_bits_predict_nearly_what_float32_predicts(
 
 
 def test_every_dtype_conditions_on_the_same_embeddings(make_policy: Make) -> None:
-    embeds = [make_policy(dtype=dtype).encode("a cat") for dtype in DTYPES]
+    embeds = [make_policy(dtype=dtype).encode("a cat")["prompt_embeds"] for dtype in DTYPES]
     assert all(torch.equal(e, embeds[0]) for e in embeds)
 
 
 def _gradients(policy: Policy) -> list[torch.Tensor]:
-    embeds = policy.encode("a cat").expand(2, -1, -1)
+    embeds = repeated(policy.encode("a cat"), 2)
     policy.predict(noise(2)[:, 0], torch.tensor([0, 1]), embeds).square().mean().backward()
     return [p.grad for p in policy.parameters() if p.grad is not None]
 
@@ -96,7 +98,7 @@ def test_gradient_checkpointing_computes_again_and_changes_no_gradient(
         policy = make_policy(gradient_checkpointing=checkpointing)
         policy.bind(weights)
         count = [0]
-        policy.unet.mid_block.resnets[1].register_forward_pre_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
+        policy.network.mid_block.resnets[1].register_forward_pre_hook(lambda *_, c=count: c.__setitem__(0, c[0] + 1))
         gradients.append(_gradients(policy))
         calls.append(count[0])
     assert calls == [1, 2]  # once more, in the backward pass
@@ -110,7 +112,7 @@ def test_channels_last_is_a_layout_and_moves_rounding_alone(make_policy: Make, w
     for channels_last in (False, True):
         policy = make_policy(channels_last=channels_last)
         policy.bind(weights)
-        kernel = policy.unet.mid_block.resnets[0].conv1.weight
+        kernel = policy.network.mid_block.resnets[0].conv1.weight
         assert kernel.is_contiguous(memory_format=torch.channels_last) is channels_last
         gradients.append(torch.cat([g.flatten() for g in _gradients(policy)]))
     plain, other = gradients
@@ -132,8 +134,8 @@ def test_attention_is_pytorchs_scaled_dot_product(make_policy: Make, monkeypatch
     policy, calls = make_policy(guidance_scale=1.0), []
     original = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
-    policy.predict(noise(1)[:, 0], torch.tensor([0]), policy.encode("a cat")[None])
-    processors = policy.unet.attn_processors
+    policy.predict(noise(1)[:, 0], torch.tensor([0]), repeated(policy.encode("a cat"), 1))
+    processors = policy.network.attn_processors
     assert {type(p) for p in processors.values()} == {AttnProcessor2_0}
     assert len(calls) >= len(processors) == 8
 
@@ -147,7 +149,9 @@ def test_a_safety_checker_beside_the_pipeline_is_never_read(
     model = pipeline_copy()
     (model / "safety_checker").mkdir()
     (model / "safety_checker" / "config.json").write_text("no JSON")
-    (model / "model_index.json").write_text('{"safety_checker": ["nowhere", "Broken"]}')
+    (model / "model_index.json").write_text(
+        '{"_class_name": "StableDiffusionPipeline", "safety_checker": ["nowhere", "Broken"]}'
+    )
     policy = make_policy(model, with_decoder=True)
     assert not hasattr(policy, "safety_checker")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from raydense.diffusion.ddim import make_schedule, transition
+from raydense.diffusion.kernel import make_schedule, transition
 from raydense.diffusion.schedulers import WITH_BETAS, settle_chain
 
 BETAS: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

@@ -22,6 +22,7 @@ from raydense.config import Config, ConfigError
 from raydense.diffusion.lora import FILE_NAME, save_diffusers_lora
 from raydense.diffusion.policy import Policy
 from raydense.evaluation.candidates import find_sources, fit_models, shared_config
+from raydense.families.conditioning import stacked
 from raydense.planning.preflight import check_pipeline
 from raydense.wiring.policies import build_policy
 
@@ -53,7 +54,7 @@ def files(
         policy.bind(perturbed(policy))
         lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets))
         save_diffusers_lora(tmp_path / name, policy.weights(), lora)
-        alone[tmp_path / name] = policy.unet
+        alone[tmp_path / name] = policy.network
     merged = UNet2DConditionModel.from_pretrained(pipeline_dir, subfolder="unet")
     tensors = train_kohya(merged, dim=4, alpha=1.0, conv_dim=1, conv_alpha=2.0)
     alone[write_kohya(tmp_path / "kohya.safetensors", tensors)] = merged
@@ -70,14 +71,14 @@ def test_every_kind_of_lora_predicts_beside_others_what_it_predicts_alone(
     assert (joint.policy.lora_rank, joint.policy.lora_alpha) == (4, 4.0)
     policy = build_policy(joint, dtype="float32", device=torch.device("cpu"), with_decoder=False)
     x, t = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
-    embeds = torch.stack([policy.encode("a cat"), policy.encode("a dog")])
+    embeds = stacked([policy.encode("a cat"), policy.encode("a dog")])
     policy.bind(models[0].weights)
     base = policy.predict(x, t, embeds)
     with policy.reference():
         assert torch.equal(policy.predict(x, t, embeds), base)
     for model, unet in zip(models[1:], files.values(), strict=True):
         policy.bind(model.weights)
-        expected = unet(x, policy.schedule.timesteps[t], embeds).sample
+        expected = unet(x, policy.schedule.timesteps[t], embeds["prompt_embeds"]).sample
         torch.testing.assert_close(policy.predict(x, t, embeds), expected, rtol=1e-5, atol=1e-5)
         assert float((expected - base).abs().max()) > 1e-2
 

@@ -15,17 +15,19 @@ import pytest
 from huggingface_hub import constants
 
 from raydense.config import ConfigError
-from raydense.pipelines.pipeline_files import FILES, read_pipeline
+from raydense.pipelines.pipeline_files import file_of, read_pipeline
 
 INDEX, TOKENIZER = "model_index.json", "tokenizer/tokenizer_config.json"
+PARTS = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
 Serve = Callable[[Path], list[str]]
 
 
 def test_a_directory_is_read_whole(pipeline_dir: Path) -> None:
     found = read_pipeline(str(pipeline_dir), None, fetch=False)
     assert found.model == str(pipeline_dir)
-    for part, name in {**FILES, "index": INDEX, "tokenizer": TOKENIZER}.items():
-        assert getattr(found, part) == json.loads((pipeline_dir / name).read_text("utf-8"))
+    assert found.index == json.loads((pipeline_dir / INDEX).read_text("utf-8"))
+    assert found.parts == {part: json.loads((pipeline_dir / file_of(part)).read_text("utf-8")) for part in PARTS}
+    assert found.kind == "StableDiffusionPipeline"
     assert found.notes == ()
 
 
@@ -88,11 +90,11 @@ def without(pipeline: Path, to: Path, *names: str) -> Path:
 
 def test_a_hub_is_asked_once_for_what_the_cache_lacks(pipeline_dir: Path, hub: Serve) -> None:
     asked = hub(pipeline_dir)
-    assert read_pipeline("owner/name", None, fetch=False).unet is None
+    assert read_pipeline("owner/name", None, fetch=False)["unet"] is None
     found = read_pipeline("owner/name", None, fetch=True)
-    assert found.unet == json.loads((pipeline_dir / "unet/config.json").read_text("utf-8"))
+    assert found["unet"] == json.loads((pipeline_dir / "unet/config.json").read_text("utf-8"))
     assert found.index is not None
-    assert sorted(asked) == sorted([*FILES.values(), INDEX, TOKENIZER])
+    assert sorted(asked) == sorted([*map(file_of, PARTS), INDEX])
     assert read_pipeline("owner/name", None, fetch=True) == found
     assert read_pipeline("owner/name", None, fetch=False) == found
     assert len(asked) == 6
@@ -101,8 +103,8 @@ def test_a_hub_is_asked_once_for_what_the_cache_lacks(pipeline_dir: Path, hub: S
 def test_what_a_repository_may_lack(pipeline_dir: Path, tmp_path: Path, hub: Serve) -> None:
     asked = hub(without(pipeline_dir, tmp_path / "model", INDEX, TOKENIZER))
     found = read_pipeline("owner/name", None, fetch=True)
-    assert (found.index, found.tokenizer) == (None, None)
-    assert found.vae is not None
+    assert (found.index, found["tokenizer"]) == (None, None)
+    assert found["vae"] is not None
     asked.clear()
     assert read_pipeline("owner/name", None, fetch=True) == found
     assert asked == []  # a cache that an earlier version filled needs no hub
@@ -118,7 +120,7 @@ def test_what_it_may_not_is_said(pipeline_dir: Path, tmp_path: Path, hub: Serve)
 
 def test_another_family_at_a_hub_is_named_before_its_parts_are_missed(tmp_path: Path, hub: Serve) -> None:
     (tmp_path / "flux").mkdir()
-    (tmp_path / "flux" / INDEX).write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    (tmp_path / "flux" / INDEX).write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     hub(tmp_path / "flux")
-    with pytest.raises(ConfigError, match=r"owner/name is a FluxPipeline by its model_index.json; known: StableDiffu"):
+    with pytest.raises(ConfigError, match=r"owner/name is a KandinskyPipeline by its model_index.json; known: Stabl"):
         read_pipeline("owner/name", None, fetch=True)

@@ -30,7 +30,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "seed": SEED,
         "policy.lora_rank": 4,
         "policy.lora_alpha": None,  # equal to the rank
-        "policy.lora_targets": ("to_q", "to_k", "to_v", "to_out.0"),
+        "policy.lora_targets": None,  # this kind's: to_q, to_k, to_v, to_out.0
         "prompts.train": "set://paper-train#index=0",
         "prompts.unseen": "set://paper-unseen#index=0",
         "reward.scorer.kind": "imagereward",
@@ -59,7 +59,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "steps.gamma": 0.9,
         "steps.count": 50,
         "steps.eta": 1.0,
-        "steps.exclude_last": 0,
+        "steps.exclude_last": None,  # this kind's: 0
         "sampler.guidance_scale": 7.5,
         "sampler.latent_size": 64,
         "sampler.dtype": "bfloat16",
@@ -160,7 +160,7 @@ def test_the_plan_is_what_a_group_and_a_policy_really_are(
 
 
 def test_a_portrait_takes_the_work_and_memory_of_its_pixels(pipeline_dir: Path) -> None:
-    vae = read_pipeline(str(pipeline_dir), None, fetch=False).vae or {}
+    vae = read_pipeline(str(pipeline_dir), None, fetch=False)["vae"] or {}
     square, portrait, landscape = (
         decoder_footprint(vae, latent_size=size, dtype=torch.float32) for size in ((8, 8), (16, 8), (8, 16))
     )

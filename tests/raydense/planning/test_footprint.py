@@ -11,7 +11,9 @@ from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 
 from raydense.diffusion.lean import keep_less
-from raydense.planning.footprint import _Meter, decoder_footprint, unet_footprint
+from raydense.families.known import family_of
+from raydense.pipelines.pipeline_files import PipelineFiles
+from raydense.planning.footprint import _Meter, decoder_footprint, denoiser_footprint
 
 UNET: dict[str, Any] = {"sample_size": 16, "block_out_channels": (64, 128, 128, 128), "cross_attention_dim": 64}
 VAE: dict[str, Any] = {
@@ -41,7 +43,7 @@ def allocated(run: Any) -> int:
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_a_unets_row_takes_what_is_planned(dtype: torch.dtype, with_gradient: bool) -> None:
     unet = UNet2DConditionModel(**UNET).to(dtype).requires_grad_(False).eval()
-    config = dict(unet.config)
+    files = PipelineFiles("unet", parts={"unet": dict(unet.config), "text_encoder": {"hidden_size": 64}})
     unet.add_adapter(LORA)
     keep_less(unet)
     x, t = torch.zeros(ROWS, 4, 16, 16, dtype=dtype), torch.zeros(ROWS, dtype=torch.long)
@@ -55,7 +57,7 @@ def test_a_unets_row_takes_what_is_planned(dtype: torch.dtype, with_gradient: bo
 
     run()  # whatever is allocated once
     unet.zero_grad(set_to_none=True)
-    plan = unet_footprint(config, LORA, latent_size=(16, 16), tokens=77, dtype=dtype, with_gradient=with_gradient)
+    plan = denoiser_footprint(family_of(files), LORA, dtype=dtype, with_gradient=with_gradient)
     assert plan.peak_bytes * ROWS == pytest.approx(allocated(run), rel=CLOSE)
 
 

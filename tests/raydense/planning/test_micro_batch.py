@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
-from raydense.planning.dry_run import SD15_FILES, plan_run
+from raydense.pipelines.published import PUBLISHED, SD15
+from raydense.planning.dry_run import plan_run
 from raydense.planning.micro_batch import CPU_BYTES, GPU_SHARE, FreeGpu, settled
 from raydense.planning.preflight import check_pipeline
 
@@ -77,7 +78,7 @@ def test_on_a_cpu_it_is_the_same_everywhere(config: Config) -> None:
     assert plan.learner_gpu_bytes + 15 * plan.tuple_bytes <= CPU_BYTES
     small = load_config(overrides=[AUTO, "train.batch_groups=16", f"learner.memory_gb={plan.learner_gpu_bytes / 1e9}"])
     assert settled(small, PIPELINE, without_gpu).learner.micro_batch == 1
-    large, files = load_config(None, "single-prompt"), replace(PIPELINE, **SD15_FILES)
+    large, files = load_config(None, "single-prompt"), replace(PIPELINE, parts={**PIPELINE.parts, **PUBLISHED[SD15][1]})
     assert plan_run(large, files, None, tflops=1.0).learner_gpu_bytes > CPU_BYTES
     assert settled(large, files, without_gpu).learner.micro_batch == 1
 

@@ -59,7 +59,7 @@ def test_every_kind_of_scorer_has_its_table() -> None:
         ("SamplerConfig", "device", r"text: (auto|cpu|mps|cuda(:\d+)?)"),
         ("HttpScorerConfig", "name", "text: 1 to 100 characters without / or \\ or a leading dot"),
         ("LearnerConfig", "labels", "mapping: a label and value, !value, in(a,b) or !in(a,b)"),
-        ("PolicyConfig", "lora_targets", "list of text, at least 1"),
+        ("PolicyConfig", "lora_targets", "list of text, at least 1 or null"),
         ("MixtureScorerConfig", "components", "list, at least 1"),
         ("ComponentConfig", "scorer", "aesthetic, callable, clip, hpsv2, http or imagereward"),
         ("RewardConfig", "monitors", "list of aesthetic, callable, clip, hpsv2, http or imagereward"),

@@ -113,7 +113,10 @@ def test_sd15_with_the_papers_rank_has_the_papers_lora(make_lora_shapes: Callabl
 def make_lora_shapes() -> Callable[[], dict[str, Any]]:
     from peft import LoraConfig
 
+    from raydense.families.known import family_of
+    from raydense.pipelines.pipeline_files import PipelineFiles
     from raydense.planning.footprint import lora_shapes
 
     lora = LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    return lambda: lora_shapes(UNET, lora)
+    family = family_of(PipelineFiles("sd15", parts={"unet": UNET}))
+    return lambda: lora_shapes(family, lora)
