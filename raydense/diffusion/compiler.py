@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from torch import Tensor, nn
 
-BLOCKS = (ResnetBlock2D, Transformer2DModel)  # of which a U-Net is made
+BLOCKS = (  # of which U-Nets are made, and transformers
+    ResnetBlock2D, Transformer2DModel, JointTransformerBlock, FluxTransformerBlock, FluxSingleTransformerBlock,
+)  # fmt: skip
 VERSIONS = 32  # of the code of one kind of block: other sizes, with a gradient and without, a LoRA merged or beside
 SMALL = 16  # trajectories, each of two rows under guidance
 

@@ -24,22 +24,28 @@ PREFERENCES = "preferences"  # beside the kinds of scorers, as what a LoRA learn
 
 
 def save_diffusers_lora(
-    directory: Path, weights: PolicyWeights, lora: LoraConfig, origin: Mapping[str, Any] | None = None
+    directory: Path,
+    weights: PolicyWeights,
+    lora: LoraConfig,
+    origin: Mapping[str, Any] | None = None,
+    denoiser: str = "unet",
 ) -> Path:
-    """Writes `pytorch_lora_weights.safetensors` for `StableDiffusionPipeline.load_lora_weights`.
+    """Writes `pytorch_lora_weights.safetensors` for a diffusers pipeline's `load_lora_weights`.
 
     Every layer's names have one form, which is not what diffusers' own converter gives: its loader judges all names by
     the first, and drops those of another form.
     One metadata key only: safetensors writes several in no fixed order, and equal weights must give equal bytes.
-    Args: origin: what the LoRA is of; joins that key's JSON under names that diffusers passes over.
+    Args:
+        origin: what the LoRA is of; joins that key's JSON under names that diffusers passes over.
+        denoiser: the folder of the network that it adapts, which begins all names.
     """
-    tensors = {_diffusers_name(name): np.ascontiguousarray(array) for name, array in weights.tensors.items()}
+    tensors = {_diffusers_name(name, denoiser): np.ascontiguousarray(array) for name, array in weights.tensors.items()}
     adapter = {
         "r": lora.r,
         "lora_alpha": lora.lora_alpha,
         "target_modules": sorted(lora.target_modules or ()),
     }
-    described = {**{f"unet.{key}": value for key, value in adapter.items()}, **(origin or {})}
+    described = {**{f"{denoiser}.{key}": value for key, value in adapter.items()}, **(origin or {})}
     metadata = json.dumps(described, sort_keys=True)
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / FILE_NAME) as partial:
@@ -47,10 +53,12 @@ def save_diffusers_lora(
     return directory / FILE_NAME
 
 
-def _diffusers_name(name: str) -> str:
-    for half, other in (("A", "down"), ("B", "up")):
-        name = name.replace(f".lora_{half}.default.weight", f".lora.{other}.weight")
-    return f"unet.{name}"
+def _diffusers_name(name: str, denoiser: str) -> str:
+    """U-Nets' names are in the older form, which other programs know, too."""
+    down, up = ("lora.down", "lora.up") if denoiser == "unet" else ("lora_A", "lora_B")
+    for half, other in (("A", down), ("B", up)):
+        name = name.replace(f".lora_{half}.default.weight", f".{other}.weight")
+    return f"{denoiser}.{name}"
 
 
 def read_origin(path: Path) -> Mapping[str, Any]:

@@ -27,7 +27,7 @@ from raydense.sections.base import TextEncoderLora
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KNOWN_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_model.bin")
 
-_PREFIX = re.compile(r"^(unet\.|base_model\.model\.(unet\.)?)")
+_PREFIX = re.compile(r"^((unet|transformer)\.|base_model\.model\.((unet|transformer)\.)?)")
 _HALF = {"down": "A", "up": "B", "A": "A", "B": "B"}
 _MODULE_FIRST = re.compile(r"^(?P<module>.+)\.lora(\.|_linear_layer\.|_)(?P<half>down|up|A|B)(\.default)?\.weight$")
 _PROCESSOR = re.compile(r"^(?P<attention>.+)\.processor\.to_(?P<to>q|k|v|out)_lora\.(?P<half>down|up)\.weight$")
@@ -70,7 +70,8 @@ def read_lora(location: str, setting: str = "policy.init_lora", text_encoder: Te
     elif any(name.startswith("base_model.model.") for name in raw):
         adapter = _peft_adapter(path, source)
     elif metadata is not None:
-        adapter = read_adapter(metadata, source, f"its metadata {KEY}", prefix="unet.")
+        prefix = next(name for name in raw).partition(".")[0]
+        adapter = read_adapter(metadata, source, f"its metadata {KEY}", prefix=f"{prefix}.")
     named = {_policy_name(name): tensor for name, tensor in raw.items()}
     if len(named) < len(raw):
         raise ConfigError(f"{source}: several of its tensors belong to one projection; give a file with one LoRA")

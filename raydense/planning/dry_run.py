@@ -99,9 +99,8 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
     image_flops = config.steps.count * rows * rolled.flops + decoder.flops
-    sampling = images * image_flops + judged * (
-        (config.evaluate.steps or config.steps.count) * rows * rolled.flops + decoder.flops
-    )
+    judged_steps = config.evaluate.steps or config.steps.count
+    sampling = images * image_flops + judged * (judged_steps * rows * rolled.flops + decoder.flops)
     training = count_transitions(config) * rows * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held

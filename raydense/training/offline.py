@@ -146,6 +146,7 @@ def train_offline(
             scales=StageScales(config.reward.scorer, source),
             pictures=False,
             reward=given.origin if given else None,
+            denoiser=inputs.pipeline.layout.denoiser,
         )
         recorder.process_started("offline", resumed=False)
         try:

@@ -56,8 +56,10 @@ class Recorder:
         scales: StageScales,
         pictures: bool = True,
         reward: Mapping[str, str] | None = None,
+        denoiser: str = "unet",
     ) -> None:
-        """reward: what the run learns from, if not from its scorer."""
+        """reward: what the run learns from, if not from its scorer. denoiser: the folder of what is trained."""
+        self._denoiser = denoiser
         self._config, self._sets, self._dir = config, sets, run_dir
         self._origin, self._learns_orders = lora_origin(config, reward), reward is not None
         self._fleet, self._learner, self._display = fleet, learner, display
@@ -211,7 +213,7 @@ class Recorder:
         self.position = position
 
     def save_lora(self, weights: PolicyWeights) -> None:
-        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), self._origin)
+        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), self._origin, self._denoiser)
 
     def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""

@@ -143,6 +143,7 @@ class _Run:
             self._sinks(_next_step(checkpoint)),
             metrics_bytes=checkpoint.metrics_bytes if checkpoint else 0,
             scales=self._scales,
+            denoiser=self._pipeline.layout.denoiser,
         )
         runner = "local" if self._local else "ray"
         recorder.position = checkpoint.position if checkpoint else recorder.position

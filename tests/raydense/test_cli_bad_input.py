@@ -47,7 +47,7 @@ SETTINGS = {  # --set …: what the line says
     # unknown keys
     "sead=1": "sead is not a setting; allowed here: name, seed",
     "train.cilp=1": "(did you mean clip?)",
-    "steps.n_step=3": "steps.n_step is not a setting; allowed here: count, dynamics, eta, window, spacing, gamma, draws, exclude_last",
+    "steps.n_step=3": "steps.n_step is not a setting; allowed here: count, dynamics, eta, window, spacing, ga",
     "reward.scorer.modle=x": "reward.scorer.modle is not a setting; allowed here: kind, name, model",
     "seed.x=1": "seed is not a section",
     # scorers

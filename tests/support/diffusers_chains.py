@@ -31,6 +31,7 @@ def reference_latents(
     steps: int,
     guidance: float,
     negative_prompt: str | None = None,
+    pipeline: Any = None,
     **settings: Any,
 ) -> torch.Tensor:
     """The final latents of the pipeline in this directory, float32 [1, C, H, W].
@@ -40,11 +41,12 @@ def reference_latents(
     Args:
         noise: float32 [1, C, H, W], the latents to start from, not packed.
         guidance: the pipeline's guidance_scale; an input of the network for FLUX.
+        pipeline: one that was loaded and changed; None: as it lies there.
         settings: further arguments of the pipeline's call.
     """
     from diffusers import DDIMScheduler
 
-    pipeline = load_pipeline(pipeline_dir)
+    pipeline = pipeline or load_pipeline(pipeline_dir)
     family = type(pipeline).__name__
     if family in ("StableDiffusionPipeline", "StableDiffusionXLPipeline"):
         pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
