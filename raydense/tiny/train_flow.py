@@ -31,7 +31,7 @@ class FlowSettings:
     `steps` is far fewer than the model could use: what it still gets wrong is what alignment can improve.
     """
 
-    steps: int = 750
+    steps: int = 700
     batch: int = 64
     drawings: int = 24
     peak_rate: float = 1e-3

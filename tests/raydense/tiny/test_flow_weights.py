@@ -35,7 +35,10 @@ ALIGN = read_prompts("pkg://raydense.tiny/prompts/align.txt")
 
 @pytest.fixture(scope="module")
 def pipeline() -> Any:
-    loaded = StableDiffusion3Pipeline.from_pretrained(FLOW, torch_dtype=torch.float32, local_files_only=True)
+    # Diffusers asks to hear of a missing T5 from the caller too, whatever model_index.json says.
+    loaded = StableDiffusion3Pipeline.from_pretrained(
+        FLOW, torch_dtype=torch.float32, local_files_only=True, text_encoder_3=None, tokenizer_3=None
+    )
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -110,7 +113,7 @@ def test_the_pipeline_draws_finite_pictures(pipeline: Any, guidance: float) -> N
 def test_without_fresh_noise_our_chain_is_the_pipelines(pipeline: Any) -> None:
     theirs = draw_with_the_pipeline(pipeline, ALIGN[:1], guidance=1.0)
     ours = draw_images(pipeline, ALIGN[:1], seed=5, eta=0.0)
-    assert np.abs(ours / 255.0 - theirs).max() < 1e-2  # a level of 255, rounded
+    assert np.abs(ours / 255.0 - theirs).max() < 2.5e-3  # ours are rounded to a level of 255
 
 
 def draw_with_the_pipeline(pipeline: Any, captions: Sequence[str], guidance: float) -> Any:
@@ -125,8 +128,8 @@ def draw_with_the_pipeline(pipeline: Any, captions: Sequence[str], guidance: flo
 
 
 def test_the_base_model_leaves_something_to_align(pipeline: Any) -> None:
-    captions = ALIGN * 4
-    assert 0.15 <= score(draw_images(pipeline, captions, seed=0), captions).mean() <= 0.45
+    captions = ALIGN * 2
+    assert 0.12 <= score(draw_images(pipeline, captions, seed=0), captions).mean() <= 0.5
 
 
 def train_briefly(folder: Path, resume: bool, stop_at: int | None) -> bytes:
