@@ -118,7 +118,7 @@ def build_unet(seed: int) -> Any:
 def build_text_encoder(tokenizer: Any, seed: int) -> Any:
     """CLIPTextModel: int64 [B, 16] token ids to float32 [B, 16, 64] states."""
     torch.manual_seed(seed)
-    return CLIPTextModel(CLIPTextConfig(**_text_settings(tokenizer, layers=2)))
+    return CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer, layers=2)))
 
 
 def build_scheduler() -> Any:
@@ -154,7 +154,7 @@ def build_scorer(tokenizer: Any, seed: int) -> Any:
     """CLIPModel that embeds [B, 3, 64, 64] images and captions of 16 tokens into 64 dimensions."""
     torch.manual_seed(seed)
     config = CLIPConfig(
-        text_config=CLIPTextConfig(**_text_settings(tokenizer, layers=2)).to_dict(),
+        text_config=CLIPTextConfig(**text_settings(tokenizer, layers=2)).to_dict(),
         vision_config=CLIPVisionConfig(
             hidden_size=TEXT_WIDTH,
             intermediate_size=4 * TEXT_WIDTH,
@@ -181,7 +181,8 @@ def build_processor(tokenizer: Any) -> Any:
     return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-def _text_settings(tokenizer: Any, layers: int) -> dict[str, Any]:
+def text_settings(tokenizer: Any, layers: int) -> dict[str, Any]:
+    """What every CLIPTextConfig here says: captions of 16 tokens, states and projections of 64."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": TEXT_WIDTH,

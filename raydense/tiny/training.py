@@ -1,4 +1,4 @@
-"""The resumable loop that all three pre-training phases share."""
+"""The resumable loop that all pre-training phases share."""
 
 from __future__ import annotations
 

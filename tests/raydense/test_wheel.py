@@ -52,7 +52,8 @@ def test_it_holds_the_packages_and_the_weights_and_not_the_tests(wheel: Path) ->
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"raydense", "actors", "learner"}
     unet = "tiny/weights/pipeline/unet/diffusion_pytorch_model.safetensors"
-    for needed in ("presets/tiny.yaml", "presets/multi-prompt.yaml", "tiny/prompts/train.txt", unet):
+    transformer = "tiny/weights/flow/transformer/diffusion_pytorch_model.safetensors"
+    for needed in ("presets/tiny.yaml", "presets/multi-prompt.yaml", "tiny/prompts/train.txt", unet, transformer):
         assert f"raydense/{needed}" in names
     tracked = subprocess.check_output(["git", "ls-files", "raydense", "actors", "learner"], cwd=ROOT, text=True)
     missing = {name for name in tracked.splitlines() if (ROOT / name).exists()} - set(names)
