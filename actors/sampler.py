@@ -32,6 +32,7 @@ from raydense.core.types import (
     TrajectoryGroup,
     UnitReport,
     WorkUnit,
+    stored_states,
 )
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob
 from raydense.diffusion.policy import Policy
@@ -115,6 +116,7 @@ class DiffusionSampler:
         monitors: further judges, logged only.
         run_seed: of the run; with the unit's indices it decides every draw.
         trajectories, keep: R and K.
+        drawn: steps that are learned from, which decides what is stored; None: all.
         shared_noise: whether all trajectories of a group start from one x_0.
         storage_dtype: of the states.
         threads: torch CPU threads.
@@ -130,6 +132,7 @@ class DiffusionSampler:
         run_seed: int,
         trajectories: int,
         keep: int,
+        drawn: range | None = None,
         shared_noise: bool,
         storage_dtype: torch.dtype,
         threads: int,
@@ -137,6 +140,9 @@ class DiffusionSampler:
     ) -> None:
         self._policy, self._reward, self._judges = policy, scorer.name, Judges(scorer, monitors)
         self._run_seed, self._trajectories, self._keep = run_seed, trajectories, keep
+        steps = policy.schedule.num_steps
+        self._drawn = range(steps) if drawn is None else drawn
+        self._stored = stored_states(self._drawn, steps)
         self._shared_noise, self._latent_shape = shared_noise, policy.family.latent_shape
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
         self._embed = lru_cache(EMBEDDINGS)(policy.encode)
@@ -245,11 +251,12 @@ class DiffusionSampler:
             index=unit.group_indices[i],
             prompt=unit.prompts[i],
             conditioning={name: embeds[name].cpu().numpy() for name in sorted(embeds)},
-            latents=latents[rows].cpu()[kept].numpy(),
+            latents=latents[rows].cpu()[kept][:, self._stored].numpy(),
             log_probs=log_probs[rows].cpu()[kept].numpy(),
             rewards=rewards[kept.numpy()],
             weights_version=weights.version,
             weights_checksum=weights.checksum,
+            first_step=self._drawn.start,
         )
         meta = GroupMeta(
             stage=group.stage,

@@ -27,7 +27,6 @@ from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.placement import place
 from raydense.planning.preflight import Inputs, check_inputs
 from raydense.planning.units import PromptSets, stage_units
-from raydense.wiring.policies import resolved
 from raydense.wiring.roles import build_learner, build_sampler
 
 NOISE_SHARE = 3  # times the error of a log-ratio: a clip below that cuts noise
@@ -127,11 +126,11 @@ def _log_ratio_noise(config: Config, policy: Policy, group: TrajectoryGroup) -> 
     """Root mean square over the denoising steps that the loss draws, for a LoRA as it is early in a run."""
     weights = policy.weights()
     policy.bind(drifted(policy))
-    latents = torch.from_numpy(group.latents[0].copy()).to(policy.device)
-    steps = resolved(config, policy.family).steps.drawn
+    latents, steps = torch.from_numpy(group.latents[0].copy()).to(policy.device), group.steps
     t = torch.linspace(steps[0], steps[-1], min(NOISE_STEPS, len(steps))).long().to(policy.device)
+    at = t - group.first_step
     given = {name: torch.from_numpy(array.copy()).to(policy.device) for name, array in group.conditioning.items()}
-    own, exact = log_ratios(policy, latents[t], latents[t + 1], t, repeated(given, len(t)))
+    own, exact = log_ratios(policy, latents[at], latents[at + 1], t, repeated(given, len(t)))
     policy.bind(weights)
     return float((own - exact).square().mean().sqrt())
 

@@ -87,6 +87,11 @@ class Rendered:
     failures: Mapping[str, str] = field(default_factory=dict)  # of monitors, by name
 
 
+def stored_states(drawn: range, num_steps: int) -> list[int]:
+    """Indices of the states that are kept: those that a loss on these steps reads, each once, and the final one."""
+    return sorted({*range(drawn.start, drawn.stop + 1), num_steps})
+
+
 @dataclass(frozen=True)
 class TrajectoryGroup:
     """K trajectories of one prompt, as they lie in the replay buffer. Its arrays may be read-only views."""
@@ -95,11 +100,24 @@ class TrajectoryGroup:
     index: int
     prompt: str
     conditioning: Conditioning  # as the sampler conditioned on it, such as prompt_embeds [L, D]
-    latents: NDArray[np.generic]  # [K, T+1, C, H, W] in the storage dtype: every state once
+    latents: NDArray[np.generic]  # [K, states, C, H, W] in the storage dtype: see `stored_states`
     log_probs: FloatArray  # [K, T], log π_old(x_{t+1} | x_t)
     rewards: FloatArray  # [K]
     weights_version: int
     weights_checksum: str
+    first_step: int = 0  # of those that can be learned from; its state is the first of the latents
+
+    @property
+    def steps(self) -> range:
+        """Whose states, before and after, are both here: what can be learned from."""
+        count, states = self.log_probs.shape[1], self.latents.shape[1]
+        whole = self.first_step + states == count + 1
+        return range(self.first_step, count if whole else self.first_step + states - 2)
+
+    def state(self, trajectory: int, index: int) -> NDArray[np.generic]:
+        """x_index of a trajectory, [C, H, W]; that of a step's beginning or end."""
+        state: NDArray[np.generic] = self.latents[trajectory, index - self.first_step]
+        return state
 
     @property
     def nbytes(self) -> int:

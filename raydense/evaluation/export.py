@@ -11,24 +11,15 @@ from huggingface_hub import ModelCardData
 
 from raydense.config import Config, ConfigError
 from raydense.diffusion.lora import FILE_NAME, PREFERENCES, read_origin
-from raydense.files.locations import PACKAGE_SCHEME, resolve
-from raydense.pipelines.pipeline_files import PipelineFiles, read_pipeline, tokens_of
+from raydense.evaluation.example import example_code
+from raydense.files.locations import PACKAGE_SCHEME
 from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
 from raydense.sections.rewards import SingleScorerConfig
-from raydense.sections.run import StepsConfig
 
 PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
 PICTURE = "before-after.png"
-EXAMPLE = """\
-import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained({model!r}{weights}, torch_dtype=torch.float32, safety_checker=None)
-pipeline.load_lora_weights(".", weight_name="{file}")
-{tokenizer}pipeline.scheduler = DDIMScheduler{scheduler}
-pipeline({prompt!r}, {steps}, guidance_scale={guidance:g}, eta={eta:g}{size}).images[0].save("example.png")
-"""
 CARD = """\
 ---
 {front}
@@ -47,7 +38,7 @@ A LoRA that aligns `{base}` with a preference model, trained with raydense by th
 | prompts | `{train}`{unseen} |
 | sampling | {stages} stages of {groups:,} trajectory groups, R = {rolled}, K = {kept} |
 | training | {steps:,} gradient steps a stage; seed {seed} |
-| chain | {chain} DDIM steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
+| chain | {chain} {dynamics} steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
 | loss | C = {c:g}, clip δ = {clip:g}, learning rate {lr:g} |
 | state | {state} |
 
@@ -94,58 +85,6 @@ def export(run: Path, to: Path) -> None:
     (to / "README.md").write_text(card, encoding="utf-8")
 
 
-def example_code(config: Config, prompt: str, scheduler: Mapping[str, Any] | None = None) -> str:
-    """A few lines that draw a picture with diffusers, by the chain and of the size that the run had.
-
-    Args: scheduler: as of `RunDirectory.read_scheduler`.
-    """
-    policy, size = config.policy, ""
-    try:
-        pipeline = read_pipeline(policy.model, policy.revision, fetch=False)
-    except ConfigError:  # it is elsewhere by now
-        pipeline = PipelineFiles(policy.model)
-    if (chosen := config.sampler.latent_size) is not None:
-        height, width = (chosen, chosen) if isinstance(chosen, int) else chosen
-        size = "".join(f", {k}={v} * pipeline.vae_scale_factor" for k, v in (("height", height), ("width", width)))
-    return EXAMPLE.format(
-        model=resolve(policy.model),
-        weights="".join(
-            f", {name}={value!r}"
-            for name, value in (("revision", policy.revision), ("variant", policy.variant))
-            if value is not None
-        ),
-        file=FILE_NAME,
-        prompt=prompt,
-        steps=f"num_inference_steps={config.steps.count}",
-        guidance=config.sampler.guidance_scale,
-        eta=config.steps.eta,
-        tokenizer=_tokenizer_code(pipeline),
-        scheduler=_of_earlier_code(config.steps, pipeline) if scheduler is None else f"({_as_code(scheduler)})",
-        size=size,
-    )
-
-
-def _tokenizer_code(pipeline: PipelineFiles) -> str:
-    """diffusers pads prompts to the tokenizer's length, of which some files say nothing, or too much."""
-    if pipeline["text_encoder"] is None:
-        return ""
-    length, stated = tokens_of(pipeline, "text_encoder"), pipeline["tokenizer"] or {}
-    return "" if stated.get("model_max_length") == length else f"pipeline.tokenizer.model_max_length = {length}\n"
-
-
-def _of_earlier_code(steps: StepsConfig, pipeline: PipelineFiles) -> str:
-    """The scheduler of a run that does not say it; its class's conversion alone would clip, among others."""
-    from raydense.diffusion.schedulers import NO_CLIPPING, ddim_settings, with_noise  # with diffusers
-
-    if pipeline["scheduler"] is None:  # what needs no look at it
-        return f".from_config(pipeline.scheduler.config, {_as_code({**NO_CLIPPING, **with_noise(steps.spacing)})})"
-    return f"({_as_code(ddim_settings(pipeline['scheduler'], steps.count, steps.spacing))})"
-
-
-def _as_code(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-
-
 def model_card(
     config: Config,
     scores: Scores | None,
@@ -187,6 +126,7 @@ def model_card(
         steps=stage.steps,
         seed=config.seed,
         chain=steps.count,
+        dynamics="DDIM" if steps.dynamics in (None, "ddim") else steps.dynamics,
         eta=steps.eta,
         guidance=sampler.guidance_scale,
         gamma=steps.gamma,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from raydense.config import Config, ConfigError
+from raydense.core.types import stored_states
 from raydense.diffusion.compiler import SMALL
 from raydense.diffusion.loading import T5
 from raydense.families.family import Family
@@ -159,7 +160,8 @@ def group_bytes(config: Config, latent_values: int, conditioning_bytes: int) -> 
     """One trajectory group in the replay buffer, as TrajectoryGroup.nbytes."""
     width = 2 if config.sampler.storage_dtype == "float16" else 4
     kept, steps = config.sampler.keep, config.steps.count
-    return kept * ((steps + 1) * latent_values * width + 4 * steps + 4) + conditioning_bytes
+    states = len(stored_states(config.steps.drawn, steps))
+    return kept * (states * latent_values * width + 4 * steps + 4) + conditioning_bytes
 
 
 def _conditioning_bytes(family: Family) -> int:

@@ -20,6 +20,7 @@ from raydense.core.types import GroupMeta, TrajectoryGroup, UnitReport, WorkUnit
 
 ARRAYS = ("latents", "log_probs", "rewards")  # of a group; further columns are its conditioning's
 CHECKSUM = "sha256"
+FIRST_STEP = "first_step"  # in the metadata, where it is not 0
 
 
 class SegmentError(RuntimeError):
@@ -35,7 +36,10 @@ def write_segment(path: Path, report: UnitReport, groups: Sequence[TrajectoryGro
     names = (*groups[0].conditioning, *ARRAYS)
     columns: dict[str, Any] = {name: _tensor_column([_arrays(g)[name] for g in groups]) for name in names}
     columns[CHECKSUM] = pa.array([_checksum(g) for g in groups])
-    table = pa.table(columns).replace_schema_metadata({"report": json.dumps(asdict(report))})
+    told = {"report": json.dumps(asdict(report))}
+    if groups[0].first_step:
+        told[FIRST_STEP] = str(groups[0].first_step)
+    table = pa.table(columns).replace_schema_metadata(told)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -51,6 +55,7 @@ def read_segment(path: Path) -> tuple[UnitReport, list[TrajectoryGroup]]:
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
         report = _parse_report(json.loads(table.schema.metadata[b"report"]))
+        first_step = int(table.schema.metadata.get(FIRST_STEP.encode(), 0))
         names = [name for name in table.column_names if name != CHECKSUM]
         arrays = {name: table.column(name).chunk(0).to_numpy_ndarray() for name in names}
         given = [name for name in names if name not in ARRAYS]
@@ -63,6 +68,7 @@ def read_segment(path: Path) -> tuple[UnitReport, list[TrajectoryGroup]]:
             prompt=meta.prompt,
             weights_version=meta.weights_version,
             weights_checksum=meta.weights_checksum,
+            first_step=first_step,
             conditioning={name: arrays[name][row] for name in given},
             **{name: arrays[name][row] for name in ARRAYS},
         )

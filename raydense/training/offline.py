@@ -29,7 +29,7 @@ from raydense.fleets.collecting import SerialCollection
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import continue_inputs, pin_preferences
 from raydense.planning.placement import check_one_worker
-from raydense.planning.preflight import check_inputs
+from raydense.planning.preflight import as_found, check_inputs
 from raydense.planning.units import stage_units
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.mirror import Mirror
@@ -58,6 +58,7 @@ MAY_CHANGE = (
     "steps.gamma",
     "steps.draws",
     "steps.exclude_last",
+    "steps.window",
 )
 
 
@@ -115,9 +116,10 @@ def train_offline(
         leave_out=("prompts.",),  # it has the groups' own
     )
     inputs = check_inputs(pinned.config)
-    config, sets = settled(config, inputs.pipeline, local_gpu), inputs.prompts
+    config, sets = settled(as_found(config, inputs.pipeline), inputs.pipeline, local_gpu), inputs.prompts
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
+    _check_states(config, segments)
     given = read_preferences(preferences, config) if preferences else None
     learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
     run_dir = RunDirectory.create(out, config, mirror)
@@ -177,6 +179,16 @@ def offline_config(source: Path, overrides: list[str]) -> Config:
     """The configuration of the run in `source` with overrides of how it learns, not of what it sampled."""
     config = RunDirectory(source).read_config("--replay-from")
     return changed_config(config, overrides, MAY_CHANGE, "a run from stored groups")
+
+
+def _check_states(config: Config, root: Path) -> None:
+    """Raises: ConfigError if the loss would draw steps of which the first group has no states."""
+    _, (group, *_) = read_segment(segment_path(root, 0, 0))
+    if lacking := [step for step in config.steps.drawn if step not in group.steps]:
+        raise ConfigError(
+            f"the loss would draw step {', '.join(map(str, lacking))}, but the stored groups hold the steps "
+            f"{group.steps[0]} to {group.steps[-1]} alone; set steps.exclude_last or steps.window to stay within them"
+        )
 
 
 def _check_segments(config: Config, prompts: Sequence[str], root: Path) -> None:

@@ -61,6 +61,7 @@ def make_sampler(
         run_seed=config.seed,
         trajectories=config.sampler.trajectories,
         keep=config.sampler.keep,
+        drawn=resolved(config, policy.family).steps.drawn,
         shared_noise=config.sampler.shared_noise,
         storage_dtype=getattr(torch, config.sampler.storage_dtype),
         threads=config.sampler.threads,

@@ -21,7 +21,8 @@ from raydense.cli import app
 from raydense.config import Config, load_config
 from raydense.diffusion.lora import KEY
 from raydense.diffusion.schedulers import settle_chain
-from raydense.evaluation.export import example_code, model_card
+from raydense.evaluation.example import example_code
+from raydense.evaluation.export import model_card
 from raydense.records.run_dir import RunDirectory
 
 LORA = "pytorch_lora_weights.safetensors"

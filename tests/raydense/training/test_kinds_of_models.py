@@ -26,6 +26,7 @@ CHAIN = {
     "flux": {"dynamics": "cps", "exclude_last": 1},
 }
 LORA = "lora/pytorch_lora_weights.safetensors"
+UNUSED = {"transformer.transformer_blocks.1.attn.add_q_proj.lora_B.weight"}  # SD3's last block gives pictures alone
 Train = Callable[..., Path]
 
 
@@ -85,7 +86,8 @@ def test_its_lora_has_its_pipelines_names_and_is_no_zero(finished: Path, kind: s
     tensors = load_file(finished / LORA)
     assert tensors
     assert all(name.startswith(PREFIX[kind]) for name in tensors)
-    assert all(array.any() for array in tensors.values())
+    still = {name for name, array in tensors.items() if not array.any()}
+    assert still <= UNUSED
     assert any(".add_q_proj." in name for name in tensors) == (kind != "sdxl")
 
 

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import load_config
-from raydense.evaluation.export import example_code
+from raydense.evaluation.example import example_code
 from raydense.records.grids import read_grid
 from raydense.records.segments import read_segment
 
