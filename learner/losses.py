@@ -24,9 +24,19 @@ def step_weights(drawn: range, gamma: float) -> Tensor:
     return weights / weights.sum()
 
 
-def clipped_log_ratio(log_prob: Tensor, reference_log_prob: Tensor, clip: float) -> Tensor:
-    """ρ = clamp(log π_θ − log π_ref, ±δ); its gradient is 0 where it is clipped."""
-    return (log_prob - reference_log_prob).clamp(-clip, clip)
+def clipped_log_ratio(log_prob: Tensor, reference_log_prob: Tensor, clip: float | Tensor) -> Tensor:
+    """ρ = clamp(log π_θ − log π_ref, ±δ); its gradient is 0 where it is clipped. Args: clip: for all, or for each."""
+    return torch.clamp(log_prob - reference_log_prob, -clip, clip)  # type: ignore[arg-type]  # both numbers, or both not
+
+
+def balancing_weights(sensitivity: Tensor, probabilities: Tensor) -> Tensor:
+    """1 / sensitivity² by denoising step, with a mean of 1 over the steps as the loss draws them: float32 [T].
+
+    Args: sensitivity [T]: |∂mean / ∂output| / σ. probabilities [T'], of the first T' ≤ T steps.
+    """
+    drawn = torch.nn.functional.pad(probabilities, (0, len(sensitivity) - len(probabilities)))
+    weights = torch.where(drawn > 0, sensitivity.double() ** -2, 0.0)
+    return (weights / (drawn * weights).sum()).float()
 
 
 def trajectory_logits(ratios: Tensor, c: float) -> Tensor:

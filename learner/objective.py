@@ -24,6 +24,8 @@ from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 from raydense.families.conditioning import Conditioning, each
 
+DISTANCES, CLIPPED = "distances", "clipped"  # by draw, [B, n, S]: |log-ratio|, and whether it was beyond δ
+
 
 @dataclass(frozen=True)
 class TransitionBatch:
@@ -104,33 +106,40 @@ def preference_loss(
     references: Sequence[Tensor],
     *,
     c: float,
-    clip: float,
+    clip: float | Tensor,
     ties: Ties,
+    balance: Tensor | None = None,
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The dense-reward preference loss of METHOD §4, a value a tuple.
 
     Args:
         references: log π_I, log π_old or both, float32 [B, n, S] each; with both, the two clipped ratios are added.
             None of them (warm-up): the bare log π_θ, which is not clipped.
-        c, clip: C and δ.
+        c, clip: C and δ, of all denoising steps or float32 [T].
+        balance: float32 [T], by which a step's clipped log-ratio is weighed; None: by 1.
         ties: what equal rewards are to the loss; without any, it is the same to the last bit.
     Returns: loss float32 [B], and what `batch_metrics` takes: detached, [B, ...] each.
     """
-    log_probs = transition_log_probs(policy, batch)[batch.draws]
+    log_probs, step = transition_log_probs(policy, batch)[batch.draws], batch.t[batch.draws]
+    clip = clip[step] if isinstance(clip, Tensor) else clip
     ratios = (
         torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
     )
-    logits = trajectory_logits(ratios, c)
+    logits = trajectory_logits(ratios if balance is None else ratios * balance[step], c)
     loss, tied = plackett_luce_loss(logits, batch.rewards, batch.tie_noise), have_ties(batch.rewards)
     if ties == "marginal":
         loss = torch.where(tied, marginal_plackett_luce_loss(logits, batch.rewards), loss)
     with torch.no_grad():
         to_references = [log_probs - r for r in references] or [torch.zeros_like(log_probs)]
-        distances = torch.stack(to_references, dim=1).flatten(1).abs()
+        each_distance = torch.stack(to_references, dim=1).abs()  # [B, references, n, S]
+        beyond = each_distance > (clip[:, None] if isinstance(clip, Tensor) else clip)
+        distances = each_distance.flatten(1)
         values = {
+            DISTANCES: each_distance.amax(1),
+            CLIPPED: beyond.any(1).float(),
             "loss": loss.detach(),
             "pair_accuracy": pair_accuracy(logits, batch.rewards),
-            "log_ratio/clip_fraction": (distances > clip).float().mean(1),
+            "log_ratio/clip_fraction": beyond.flatten(1).float().mean(1),
             "log_ratio/abs_mean": distances.mean(1),
             "log_ratio/abs_max": distances.amax(1),
             # drift from π_old; at a stage's first step, where θ is π_old, the noise of re-scoring
@@ -144,7 +153,8 @@ def preference_loss(
 
 def batch_metrics(values: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
     """Means over a batch's tuples, but for the largest ratio and the spread of the logits. Args: [B, ...] each."""
-    means = {name: float(array.mean(dtype=np.float64)) for name, array in values.items()}
+    by_draw = (DISTANCES, CLIPPED)
+    means = {name: float(array.mean(dtype=np.float64)) for name, array in values.items() if name not in by_draw}
     largest = float(values["log_ratio/abs_max"].max())
     spread = float(values["logit_std"].std(ddof=1, dtype=np.float64))
     return {**means, "log_ratio/abs_max": largest, "logit_std": spread}

@@ -15,13 +15,14 @@ from torch.utils._pytree import tree_map
 
 from learner.batch_source import BatchSource, DrawnBatch
 from learner.batching import Ties
+from learner.clips import Clip
 from learner.gang import Gang
-from learner.objective import batch_metrics, preference_loss
+from learner.objective import CLIPPED, DISTANCES, batch_metrics, preference_loss
 from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.memory import memory_advice
 from raydense.core.threads import cpu_threads
-from raydense.core.types import PolicyWeights, StepMetrics
+from raydense.core.types import ByStep, FloatArray, PolicyWeights, StepMetrics
 from raydense.diffusion.policy import Policy
 
 Handle = TypeVar("Handle")
@@ -44,6 +45,7 @@ class SGDLearner(Generic[Handle]):
         gang: the workers; None: this one is alone.
         loss_scale: a power of two by which gradients are larger on their way through the network, where float16 would
             lose small ones.
+        clip, balance: as of `preference_loss`.
         The rest: METHOD §4 and §6, as in `TrainConfig`.
     """
 
@@ -55,8 +57,9 @@ class SGDLearner(Generic[Handle]):
         *,
         total_steps: int,
         c: float,
-        clip: float,
+        clip: Clip,
         ties: Ties,
+        balance: Tensor | None,
         reg_to_pi_init: bool,
         reg_to_pi_old: bool,
         no_reg_warmup_ratio: float,
@@ -71,7 +74,8 @@ class SGDLearner(Generic[Handle]):
     ) -> None:
         self.policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
         self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
-        self._loss: Any = {"c": c, "clip": clip, "ties": ties}
+        self._loss: Any = {"c": c, "ties": ties, "balance": balance}
+        self._clip = clip
         self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
         self._max_grad_norm, self._threads, self._loss_scale = max_grad_norm, threads, loss_scale
         self._optimizer = torch.optim.AdamW(
@@ -107,26 +111,28 @@ class SGDLearner(Generic[Handle]):
             "weights": self.weights(),
             "optimizer": on_cpu(self._optimizer.state_dict()),
             "references": self._references.state_dict(),
+            "clip": self._clip.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.policy.bind(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._references.load_state_dict(state["references"])
+        self._clip.load_state_dict(state.get("clip", {}))  # none in a checkpoint of earlier code
         self._step, self._skipped = state["step"], state["skipped"]
 
     def _train_step(self) -> StepMetrics:
         batch = self._gang.agree(lambda: self._batches.take(self._step))
         self._optimizer.zero_grad(set_to_none=True)
         with memory_advice("set learner.micro_batch=auto or lower it, or set learner.gradient_checkpointing=true"):
-            values = self._accumulate_gradient(batch)
+            values, by_step = self._accumulate_gradient(batch)
         self._step += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             return self._skip(batch)
         self._optimizer.step()
         self.policy.update()
         self._skipped = 0
-        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes)
+        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes, by_step)
 
     def _skip(self, batch: DrawnBatch) -> StepMetrics:
         """Leaves the weights and the optimizer as they are; raises when it happens too often in a row."""
@@ -140,12 +146,13 @@ class SGDLearner(Generic[Handle]):
             )
         return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes)
 
-    def _accumulate_gradient(self, batch: DrawnBatch) -> dict[str, float]:
-        """Puts the whole batch's clipped gradient in place, every worker's share together; returns its metrics.
+    def _accumulate_gradient(self, batch: DrawnBatch) -> tuple[dict[str, float], ByStep]:
+        """Puts the whole batch's clipped gradient in place, every worker's share together.
 
-        The device is waited for once, at the end.
+        The device is waited for once, at the end. Returns: metrics, and those by denoising step.
         """
-        plan, device = batch.plan, self.policy.device
+        plan, device, clip = batch.plan, self.policy.device, self._clip.now()
+        limit = clip if isinstance(clip, float) else torch.from_numpy(clip).to(device)
         self._references.forget_changed(batch.fingerprints)
         initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
         to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))
@@ -155,7 +162,7 @@ class SGDLearner(Generic[Handle]):
             if to_init:
                 initial[rows] = known = self._references.look_up(part)
                 references.append(known)
-            loss, values = preference_loss(self.policy, part, references, **self._loss)
+            loss, values = preference_loss(self.policy, part, references, clip=limit, **self._loss)
             (loss.sum() / len(plan) * self._loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, value in values.items():
                 measured.setdefault(name, value.new_zeros(len(plan), *value.shape[1:]))[rows] = value
@@ -168,7 +175,21 @@ class SGDLearner(Generic[Handle]):
         log_probs, total = read.pop("initial"), float(read.pop("grad_norm"))
         if to_init:
             self._references.remember(plan, log_probs)
-        return {**batch_metrics(read), "grad_norm": total}
+        by_step = self._observe(plan.steps.numpy(), read.pop(DISTANCES), read.pop(CLIPPED), clip)
+        return {**batch_metrics(read), "grad_norm": total}, by_step
+
+    def _observe(
+        self, steps: NDArray[np.int64], distances: FloatArray, clipped: FloatArray, clip: float | FloatArray
+    ) -> ByStep:
+        """Tells δ what was seen. Returns: of each denoising step how many log-ratios were clipped, and its δ."""
+        self._clip.observe(steps, distances)
+        count = self.policy.schedule.num_steps
+        drawn = np.broadcast_to(steps[:, None, :], clipped.shape)
+        counts = np.bincount(drawn.reshape(-1), weights=clipped.reshape(-1), minlength=count)
+        by_step: dict[str, tuple[float | None, ...]] = {"clipped": tuple(map(int, counts))}
+        if not isinstance(clip, float):
+            by_step["clip"] = tuple(float(value) if np.isfinite(value) else None for value in clip)
+        return by_step
 
 
 def _read(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -135,7 +135,9 @@ def _log_ratio_noise(config: Config, policy: Policy, group: TrajectoryGroup) -> 
     return float((own - exact).square().mean().sqrt())
 
 
-def _verdict(noise: float, clip: float, remedy: str) -> str:
+def _verdict(noise: float, clip: float | str, remedy: str) -> str:
+    if isinstance(clip, str):
+        return f"a log-ratio is off by {noise:.2g}; train.clip={clip} stays clear of it"
     verdict = f"a log-ratio is off by {noise:.2g}, δ {clip:g}"
     return verdict if clip >= NOISE_SHARE * noise else f"{verdict}: below {NOISE_SHARE} times that; {remedy} helps"
 

@@ -163,10 +163,14 @@ class Position:
         return f"stage-{self.stages:04d}" + (f"-step-{self.steps:06d}" if self.steps else "")
 
 
+ByStep = Mapping[str, tuple[float | None, ...]]  # values by denoising step, [T] each; None: there is none
+
+
 @dataclass(frozen=True)
 class StepMetrics:
-    """Named scalars of one gradient step; deterministic on the CPU."""
+    """Named scalars of one gradient step, and what is told by denoising step; deterministic on the CPU."""
 
     step: int
     values: Mapping[str, float]
     pulled_bytes: int = field(default=0, compare=False)  # telemetry: of groups not fetched before in this stage
+    by_step: ByStep = field(default_factory=dict)

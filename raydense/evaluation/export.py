@@ -39,7 +39,7 @@ A LoRA that aligns `{base}` with a preference model, trained with raydense by th
 | sampling | {stages} stages of {groups:,} trajectory groups, R = {rolled}, K = {kept} |
 | training | {steps:,} gradient steps a stage; seed {seed} |
 | chain | {chain} {dynamics} steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
-| loss | C = {c:g}, clip δ = {clip:g}, learning rate {lr:g} |
+| loss | C = {c:g}, clip δ = {clip}, learning rate {lr:g} |
 | state | {state} |
 
 ## Use
@@ -131,7 +131,7 @@ def model_card(
         guidance=sampler.guidance_scale,
         gamma=steps.gamma,
         c=config.train.c,
-        clip=config.train.clip,
+        clip=config.train.shown_clip,
         lr=config.train.lr,
         state="finished" if scores else "unfinished: the LoRA of its latest checkpoint",
         example=example,

@@ -40,8 +40,7 @@ from raydense.wiring.policies import (
     read_family,
     resolved,
 )
-
-LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over steps; see bench/README.md
+from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _rounding_note(config: Config) -> tuple[str, ...]:
     """A clip that is smaller than what rounding does to a log-ratio."""
     learner, clip = config.learner, config.train.clip
     noise = LOG_RATIO_NOISE.get(learner.dtype, 0.0)
-    if clip >= 3 * noise:
+    if clip == "auto" or clip >= CLEAR * noise:
         return ()
     better = "float16 has less, float32 none" if learner.dtype == "bfloat16" else "float32 has none"
     return (

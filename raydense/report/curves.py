@@ -51,7 +51,10 @@ def reward_figures(run: RunData) -> Iterator[Figure]:
 
 
 def learning_figures(run: RunData) -> Iterator[Figure]:
-    limits = {"grad_norm": run.config.train.max_grad_norm, "log_ratio/abs_mean": run.config.train.clip}
+    train = run.config.train
+    limits = {"grad_norm": train.max_grad_norm}
+    if isinstance(train.clip, float):
+        limits["log_ratio/abs_mean"] = train.clip
     for name, (title, caption) in LEARNING.items():
         curve = run.curve("step", name)
         if not curve.steps:

@@ -139,7 +139,7 @@ def _glance(run: RunData) -> dict[str, str]:
         "trained on": config.reward.scorer.name,
         "monitors": ", ".join(run.judges[1:]) or "none",
         "steps T, η, guidance": f"{steps.count}, {steps.eta:g}, {sampler.guidance_scale:g}",
-        "γ, C, δ": f"{steps.gamma:g}, {train.c:g}, {train.clip:g}",
+        "γ, C, δ": f"{steps.gamma:g}, {train.c:g}, {train.shown_clip}",
         "step draws, tuple": f"{steps.draws}, {train.tuple_size} ({train.tuple_choice.replace('_', ' and ')})",
         "R rolled out, K kept": f"{sampler.trajectories}, {sampler.keep}",
         "stages × groups": f"{config.stage.count} × {config.stage.groups:,}",

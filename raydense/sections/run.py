@@ -84,6 +84,8 @@ class StepsConfig(Section):
     """Of the chain's timesteps, with noise to the end; null: the pipeline's own."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.9
     """γ: discount a step; the loss draws step t with a weight of γ^t."""
+    balance: Literal["none", "sensitivity"] = "none"
+    """sensitivity: log-ratios weighed by 1 / (|∂mean/∂output| / σ)² of their step, so that γ discounts credit alone."""
     draws: PositiveInt = 1
     """N_step: steps drawn for a tuple, whose trajectories share them."""
     exclude_last: Unsigned | None = None
@@ -148,8 +150,10 @@ class TrainConfig(Section):
     """Equal rewards: marginal: no preference between them; random: put in an order at random, as in the paper."""
     c: PositiveFloat = 10.0
     """C: the loss's scale of a log-ratio."""
-    clip: PositiveFloat = 1e-4
-    """δ: where log-ratios are clipped; choose it by the clipped share, 2 to 10 % (METHOD §9)."""
+    clip: PositiveFloat | Literal["auto"] = 1e-4
+    """δ: where log-ratios are clipped; choose it by the clipped share, 2 to 10 % (METHOD §9); auto: for each step."""
+    clip_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Of log-ratios, what clip=auto clips."""
     reg_to_pi_init: bool = True
     """Log-ratios to the model with its LoRA off."""
     reg_to_pi_old: bool = False
@@ -166,6 +170,11 @@ class TrainConfig(Section):
     """ε of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+
+    @property
+    def shown_clip(self) -> str:
+        """δ, as tables show it."""
+        return f"{self.clip:g}" if isinstance(self.clip, float) else f"{self.clip}, {self.clip_share:.0%} a step"
 
     @property
     def batch_tuples(self) -> int:

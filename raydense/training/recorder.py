@@ -166,7 +166,8 @@ class Recorder:
         self._tell_fleet(position.stages)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
-            self._log.metrics("step", position.stages, row.step, row.values, step_draws=self._draws.counts(row.step))
+            drawn = self._draws.counts(row.step)
+            self._log.metrics("step", position.stages, row.step, row.values, step_draws=drawn, **row.by_step)
         last, per_stage = metrics[-1], self._config.stage.steps
         self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
         self._stages.trained(position.stages, position.steps, per_stage, last.values.get("loss", math.nan))

@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from actors.sampler import DiffusionSampler
 from learner.batch_source import BatchSource
+from learner.clips import AutoClip, Clip, FixedClip
 from learner.gang import Gang
-from learner.losses import loss_scale, step_weights
+from learner.losses import balancing_weights, loss_scale, step_weights
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config
@@ -26,6 +28,8 @@ from raydense.wiring.policies import build_policy, compiles, initial_lora, resol
 from raydense.wiring.scorers import build_scorer
 
 Handle = TypeVar("Handle")
+LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over steps; see bench/README.md
+CLEAR = 3  # times the noise of a log-ratio, below which a clip cuts noise
 
 
 def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
@@ -112,7 +116,8 @@ def make_learner(
         ReferenceCache(policy, capacity, config.sampler.keep, enabled=cached),
         total_steps=config.stage.count * config.stage.steps,
         c=train.c,
-        clip=train.clip,
+        clip=_clip(config),
+        balance=_balance(config, policy),
         ties=train.ties,
         reg_to_pi_init=train.reg_to_pi_init,
         reg_to_pi_old=train.reg_to_pi_old,
@@ -126,6 +131,21 @@ def make_learner(
         gang=gang,
         loss_scale=loss_scale(elements, train.batch_tuples, train.c) if policy.dtype == torch.float16 else 1.0,
     )
+
+
+def _clip(config: Config) -> Clip:
+    train = config.train
+    if train.clip == "auto":
+        floor = CLEAR * LOG_RATIO_NOISE.get(config.learner.dtype, 0.0)
+        return AutoClip(config.steps.count, train.clip_share, floor)
+    return FixedClip(train.clip)
+
+
+def _balance(config: Config, policy: Policy) -> Tensor | None:
+    if config.steps.balance == "none":
+        return None
+    drawn = step_weights(resolved(config, policy.family).steps.drawn, config.steps.gamma)
+    return balancing_weights(policy.schedule.sensitivity().cpu(), drawn).to(policy.device)
 
 
 def make_batches(

@@ -10,6 +10,7 @@ import torch
 
 from learner.batch_source import BatchSource
 from learner.batching import draw_batch
+from learner.clips import FixedClip
 from learner.losses import step_weights
 from learner.objective import TransitionBatch, gather_transitions
 from learner.references import ReferenceCache
@@ -61,6 +62,7 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "total_steps": 4,
             "c": 10.0,
             "clip": 0.05,
+            "balance": None,
             "reg_to_pi_init": True,
             "reg_to_pi_old": False,
             "no_reg_warmup_ratio": 0.0,
@@ -82,6 +84,9 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             **{name: changes.pop(name, value) for name, value in draws.items()},
         )
         references = ReferenceCache(policy, capacity, keep=4)
-        return SGDLearner(policy, batches, references, ties=ties, **{**options, **changes})
+        options |= changes
+        if isinstance(options["clip"], float):
+            options["clip"] = FixedClip(options["clip"])
+        return SGDLearner(policy, batches, references, ties=ties, **options)
 
     return make

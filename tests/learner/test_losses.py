@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from learner.losses import (
+    balancing_weights,
     clipped_log_ratio,
     have_ties,
     loss_scale,
@@ -282,3 +283,20 @@ def test_a_scaled_losss_gradient_at_the_networks_output_is_about_one(
     elements: int, tuples: int, c: float, expected: float
 ) -> None:
     assert loss_scale(elements, tuples, c) == expected
+
+
+def test_balancing_weights_are_the_inverse_squares_with_a_mean_of_one() -> None:
+    drawn = step_weights(range(1, 4), 0.5)
+    weights = balancing_weights(torch.tensor([2.0, 1.0, 0.5, 4.0, np.inf]), drawn)
+    assert weights[[0, 4]].tolist() == [0, 0]
+    np.testing.assert_allclose(weights[1:4] / weights[1], [1, 4, 1 / 16], rtol=1e-6)
+    assert float((drawn * weights[:4]).sum()) == pytest.approx(1, rel=1e-6)
+
+
+def test_a_clip_may_differ_from_draw_to_draw() -> None:
+    ratio = torch.tensor([0.5, -0.5, 0.05], requires_grad=True)
+    found = clipped_log_ratio(ratio, torch.zeros(3), torch.tensor([0.1, np.inf, 0.1]))
+    torch.testing.assert_close(found, torch.tensor([0.1, -0.5, 0.05]))
+    found.sum().backward()
+    assert ratio.grad is not None
+    assert ratio.grad.tolist() == [0, 1, 1]
