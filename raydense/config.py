@@ -111,12 +111,6 @@ class Config(Section):
         """Of a batch, the most that one of the learner's workers has."""
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
 
-    @property
-    def sampled_rows(self) -> int:
-        """U-Net rows that a sampler computes to learn from."""
-        images = self.stage.count * self.stage.groups * self.sampler.trajectories
-        return images * self.steps.count * self.sampler.rows_a_latent // (self.samplers.max or self.samplers.count or 1)
-
     def to_yaml(self) -> str:
         values = {"format": FORMAT, **self.model_dump(mode="json")}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -20,7 +20,7 @@ from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
 from raydense.sections.roles import RENDER_BATCH
-from raydense.wiring.policies import family_for, lora_config, resolved
+from raydense.wiring.policies import family_for, lora_config, resolved, sampled_rows
 
 SCORER_PARAMETERS = {  # ViT-H/14; ViT-L/14 with its head; ViT-L/16, BERT with cross-attention and a head
     "hpsv2": 986_109_441,
@@ -37,6 +37,7 @@ class Plan:
 
     images: int  # rolled out for training
     judged_images: int
+    sampled_rows: int  # of the network, a sampler's
     groups: int
     gradient_steps: int
     network: str  # that is trained, as people call it
@@ -108,6 +109,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     return Plan(
         images=images,
         judged_images=judged,
+        sampled_rows=sampled_rows(config, family),
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
         network=family.layout.called,

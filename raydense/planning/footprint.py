@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 
 from raydense.diffusion.lean import keep_less
 from raydense.families.family import Family
+from raydense.pipelines.configurations import quiet_libraries
 from raydense.pipelines.networks import class_of
 
 P = ParamSpec("P")
@@ -63,7 +64,8 @@ def denoiser_footprint(family: Family, lora: LoraConfig, *, dtype: torch.dtype, 
     parameters = _count(network)
     with torch.device("meta"):
         network.add_adapter(lora)
-        network.to(dtype)  # peft leaves float32 here
+        with quiet_libraries():
+            network.to(dtype)  # peft leaves float32 here
         keep_less(network)  # as the learner does; gives layers another class, in place
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     inputs = family.example_inputs(dtype, "meta")

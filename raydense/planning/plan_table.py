@@ -43,7 +43,7 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
                               f"{config.sampler.prompts_at_once * config.sampler.trajectories} images at once)"),
         ("memory, the learner", f"{size(plan.learner_gpu_bytes)} on its device ({config.learner.dtype}, "
                                 f"micro-batch {config.learner.micro_batch or 'whole'})"),
-        ("compiled", _compiled(config)),
+        ("compiled", _compiled(config, plan.sampled_rows)),
         ("work", f"{plan.sampling_flops:.2e} FLOP sampling ({plan.image_flops / 1e12:.4g} TFLOP an image), "
                  f"{plan.training_flops:.2e} FLOP training"),
         ("rates", f"{cost.rates.images_per_s:.3g} images/s a sampler, {cost.rates.transitions_per_s:.4g} transitions/s "
@@ -59,12 +59,12 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _compiled(config: Config) -> str:
-    rows = f"{config.sampled_rows:,} U-Net rows a sampler"
+def _compiled(config: Config, sampled_rows: int) -> str:
+    rows = f"{sampled_rows:,} rows of the network a sampler"
     if config.policy.compile != "auto":
-        return "U-Nets of samplers and learner" if config.policy.compile else "nothing"
-    if config.sampled_rows >= COMPILING_PAYS:
-        return f"U-Nets of samplers, on a GPU with a compiler: {rows}"
+        return "networks of samplers and learner" if config.policy.compile else "nothing"
+    if sampled_rows >= COMPILING_PAYS:
+        return f"networks of samplers, on a GPU with a compiler: {rows}"
     return f"nothing: {rows} are too few for it to pay"
 
 

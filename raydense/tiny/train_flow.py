@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from raydense.diffusion.flow import CPS, SCHEDULER
+from raydense.diffusion.kernel import make_schedule, transition
 from raydense.tiny.flow_networks import MAX_SEQUENCE_LENGTH, build_projecting_encoder, build_transformer
 from raydense.tiny.networks import build_tokenizer
 from raydense.tiny.renderings import decode
@@ -126,7 +126,8 @@ def draw_images(
     Args:
         eta: share of each step's noise that is drawn anew, as an angle (Wang & Yu 2025); 0 is Euler's method.
     """
-    pipeline.scheduler.set_timesteps(steps)
+    scheduler = {**pipeline.scheduler.config, "_class_name": SCHEDULER}
+    schedule = make_schedule(scheduler, steps, eta, dynamics=CPS)
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, len(captions), _BATCH):
@@ -137,12 +138,10 @@ def draw_images(
         config = pipeline.transformer.config
         shape = (len(prompts), config.in_channels, config.sample_size, config.sample_size)
         latents = torch.randn(shape, generator=generator)
-        for sigma, sigma_next in pairwise(pipeline.scheduler.sigmas):
-            times = (_TIMESTEPS * sigma).expand(len(prompts))
-            velocity = pipeline.transformer(latents, states, pooled, times).sample
-            clean, noise = latents - sigma * velocity, latents + (1.0 - sigma) * velocity
-            angle = eta * math.pi / 2
-            fresh = torch.randn(shape, generator=generator)
-            latents = (1.0 - sigma_next) * clean + sigma_next * (math.cos(angle) * noise + math.sin(angle) * fresh)
+        for step in torch.arange(steps):
+            t = step.expand(len(prompts))
+            velocity = pipeline.transformer(latents, states, pooled, schedule.timesteps[t]).sample
+            mean, std, _ = transition(schedule, latents, velocity, t)
+            latents = mean + std * torch.randn(shape, generator=generator)
         parts.append(decode(pipeline.vae, latents))
     return np.concatenate(parts)

@@ -171,8 +171,16 @@ def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Polic
     )
 
 
+def sampled_rows(config: Config, family: Family) -> int:
+    """Rows of the network that a sampler computes to learn from."""
+    images = config.stage.count * config.stage.groups * config.sampler.trajectories
+    rows = images * config.steps.count * (2 if family.guided else 1)
+    return rows // (config.samplers.max or config.samplers.count or 1)
+
+
 def compiles(config: Config, device: torch.device) -> bool:
-    """Whether the U-Net of a sampler on this device is compiled."""
+    """Whether the network of a sampler on this device is compiled."""
     if config.policy.compile == "auto":
-        return device.type == "cuda" and config.sampled_rows >= COMPILING_PAYS and lacking_compiler() is None
+        pays = device.type == "cuda" and sampled_rows(config, read_family(config, fetch=False)) >= COMPILING_PAYS
+        return pays and lacking_compiler() is None
     return config.policy.compile

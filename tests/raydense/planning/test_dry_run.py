@@ -21,7 +21,7 @@ from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import check_and_plan, size
 from raydense.planning.footprint import decoder_footprint
 from raydense.planning.plan_table import _compiled
-from raydense.wiring.policies import build_policy, compiles
+from raydense.wiring.policies import build_policy, compiles, read_family, sampled_rows
 from raydense.wiring.roles import build_sampler
 
 BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
@@ -192,15 +192,25 @@ def test_every_preset_passes(name: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "settings", "said"),
     [
-        ("multi-prompt", [], "U-Nets of samplers, on a GPU with a compiler: 24,000,000 U-Net rows a sampler"),
-        ("multi-prompt", ["samplers.max=200"], "nothing: 120,000 U-Net rows a sampler are too few for it to pay"),
-        ("multi-prompt", ["sampler.guidance_scale=1", "policy.compile=true"], "U-Nets of samplers and learner"),
+        (
+            "multi-prompt",
+            [],
+            "networks of samplers, on a GPU with a compiler: 24,000,000 rows of the network a sampler",
+        ),
+        (
+            "multi-prompt",
+            ["samplers.max=200"],
+            "nothing: 120,000 rows of the network a sampler are too few for it to pay",
+        ),
+        ("multi-prompt", ["sampler.guidance_scale=1", "policy.compile=true"], "networks of samplers and learner"),
         ("multi-prompt", ["policy.compile=false"], "nothing"),
-        ("tiny", [], "nothing: 16,000 U-Net rows a sampler are too few for it to pay"),
+        ("tiny", [], "nothing: 16,000 rows of the network a sampler are too few for it to pay"),
+        ("flux-dev", [], "networks of samplers, on a GPU with a compiler: 1,200,000 rows of the network a sampler"),
     ],
 )
 def test_what_is_compiled_where_is_said_beforehand(preset: str, settings: list[str], said: str) -> None:
-    assert _compiled(load_config(None, preset, settings)) == said
+    config = load_config(None, preset, settings)
+    assert _compiled(config, sampled_rows(config, read_family(config, fetch=False))) == said
 
 
 @pytest.mark.parametrize(
@@ -240,3 +250,24 @@ def test_nothing_is_started_or_loaded(warm_python: Path, tmp_path: Any) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1_670_000, "1.67 MB"), (1.7e10, "17 GB")])
 def test_bytes_as_people_read_them(count: float, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("preset", "network", "parameters", "conditioning"),
+    [
+        ("sdxl", "U-Net", 2_567_463_684, 4 * (77 * 2048 + 1280 + 6)),
+        ("sd35-medium", "transformer", 2_243_171_520, 2 * ((77 + 256) * 4096 + 2048)),
+        ("flux-dev", "transformer", 11_901_408_320, 2 * (512 * 4096 + 768)),
+    ],
+)
+def test_a_large_model_is_planned_by_its_published_files(
+    preset: str, network: str, parameters: int, conditioning: int
+) -> None:
+    config = load_config(None, preset)
+    plan = check_and_plan(config, 100.0)
+    assert (plan.network, plan.unet_parameters) == (network, parameters)
+    channels, states = (4, 51) if preset == "sdxl" else (16, 10 if preset == "sd35-medium" else 11)
+    size, kept, steps = config.sampler.latent_size, config.sampler.keep, config.steps.count
+    assert isinstance(size, int)
+    assert plan.group_bytes == kept * (2 * states * channels * size**2 + 4 * steps + 4) + conditioning
+    assert any("is not on this machine: planned with its published architecture" in note for note in plan.notes)
