@@ -89,6 +89,7 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
             raise ConfigError(str(error)) from None
     family = read_family(config, fetch=fetch)
     check_parts(family)
+    _check_t5(config, family)
     _check_latents(family)
     pipeline = _check_files(config, family.files)
     config = resolved(config, family)
@@ -129,6 +130,13 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
     parts = {other: ", ".join(part for part, variant in variants.items() if variant == other) for other in others}
     notes = [f"policy.model has only {other} weights for {parts[other]}, so these are loaded" for other in others]
     return replace(pipeline, variant=others[0] if len(others) == 1 else None, notes=(*pipeline.notes, *notes))
+
+
+def _check_t5(config: Config, family: Family) -> None:
+    """Raises: ConfigError if one is to be left out that cannot be."""
+    needed = [p for p, name in family.files.networks.items() if name == T5 and p not in family.layout.optional]
+    if config.policy.t5 is None and needed:
+        raise ConfigError(f"policy.t5=null: a {family.files.kind} cannot do without its {needed[0]}; set device or cpu")
 
 
 def _check_latents(family: Family) -> None:

@@ -103,6 +103,26 @@ def step_figure(run: RunData) -> Figure | None:
     )
 
 
+def clip_figure(run: RunData) -> Figure | None:
+    """Which share of a denoising step's log-ratios was clipped; nothing of a run of earlier code."""
+    rows = [row for row in run.rows("step") if "clipped" in row and "step_draws" in row]
+    if not rows:
+        return None
+    drawn = run.config.train.tuple_size * np.array([row["step_draws"] for row in rows]).sum(axis=0)
+    clipped = np.array([row["clipped"] for row in rows]).sum(axis=0)
+    shares = np.divide(clipped, drawn, out=np.zeros(len(drawn)), where=drawn > 0)
+    most = int(shares.argmax())
+    return draw(
+        "clipped-by-step",
+        "Clipped log-ratios by step",
+        f"Share of each denoising step's log-ratios beyond δ ({run.config.train.shown_clip}), over the whole run. "
+        "Band: 2 to 10 %.",
+        f"Clipped share by denoising step: {clipped.sum() / drawn.sum():.1%} of all, most at step {most}: "
+        f"{shares[most]:.1%}.",
+        partial(_paint_clipped, shares=shares),
+    )
+
+
 def _step_counts(run: RunData) -> tuple[NDArray[np.int64], int]:
     """How often each denoising step was drawn: int64 [T], and in how many gradient steps this was counted."""
     rows = run.rows("step")
@@ -170,6 +190,14 @@ def _paint_learning(axes: Any, curve: Curve, run: RunData, limit: float | None) 
 def _paint_steps(axes: Any, counts: NDArray[np.int64], expected: NDArray[np.float64]) -> None:
     axes.bar(range(len(counts)), counts, color=SERIES[0], alpha=0.75, width=0.85)
     axes.plot(range(len(counts)), expected, ".", color=INK, markersize=5)
+    axes.set_xlabel("denoising step t")
+    axes.grid(visible=False, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+
+
+def _paint_clipped(axes: Any, shares: NDArray[np.float64]) -> None:
+    axes.axhspan(*CLIPPED_WELL, color=SERIES[2], alpha=0.14, linewidth=0)
+    axes.bar(range(len(shares)), shares, color=SERIES[0], alpha=0.75, width=0.85)
     axes.set_xlabel("denoising step t")
     axes.grid(visible=False, axis="x")
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from raydense.cli import app
-from raydense.config import load_config, load_run_config, preset_names
+from raydense.config import load_config, load_run_config
 
 HERE = Path(__file__).resolve().parent
 ANSWERS = HERE / "answers"
@@ -116,7 +116,7 @@ def test_the_exported_example_draws_with_the_embedded_model(runs: Path, monkeypa
         assert len(set(picture.convert("RGB").getdata())) > 10
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", ["tiny", "single-prompt", "multi-prompt"])  # that code had no others
 def test_resolved_configurations_are_still_read(name: str) -> None:
     path = ANSWERS / f"{name}.yaml"
     assert path.is_file(), "make_runs.py was run before this preset was there"

@@ -24,6 +24,7 @@ from raydense.planning.plan_table import _compiled
 from raydense.wiring.policies import build_policy, compiles, read_family, sampled_rows
 from raydense.wiring.roles import build_sampler
 
+ROWS = "rows of the network a sampler"
 BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
 PAPER: dict[str, dict[str, Any]] = {
     "single-prompt": {
@@ -204,8 +205,8 @@ def test_every_preset_passes(name: str) -> None:
         ),
         ("multi-prompt", ["sampler.guidance_scale=1", "policy.compile=true"], "networks of samplers and learner"),
         ("multi-prompt", ["policy.compile=false"], "nothing"),
-        ("tiny", [], "nothing: 16,000 rows of the network a sampler are too few for it to pay"),
-        ("flux-dev", [], "networks of samplers, on a GPU with a compiler: 1,200,000 rows of the network a sampler"),
+        ("tiny", [], f"nothing: 16,000 {ROWS} are too few for it to pay"),
+        ("flux-dev", [], f"networks of samplers, on a GPU with a compiler: 1,200,000 {ROWS}"),
     ],
 )
 def test_what_is_compiled_where_is_said_beforehand(preset: str, settings: list[str], said: str) -> None:

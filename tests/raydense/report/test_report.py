@@ -20,7 +20,7 @@ from learner.gang import Gang
 from raydense.cli import app
 from raydense.config import Config
 from raydense.records.metrics import read_rows
-from raydense.report.curves import expected_shares, limits, step_figure
+from raydense.report.curves import clip_figure, expected_shares, limits, step_figure
 from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
@@ -31,6 +31,7 @@ from raydense.wiring.roles import make_batches
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",
     "figure-log_ratio-clip_fraction", "figure-log_ratio-abs_mean", "figure-log_ratio-old_abs_mean", "figure-steps",
+    "figure-clipped-by-step",
     "figure-phases", "figure-throughput-images_per_s", "figure-throughput-steps_per_s", "figure-gains-train",
     "figure-gains-unseen", "figure-images-saturation", "figure-images-entropy", "figure-images-similarity",
 }  # fmt: skip
@@ -279,6 +280,19 @@ def test_what_a_run_counted_while_it_trained_is_what_is_drawn_again_of_earlier_c
             row.pop("step_draws", None)
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert step_figure(read_run(copy)) == figure
+
+
+def test_the_clipped_share_of_a_step_is_of_its_own_log_ratios(copy: Path) -> None:
+    rows = list(read_rows(copy / "metrics.jsonl"))
+    for row in rows:
+        if row["kind"] == "step":  # two trajectories a tuple
+            row |= {"step_draws": [4, 3, 1, 0], "clipped": [0, 3, 1, 0]}
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = clip_figure(read_run(copy))
+    assert figure is not None
+    assert figure.alternative == "Clipped share by denoising step: 25.0% of all, most at step 1: 50.0%."
+    keep_rows(copy / "metrics.jsonl", lambda row: row["kind"] != "step")
+    assert clip_figure(read_run(copy)) is None
 
 
 def test_an_interval_of_two_prompts_does_not_flatten_the_curve() -> None:
