@@ -37,6 +37,7 @@ from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
 from raydense.records.segments import read_segment, segment_path
 from raydense.records.sinks import open_sinks
+from raydense.sections.run import StepsConfig
 from raydense.training.normalising import StageScales
 from raydense.training.preferences import PreferenceLearner, Preferences, read_preferences
 from raydense.training.recorder import Recorder
@@ -119,7 +120,7 @@ def train_offline(
     config, sets = settled(as_found(config, inputs.pipeline), inputs.pipeline, local_gpu), inputs.prompts
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
-    _check_states(config, segments)
+    _check_states(config, RunDirectory(source).read_config().steps, segments)
     given = read_preferences(preferences, config) if preferences else None
     learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
     run_dir = RunDirectory.create(out, config, mirror)
@@ -181,13 +182,15 @@ def offline_config(source: Path, overrides: list[str]) -> Config:
     return changed_config(config, overrides, MAY_CHANGE, "a run from stored groups")
 
 
-def _check_states(config: Config, root: Path) -> None:
-    """Raises: ConfigError if the loss would draw steps of which the first group has no states."""
+def _check_states(config: Config, sampled: StepsConfig, root: Path) -> None:
+    """Raises: ConfigError if the loss would draw steps that the first group has no states of, or that had no noise."""
     _, (group, *_) = read_segment(segment_path(root, 0, 0))
-    if lacking := [step for step in config.steps.drawn if step not in group.steps]:
+    noisy = range(*(sampled.window or (0, sampled.count)))
+    held = [step for step in group.steps if step in noisy]
+    if lacking := [step for step in config.steps.drawn if step not in held]:
         raise ConfigError(
             f"the loss would draw step {', '.join(map(str, lacking))}, but the stored groups hold the steps "
-            f"{group.steps[0]} to {group.steps[-1]} alone; set steps.exclude_last or steps.window to stay within them"
+            f"{held[0]} to {held[-1]} alone; set steps.exclude_last or steps.window to stay within them"
         )
 
 

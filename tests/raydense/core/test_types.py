@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raydense.core.types import PolicyWeights, TrajectoryGroup, tensor_checksum
+from raydense.core.types import PolicyWeights, TrajectoryGroup, stored_states, tensor_checksum
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -57,3 +57,29 @@ def test_a_group_holds_every_state_once() -> None:
     states = keep * 51 * 4 * 64 * 64 * 2
     assert states == 5 * 1_671_168
     assert group.nbytes == states + keep * steps * 4 + keep * 4 + 77 * 768 * 4
+
+
+@pytest.mark.parametrize(
+    ("drawn", "num_steps", "states", "learnable"),
+    [
+        (range(4), 4, [0, 1, 2, 3, 4], range(4)),
+        (range(3), 4, [0, 1, 2, 3, 4], range(4)),  # the last step's states are here anyway
+        (range(2), 4, [0, 1, 2, 4], range(2)),
+        (range(1, 3), 5, [1, 2, 3, 5], range(1, 3)),
+        (range(2, 5), 5, [2, 3, 4, 5], range(2, 5)),
+        (range(3, 4), 5, [3, 4, 5], range(3, 5)),
+    ],
+)
+def test_stored_are_the_states_that_the_loss_can_draw_and_the_last(
+    drawn: range, num_steps: int, states: list[int], learnable: range
+) -> None:
+    assert stored_states(drawn, num_steps) == states
+    latents = np.array(states, np.float16)[None, :, None, None, None]
+    group = TrajectoryGroup(
+        stage=0, index=0, prompt="", conditioning={}, latents=latents, log_probs=np.zeros((1, num_steps), np.float32),
+        rewards=np.zeros(1, np.float32), weights_version=0, weights_checksum="", first_step=drawn.start,
+    )  # fmt: skip
+    assert group.steps == learnable
+    assert set(drawn) <= set(group.steps)
+    for step in drawn:
+        assert (group.state(0, step), group.state(0, step + 1)) == (step, step + 1)

@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from raydense.cli import app
+from raydense.records.segments import read_segment, segment_path
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 
@@ -78,3 +79,41 @@ def test_a_stage_larger_than_the_buffer_is_refused_by_its_first_unit(source: Pat
     assert refused.exit_code == 2
     assert "replay.max_bytes=30000 is less than the" in refused.output
     assert "of a stage's 5 groups" in refused.output
+
+
+def test_a_window_stores_what_its_steps_read_and_a_wider_one_is_refused(
+    small_values: dict[str, Any], tmp_path: Path
+) -> None:
+    steps, replay = {"count": 4, "draws": 2, "window": [1, 3]}, {"segments": True, "keep_segments": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small_values, "steps": steps, "replay": replay}))
+    assert train(tmp_path / "config.yaml", "--local", "--out", tmp_path / "source").exit_code == 0
+    _, groups = read_segment(segment_path(tmp_path / "source" / "segments", 0, 0))
+    for group in groups:
+        assert (group.first_step, group.latents.shape[1]) == (1, 4)  # x1, x2, x3 and the last
+        assert not group.log_probs[:, [0, 3]].any()
+        assert group.log_probs[:, 1:3].all()
+    rows = step_rows(tmp_path / "source")
+    assert all(row["step_draws"][0] == row["step_draws"][3] == 0 for row in rows)
+    assert rows[0]["log_ratio/abs_max"] == 0
+    assert all(row["log_ratio/abs_mean"] > 0 for row in rows[1:])
+    from_stored = ("--replay-from", tmp_path / "source", "--out")
+    assert train(*from_stored, tmp_path / "same").exit_code == 0
+    assert (tmp_path / "same" / LORA).read_bytes() == (tmp_path / "source" / LORA).read_bytes()
+    assert train(*from_stored, tmp_path / "narrow", "--set", "steps.window=[2,3]").exit_code == 0
+    for wider, lacking in (("[0,3]", "step 0"), ("[1,4]", "step 3"), ("null", "step 0, 3")):
+        refused = train(*from_stored, tmp_path / "wide", "--set", f"steps.window={wider}")
+        assert refused.exit_code == 2
+        assert f"the loss would draw {lacking}, but the stored groups hold the steps 1 to 2 alone" in refused.output
+        assert not (tmp_path / "wide").exists()
+
+
+def test_steps_that_are_left_out_are_not_stored(small_values: dict[str, Any], tmp_path: Path) -> None:
+    steps, replay = {"count": 4, "draws": 2, "exclude_last": 2}, {"segments": True, "keep_segments": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small_values, "steps": steps, "replay": replay}))
+    assert train(tmp_path / "config.yaml", "--local", "--out", tmp_path / "source").exit_code == 0
+    _, (group, *_) = read_segment(segment_path(tmp_path / "source" / "segments", 0, 0))
+    assert (group.steps, group.latents.shape[1]) == (range(2), 4)
+    assert group.log_probs.all()  # there is noise all the same
+    refused = train("--replay-from", tmp_path / "source", "--out", tmp_path / "run", "--set", "steps.exclude_last=1")
+    assert refused.exit_code == 2
+    assert "the loss would draw step 2, but the stored groups hold the steps 0 to 1 alone" in refused.output
