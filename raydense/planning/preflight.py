@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from raydense.config import Config, ConfigError
 from raydense.core.messages import first_few
@@ -23,14 +22,12 @@ from raydense.pipelines.pipeline_files import (
     SCHEDULER,
     VOCABULARY,
     PipelineFiles,
-    fetch_file,
     file_of,
-    local_directory,
 )
+from raydense.planning.scorer_files import check_hub, check_scorer
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
-from raydense.sections.rewards import SingleScorerConfig
 from raydense.wiring.policies import (
     chain,
     evaluated_chain,
@@ -71,7 +68,7 @@ def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
     for scorer in config.reward.judges:
         check_scorer(scorer)
         if fetch:
-            _check_hub(scorer)
+            check_hub(scorer)
     return pipeline
 
 
@@ -231,79 +228,6 @@ def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
 
 
-def check_scorer(scorer: SingleScorerConfig) -> None:
-    """Raises: ConfigError if a local file of the scorer is not there, or its function is none."""
-    match scorer.kind:
-        case "imagereward":
-            from raydense.rewards import imagereward
-
-            if scorer.tokenizer is not None and not (Path(scorer.tokenizer).expanduser() / "vocab.txt").is_file():
-                raise ConfigError(
-                    f"scorer {scorer.name}: tokenizer={scorer.tokenizer} holds no vocab.txt; give a directory with the "
-                    "one of bert-base-uncased"
-                )
-            if scorer.tokenizer is not None:
-                ModelFolder(f"scorer {scorer.name}: tokenizer", scorer.tokenizer).check_files()
-            if scorer.checkpoint is not None:
-                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
-                imagereward.check_checkpoint(scorer.name, scorer.checkpoint)
-        case "callable":
-            from raydense.rewards.function import FunctionScorer
-
-            try:
-                FunctionScorer(scorer.name, scorer.target)
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
-        case "http":
-            from raydense.rewards.http import read_token
-
-            if scorer.token_env is not None:
-                try:
-                    read_token(scorer.name, scorer.token_env)
-                except ValueError as error:
-                    raise ConfigError(str(error)) from None
-        case "clip":
-            _check_clip(ModelFolder(f"scorer {scorer.name}: model", scorer.model, scorer.revision))
-        case "aesthetic":
-            from raydense.rewards.aesthetic import check_head
-
-            folder = ModelFolder(f"scorer {scorer.name}: clip_model", scorer.clip_model, scorer.revision)
-            _check_clip(folder, images_alone=True)
-            _check_file(f"scorer {scorer.name}: head", scorer.head)
-            check_head(scorer.name, scorer.head, folder)
-        case "hpsv2":
-            from raydense.rewards import hpsv2
-
-            if scorer.checkpoint is not None:
-                _check_file(f"scorer {scorer.name}: checkpoint", scorer.checkpoint)
-                hpsv2.check_checkpoint(scorer.name, scorer.version, scorer.checkpoint)
-
-
-def _check_clip(folder: ModelFolder, *, images_alone: bool = False) -> None:
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
-
-    from raydense.pipelines.networks import check_network, load_part
-
-    if folder.is_local:
-        processor = CLIPImageProcessor if images_alone else CLIPProcessor
-        load_part(processor.from_pretrained, folder, vocabulary=not images_alone)
-    check_network(CLIPModel, folder)
-
-
-def _check_hub(scorer: SingleScorerConfig) -> None:
-    """Raises: ConfigError if the scorer's CLIP model is neither a directory nor to be had from the hub."""
-    if scorer.kind in ("clip", "aesthetic"):
-        key = "model" if scorer.kind == "clip" else "clip_model"
-        setting, location = f"scorer {scorer.name}: {key}", getattr(scorer, key)
-        if local_directory(setting, location) is None:
-            fetch_file(setting, location, scorer.revision, "config.json")
-
-
 def needs_hub(prompts: str) -> bool:
     """Whether a prompt location is a set that only the hub has."""
     return prompts.startswith("set://hpsv2") and "?dir=" not in prompts
-
-
-def _check_file(setting: str, location: str) -> None:
-    if not Path(location).expanduser().is_file():
-        raise ConfigError(f"{setting}={location} is not a file; give an existing one")

@@ -59,8 +59,7 @@ class Recorder:
         denoiser: str = "unet",
     ) -> None:
         """reward: what the run learns from, if not from its scorer. denoiser: the folder of what is trained."""
-        self._denoiser = denoiser
-        self._config, self._sets, self._dir = config, sets, run_dir
+        self._config, self._sets, self._dir, self._denoiser = config, sets, run_dir, denoiser
         self._origin, self._learns_orders = lora_origin(config, reward), reward is not None
         self._fleet, self._learner, self._display = fleet, learner, display
         self._checkpoints, self._stop = checkpoints, stop

@@ -78,7 +78,9 @@ def look(process: psutil.Process, driver: int, done: int, series: dict[str, Seri
         words = " ".join(process.cmdline())
         role = "driver" if process.pid == driver else next((r for part, r in ROLES.items() if part in words), None)
         if role:
-            series[f"{role}: MB"].append((done, process.memory_info().rss / 1e6))
+            memory = process.memory_full_info()  # of which shared: the object store that a process has looked into
+            series[f"{role}: MB"].append((done, memory.uss / 1e6))
+            series[f"{role}: MB with shared"].append((done, memory.rss / 1e6))
             series[f"{role}: open files"].append((done, float(process.num_fds())))
             series[f"{role}: threads"].append((done, float(process.num_threads())))
     except psutil.Error:

@@ -12,7 +12,8 @@ import torch
 
 from raydense.config import Config, ConfigError
 from raydense.files.weight_files import LFS_POINTER
-from raydense.planning.preflight import check_inputs, check_pipeline, check_scorer
+from raydense.planning.preflight import check_inputs, check_pipeline
+from raydense.planning.scorer_files import check_scorer
 from raydense.rewards.aesthetic import AestheticHead
 from raydense.sections.rewards import (
     AestheticScorerConfig,
