@@ -13,7 +13,7 @@ from raydense.config import ConfigError, changed_config, load_config
 from raydense.core.terminal import open_console
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
-MAY_CHANGE = ("seed", "policy", "steps", "sampler")
+MAY_CHANGE = ("seed", "policy", "steps", "sampler", "evaluate")
 
 
 def sample(
@@ -46,7 +46,7 @@ def sample(
             raise ConfigError(f"--out={out} does not say what to write; give a name that ends in {', '.join(FORMATS)}")
         from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
         from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
-        from raydense.planning.preflight import check_pipeline
+        from raydense.planning.preflight import as_found, check_pipeline
         from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(lora or [])
@@ -57,7 +57,7 @@ def sample(
         unread = ("prompts.", "scorer ")
         pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
         pipeline = check_pipeline(pinned.config)
-        joint, models = fit_models(pinned.config, pipeline, sources, "--lora")
+        joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]
         strip = out.with_name(f"{out.stem}-trajectory{out.suffix}")

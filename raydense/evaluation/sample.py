@@ -38,9 +38,10 @@ class Drawing:
 
 
 def shown_steps(config: Config) -> list[int]:
-    """Indices of the steps in a strip, the first and the last among them."""
-    count = min(CHAIN_SHOWN, config.steps.count)
-    return [round(i * (config.steps.count - 1) / max(1, count - 1)) for i in range(count)]
+    """Indices of the steps in a strip, the first and the last among them. Args: config: resolved."""
+    steps = config.evaluate.steps or config.steps.count
+    count = min(CHAIN_SHOWN, steps)
+    return [round(i * (steps - 1) / max(1, count - 1)) for i in range(count)]
 
 
 def draw(
@@ -76,20 +77,22 @@ def draw(
 
 def _noise(config: Config, policy: Policy, images: int) -> Tensor:
     """As the sampler draws it for fixed seeds: float32 [m, T+1, C, H, W]."""
-    shape = (policy.schedule.num_steps + 1, *policy.family.latent_shape)
+    shape = (policy.evaluated.num_steps + 1, *policy.family.latent_shape)
     return torch.stack([torch.randn(shape, generator=generator(config.seed, "render", i)) for i in range(images)])
 
 
 @torch.no_grad()
 def _drawing(config: Config, policy: Policy, noise: Tensor, model: str, prompt: str, chains: bool) -> Drawing:
     conditioning = repeated(policy.encode(prompt), len(noise))
-    latents, _, pictures = denoise(policy, noise, conditioning, getattr(torch, config.sampler.storage_dtype))
+    storage, schedule = getattr(torch, config.sampler.storage_dtype), policy.evaluated
+    latents, _, pictures = denoise(policy, noise, conditioning, storage, schedule)
     if not chains:
         return Drawing(prompt, model, pictures, pictures[:0])
     chain = []
     for step in shown_steps(config):
         t = torch.full((1,), step, device=noise.device)
-        _, _, x0 = policy.transition(latents[:1, step], t, each(conditioning, lambda tensor: tensor[:1]))
+        given = each(conditioning, lambda tensor: tensor[:1])
+        _, _, x0 = policy.transition(latents[:1, step], t, given, schedule)
         chain.append(policy.decode(x0)[0])
     return Drawing(prompt, model, pictures, np.stack(chain))
 
