@@ -18,7 +18,7 @@ from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED, SD15
 from raydense.rewards.clip import ClipScorer
 from raydense.tiny.networks import build_scheduler, build_tokenizer
-from raydense.wiring.policies import build_policy, chain, family_for, lora_config, resolved
+from raydense.wiring.policies import build_policy, chain, compiles, family_for, lora_config, resolved
 from raydense.wiring.scorers import build_scorer
 
 TOKENS = 77
@@ -100,7 +100,9 @@ def bench_policy(
 ) -> Policy:
     """The policy of `MODELS[name]`. Args: compiled: None: as the configuration says."""
     model = MODELS[name]
-    how: Any = {"merged": merged, "compiled": config.policy.compile is True if compiled is None else compiled}
+    if compiled is None:  # as a run would have it
+        compiled = compiles(config, device) if merged else config.policy.compile is True
+    how: Any = {"merged": merged, "compiled": compiled}
     how["recorded"] = merged and device.type == "cuda"
     if model.unet is None or model.vae is None or model.text is None:
         named = str(dtype).removeprefix("torch.")
