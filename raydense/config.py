@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -116,6 +117,8 @@ class Config(Section):
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
+_OF_A_UNION = re.compile(r"constrained-|literal\[|(bool|int|float)$")  # in a location, of what may be several kinds
+
 MAY_CHANGE_ON_RESUME = (
     "name",
     "samplers",
@@ -216,7 +219,7 @@ def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source
 def _explain_all(problems: Iterable[Any], whole: Mapping[str, Any], source: str) -> Iterator[str]:
     """A line for all that is missing, and one for each other problem that pydantic found."""
     missing = []
-    for item in problems:
+    for item in _one_of_each(problems):
         if item["type"] in ("missing", "union_tag_not_found"):
             missing.append(_walk(item["loc"])[0] + (".kind" if item["type"] != "missing" else ""))
         else:
@@ -232,6 +235,18 @@ def _explain_all(problems: Iterable[Any], whole: Mapping[str, Any], source: str)
     elif missing:
         verb = "is" if len(missing) == 1 else "are"
         yield f"{', '.join(missing)} {verb} missing; add {them} to the configuration"
+
+
+def _one_of_each(problems: Iterable[Any]) -> list[Any]:
+    """Pydantic tells of each kind of value that a setting may have why it is not that: here one problem a setting."""
+    found: dict[tuple[Any, ...], Any] = {}
+    for item in problems:
+        loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and _OF_A_UNION.match(part)))
+        if loc in found:
+            found[loc]["msg"] += f", or {item['msg'].removeprefix('Input should be ')}"
+        else:
+            found[loc] = {**item, "loc": loc}
+    return list(found.values())
 
 
 def _has(values: Any, name: str) -> bool:

@@ -172,7 +172,10 @@ def test_contradicting_arguments(config: Path) -> None:
         run(config, "--preset", "tiny"),
         f"{config} and --preset=tiny: give one, not both; a file names its base by `preset: tiny` at its top",
     )
-    check_refused(run("--preset", "tinny"), "--preset=tinny is unknown; allowed: multi-prompt, single-prompt, tiny")
+    check_refused(
+        run("--preset", "tinny"),
+        "--preset=tinny is unknown; allowed: flux-dev, multi-prompt, sd35-medium, sdxl, single-prompt, tiny, tiny-flow",
+    )
     check_refused(run("--resume", "x", "--preset", "tiny"), "has its own configuration and directory")
     check_refused(run("--resume", "absent"), "--resume=absent holds no config.yaml; give the directory of a run")
 

@@ -198,3 +198,18 @@ def test_the_learner_is_kept_off_spot_nodes_unless_told_otherwise() -> None:
     assert load_config(overrides=["learner.labels={}"]).learner.labels == {}
     one = load_config(overrides=["samplers.labels.raydense/role=in(a, b)"])
     assert one.samplers.labels == {"raydense/role": "in(a, b)"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("learner.micro_batch=0", "learner.micro_batch=0: input should be greater than or equal to 1, or 'auto'"),
+        ("sampler.unit_prompts=0", "sampler.unit_prompts=0: input should be greater than or equal to 1, or 'auto'"),
+        ("train.clip=-1", "train.clip=-1: input should be greater than 0, or 'auto'"),
+        ("policy.compile=2", "policy.compile=2: input should be a valid boolean, unable to interpret input, or 'auto'"),
+    ],
+)  # fmt: skip
+def test_of_a_setting_of_several_kinds_there_is_one_line(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=[override])
+    assert str(caught.value) == said

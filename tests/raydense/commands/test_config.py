@@ -50,7 +50,7 @@ def test_a_file_over_its_base_is_printed_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--preset", "tinny"), "--preset=tinny is unknown; allowed: multi-prompt, single-prompt, tiny (did you mean"),
+        (("--preset", "tinny"), "--preset=tinny is unknown; allowed: flux-dev, multi-prompt, sd35-medium, sdxl, "),
         (("--set", "train.cilp=1"), "train.cilp is not a setting; allowed here: "),
         (("absent.yaml",), "absent.yaml: cannot be read (No such file or directory); give an existing YAML file"),
         (("absent.yaml", "--preset", "tiny"), "absent.yaml and --preset=tiny: give one, not both; "),

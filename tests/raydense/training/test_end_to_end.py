@@ -115,7 +115,8 @@ def test_where_it_runs_changes_no_byte(run_named: Callable[[str], Path], other: 
 @pytest.mark.parametrize("name", ["local", "ray, 3 samplers"])
 def test_the_run_directory_holds_everything(run_named: Callable[[str], Path], config: Path, name: str) -> None:
     run = run_named(name)
-    assert load_config(run / "config.yaml") == load_config(config, overrides=RUNS[name][1:2])
+    found = ["steps.dynamics=ddim", "steps.exclude_last=0", "policy.lora_targets=[to_q, to_k, to_v, to_out.0]"]
+    assert load_config(run / "config.yaml") == load_config(config, overrides=[*RUNS[name][1:2], *found])
     last = load_file(run / "checkpoints/stage-0002/lora.safetensors")
     stages = read_rows(run, "stage")
     assert [row["policy/version"] for row in stages] == [0, 3]
