@@ -159,16 +159,20 @@ class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._live = {tensor.untyped_storage()._cdata: 0 for tensor in network.state_dict().values()}  # storage → bytes
-        self.peak = 0
+        self.peak = self._now = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self._live:
                 self._live[key] = tensor.untyped_storage().nbytes()
-                weakref.finalize(tensor.untyped_storage(), self._live.pop, key, None)
-                self.peak = max(self.peak, sum(self._live.values()))
+                weakref.finalize(tensor.untyped_storage(), self._forget, key)
+                self._now += self._live[key]
+                self.peak = max(self.peak, self._now)
         return result
+
+    def _forget(self, key: int) -> None:
+        self._now -= self._live.pop(key, 0)
 
 
 class _Fused(TorchFunctionMode):
