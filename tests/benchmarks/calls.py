@@ -19,6 +19,7 @@ from raydense.bench.architectures import MODELS, bench_policy
 from raydense.bench.clock import synchronise
 from raydense.checks.noise import drifted
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 
 Call = Callable[[], torch.Tensor]
 LATE = 1e-2  # standard deviation of B: all of the update survives 16 bits
@@ -53,16 +54,18 @@ def calls(policy: Policy, plain: torch.nn.Module, shape: tuple[int, ...]) -> tup
     """Ours and diffusers', on the same inputs."""
     x = torch.randn(shape, device=policy.device, dtype=policy.dtype)
     t = torch.zeros(len(x), dtype=torch.long, device=policy.device)
-    embeds, null = (policy.encode(p).to(policy.dtype).expand(len(x), -1, -1) for p in ("a red circle", ""))
+    given = {name: tensor.to(policy.dtype) for name, tensor in repeated(policy.encode("a red circle"), len(x)).items()}
+    embeds = given["prompt_embeds"]
+    null = policy.encode("")["prompt_embeds"].to(policy.dtype).expand_as(embeds)
     timesteps = policy.schedule.timesteps[t]
 
     def theirs() -> torch.Tensor:
         output = plain(torch.cat([x, x]), torch.cat([timesteps, timesteps]), torch.cat([null, embeds])).sample
         unconditional, conditional = output.chunk(2)
-        guided: torch.Tensor = unconditional + policy.guidance_scale * (conditional - unconditional)
+        guided: torch.Tensor = unconditional + policy.family.guidance_scale * (conditional - unconditional)
         return guided
 
-    return lambda: policy.predict(x, t, embeds), theirs
+    return lambda: policy.predict(x, t, given), theirs
 
 
 def ratios(ours: Call, theirs: Call, rounds: int, device: torch.device) -> tuple[float, float, float]:

@@ -37,7 +37,7 @@ from raydense.checks.noise import drifted
 from raydense.config import Config
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
-from raydense.families.conditioning import repeated
+from raydense.families.conditioning import each, repeated
 from raydense.wiring.roles import make_batches, make_learner
 
 EQUAL = 1e-5  # of the loss, and of the gradient's norm
@@ -173,7 +173,7 @@ class Pair:
         merged.bind(self.policy.weights())
         embeds = repeated(self.policy.encode("a red circle"), unit)
         self.published.unet.load_state_dict(self.policy.network.state_dict())
-        latents, log_probs = rollout(merged, noise[:one], embeds[:one], storage)
+        latents, log_probs = rollout(merged, noise[:one], each(embeds, lambda tensor: tensor[:one]), storage)
         again, log_probs_again = self.published.rollout(noise[:one], "a red circle", storage)
         torch.testing.assert_close(again.float(), latents.float(), rtol=0, atol=0.02)
         torch.testing.assert_close(log_probs_again[:, 0], log_probs[:, 0], rtol=1e-4, atol=1e-4)
@@ -188,7 +188,7 @@ class Pair:
         plain = copy.deepcopy(self.policy.network).to(memory_format=torch.contiguous_format)
         draws = torch.Generator().manual_seed(0)
         x = torch.randn((2, *self.shape), generator=draws)
-        embeds, t = repeated(self.policy.encode("a red circle"), 2), torch.tensor(501)
+        embeds, t = self.policy.encode("a red circle")["prompt_embeds"].expand(2, -1, -1), torch.tensor(501)
 
         def diffusers(_: int) -> None:
             with torch.no_grad():
@@ -247,11 +247,19 @@ def make_groups(policy: Policy, config: Config, shape: tuple[int, ...], count: i
         prompt = f"a {['red', 'blue', 'green', 'yellow'][index]} circle"
         embeds = policy.encode(prompt)
         noise = torch.randn((kept, config.steps.count + 1, *shape), generator=draws).to(policy.device)
-        latents, log_probs = rollout(policy, noise, embeds.expand(kept, -1, -1), torch.float16)
+        latents, log_probs = rollout(policy, noise, repeated(embeds, kept), torch.float16)
         rewards = torch.randn(kept, generator=draws).numpy()
         groups.append(
             TrajectoryGroup(
-                0, index, prompt, embeds.cpu().numpy(), latents.cpu().numpy(), log_probs.cpu().numpy(), rewards, 0, ""
+                0,
+                index,
+                prompt,
+                {name: tensor.cpu().numpy() for name, tensor in embeds.items()},
+                latents.cpu().numpy(),
+                log_probs.cpu().numpy(),
+                rewards,
+                0,
+                "",
             )
         )
     return groups
@@ -267,7 +275,8 @@ def peak_bytes_of(which: str, model: str, config: Config) -> int:
     """Peak resident memory of a process that takes two gradient steps one way."""
     policy = bench_policy(model, config, dtype=torch.float32, device=torch.device("cpu"), with_decoder=False)
     shape = (config.sampler.keep, config.steps.count + 1, *policy.family.latent_shape)
-    group = TrajectoryGroup(0, 0, "a cat", policy.encode("a cat").numpy(), np.zeros(shape, np.float16),
+    given = {name: tensor.numpy() for name, tensor in policy.encode("a cat").items()}
+    group = TrajectoryGroup(0, 0, "a cat", given, np.zeros(shape, np.float16),
                             np.zeros(shape[:2], np.float32), np.arange(shape[0], dtype=np.float32), 0, "")  # fmt: skip
 
     def fetch(indices: Any) -> list[TrajectoryGroup]:

@@ -35,6 +35,7 @@ from raydense.config import Config
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import repeated
 from raydense.wiring.roles import make_learner
 
 BASE = [
@@ -189,8 +190,9 @@ def rolled_out(config: Config, policy: Policy) -> list[TrajectoryGroup]:
     groups = []
     for index in range(DISTINCT):
         noise, rewards = torch.randn(shape, generator=draws), torch.randn(shape[0], generator=draws).numpy()
-        latents, log_probs = (a.numpy() for a in rollout(policy, noise, embeds.expand(shape[0], -1, -1), torch.float16))
-        groups.append(TrajectoryGroup(0, index, "a red circle", embeds.numpy(), latents, log_probs, rewards, 0, ""))
+        latents, log_probs = (a.numpy() for a in rollout(policy, noise, repeated(embeds, shape[0]), torch.float16))
+        given = {name: tensor.numpy() for name, tensor in embeds.items()}
+        groups.append(TrajectoryGroup(0, index, "a red circle", given, latents, log_probs, rewards, 0, ""))
     return groups
 
 

@@ -13,6 +13,7 @@ import torch
 from actors.sampler import rollout
 from raydense.bench.architectures import MODELS, bench_policy
 from raydense.checks.noise import drifted, log_ratios
+from raydense.families.conditioning import repeated
 
 LORAS = {"early": 1e-5, "late": 1e-3}
 
@@ -35,7 +36,7 @@ def main() -> None:
         policy = bench_policy(arguments.model, config, dtype=dtype, device=device, with_decoder=False)
         draws = torch.Generator().manual_seed(0)
         shape = (arguments.trajectories, policy.schedule.num_steps + 1, *policy.family.latent_shape)
-        embeds = policy.encode("a red circle").expand(arguments.trajectories, -1, -1)
+        embeds = repeated(policy.encode("a red circle"), arguments.trajectories)
         latents, _ = rollout(policy, torch.randn(shape, generator=draws).to(device), embeds, torch.float16)
         start = policy.weights()
         for lora, scale in LORAS.items():

@@ -32,8 +32,9 @@ def against_pipeline(
     embeds, shape = repeated(policy.encode(PROMPT), images), policy.family.latent_shape
     unet = UNet2DConditionModel.from_config(policy.network.config).to(device, dtype).eval()
     unet.load_state_dict(policy.network.state_dict())
+    text = policy.texts["text_encoder"]
     pipeline = StableDiffusionPipeline(
-        policy.vae, policy.text_encoder.to(dtype), policy.tokenizer, unet,
+        policy.vae, text.network.to(dtype), text.tokenizer, unet,
         DDIMScheduler.from_config(build_scheduler().config), None, None, requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

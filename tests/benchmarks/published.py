@@ -18,7 +18,6 @@ from torch import Tensor
 from learner.objective import TransitionBatch
 from raydense.config import Config
 from raydense.diffusion.policy import Policy
-from raydense.families.conditioning import repeated
 
 
 class Published:
@@ -60,7 +59,7 @@ class Published:
     def _logit(self, batch: TransitionBatch, b: int, k: int, prompt: str) -> Tensor:
         ratios = []
         for drawn in batch.places[b, k].tolist():
-            embeds = self._policy.encode(prompt)
+            embeds = self._embed(prompt)
             x_t, x_next, t = batch.x_t[drawn], batch.x_next[drawn], int(batch.t[drawn])
             with self._precision():
                 now = self._log_prob(self.unet, x_t[None], x_next[None], t, embeds[None])
@@ -72,7 +71,7 @@ class Published:
     @torch.no_grad()
     def rollout(self, noise: Tensor, prompt: str, storage: torch.dtype) -> tuple[Tensor, Tensor]:
         """R trajectories of one prompt: latents [R, T+1, C, H, W] and log-probs [R, T]."""
-        embeds = repeated(self._policy.encode(prompt), len(noise))
+        embeds = self._embed(prompt).expand(len(noise), -1, -1)
         states, log_probs = [noise[:, 0].to(storage)], []
         for t in range(self._schedule.num_steps):
             mean, sigma = self._step(self.unet, states[-1], t, embeds)
@@ -85,16 +84,18 @@ class Published:
 
     def _step(self, unet: Any, x_t: Tensor, t: int, embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and σ of DDIM with η (Song et al. 2021, eq. 12), for epsilon prediction."""
-        null = self._policy.encode("").expand_as(embeds)
+        null = self._embed("").expand_as(embeds)
         x = x_t.to(unet.dtype)
         output = self.call(unet, torch.cat([x, x]), self._schedule.timesteps[t], torch.cat([null, embeds]).to(x))
         unconditional, conditional = output.float().chunk(2)
         epsilon = unconditional + self._scale * (conditional - unconditional)
-        alpha, alpha_prev, sigma = (
-            v[t] for v in (self._schedule.alpha, self._schedule.alpha_prev, self._schedule.sigma)
-        )
+        schedule = self._schedule
+        alpha, alpha_prev, sigma = schedule.signal[t] ** 2, schedule.next_signal[t] ** 2, schedule.sigma[t]
         x0 = (x_t.float() - (1 - alpha).sqrt() * epsilon) / alpha.sqrt()
         return alpha_prev.sqrt() * x0 + (1 - alpha_prev - sigma**2).sqrt() * epsilon, sigma
+
+    def _embed(self, prompt: str) -> Tensor:
+        return self._policy.encode(prompt)["prompt_embeds"]
 
     def call(self, unet: Any, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """One U-Net call, as a diffusers pipeline makes it."""

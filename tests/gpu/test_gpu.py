@@ -151,7 +151,7 @@ def test_recorded_calls_are_the_calls_themselves_and_follow_the_weights(config: 
         build_policy(config, dtype="bfloat16", device=DEVICE, with_decoder=False, merged=True, recorded=recorded)
         for recorded in (False, True)
     )
-    size = plain.unet.config.sample_size
+    size = plain.network.config.sample_size
     seen = []
     for scale in (0.0, 1e-5, 1e-2, 2e-2):  # of which 1e-5 is not merged
         weights = drifted(plain, scale)
