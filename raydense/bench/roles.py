@@ -84,7 +84,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
         "steps_run": config.steps.count,
         "scorer": scorer.name,
         "unet_rows": watch.rows[False] / rounds,
-        "rows_a_latent": config.sampler.rows_a_latent,
+        "rows_a_latent": 2 if policy.family.guided else 1,
         "denoise_share": unet_flops * rounds / sum(p["denoise"] for p in phases) / rate,
         **_work(unet_flops + images * decoder.flops, phases, rate),
         **_setting(config.sampler.dtype, config.sampler.threads, device, memory),
@@ -130,7 +130,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         "micro_batch": config.learner.micro_batch,
         "unet_rows": watch.rows[True] / rounds,
         "reference_rows": watch.rows[False] / rounds,
-        "rows_a_latent": config.sampler.rows_a_latent,
+        "rows_a_latent": 2 if policy.family.guided else 1,
         **_work(watch.flops(config, dtype) / rounds, phases, rate),
         **_setting(config.learner.dtype, config.learner.threads, device, memory),
     }

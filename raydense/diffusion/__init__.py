@@ -1,5 +1,5 @@
-"""The network side: transition kernel, policy, LoRA and its files, compilation, memory savers.
+"""The network side: transition kernel and schedules, policy, LoRA and its files, compilation, memory savers.
 
-Enters: a model family or a kernel, a file each; a format of LoRA files.
-Uses: core, and from config the error alone. Takes plain arguments, never a configuration.
+Enters: a chain's constants; a format of LoRA files.
+Uses: core, families, pipelines, and from config the error alone. Takes plain arguments, never a configuration.
 """

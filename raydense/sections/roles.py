@@ -49,11 +49,6 @@ class SamplerConfig(Section):
     """Threads on the CPU; another number may change the last bits of a result."""
 
     @property
-    def rows_a_latent(self) -> int:
-        """Of a U-Net call: under guidance there are two halves."""
-        return 1 if self.guidance_scale == 1 else 2
-
-    @property
     def prompts_at_once(self) -> int:
         """Of a work unit. Judging draws as many images at once, so that no unit of `auto` needs more memory."""
         if self.unit_prompts == "auto":
