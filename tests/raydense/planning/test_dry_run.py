@@ -25,6 +25,7 @@ from raydense.wiring.policies import build_policy, compiles, read_family, sample
 from raydense.wiring.roles import build_sampler
 
 ROWS = "rows of the network a sampler"
+LARGE = ("sdxl", "sd35-medium", "flux-dev")
 BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
 PAPER: dict[str, dict[str, Any]] = {
     "single-prompt": {
@@ -182,7 +183,7 @@ def test_what_is_replaced_of_a_pipelines_own_is_in_the_plans_notes(
     assert "leading, 751 … 1" in note
 
 
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in LARGE])
 def test_every_preset_passes(name: str) -> None:
     result = CliRunner().invoke(app, ["train", "--preset", name, "--dry-run"])
     assert result.exit_code == 0, result.output
@@ -256,19 +257,21 @@ def test_bytes_as_people_read_them(count: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "network", "parameters", "conditioning"),
     [
-        ("sdxl", "U-Net", 2_567_463_684, 4 * (77 * 2048 + 1280 + 6)),
         ("sd35-medium", "transformer", 2_243_171_520, 2 * ((77 + 256) * 4096 + 2048)),
-        ("flux-dev", "transformer", 11_901_408_320, 2 * (512 * 4096 + 768)),
+        # the same at other sizes, by the same code as `sd35-medium`
+        pytest.param("sdxl", "U-Net", 2_567_463_684, 4 * (77 * 2048 + 1280 + 6), marks=pytest.mark.slow),
+        pytest.param("flux-dev", "transformer", 11_901_408_320, 2 * (512 * 4096 + 768), marks=pytest.mark.slow),
     ],
 )
 def test_a_large_model_is_planned_by_its_published_files(
     preset: str, network: str, parameters: int, conditioning: int
 ) -> None:
-    config = load_config(None, preset)
-    plan = check_and_plan(config, 100.0)
-    assert (plan.network, plan.unet_parameters) == (network, parameters)
+    result = CliRunner().invoke(app, ["train", "--preset", preset, "--dry-run", "--log-format", "json"])
+    assert result.exit_code == 0, result.output
+    plan, config = json.loads(result.stdout), load_config(None, preset)
+    assert (plan["network"], plan["unet_parameters"]) == (network, parameters)
     channels, states = (4, 51) if preset == "sdxl" else (16, 10 if preset == "sd35-medium" else 11)
     size, kept, steps = config.sampler.latent_size, config.sampler.keep, config.steps.count
     assert isinstance(size, int)
-    assert plan.group_bytes == kept * (2 * states * channels * size**2 + 4 * steps + 4) + conditioning
-    assert any("is not on this machine: planned with its published architecture" in note for note in plan.notes)
+    assert plan["group_bytes"] == kept * (2 * states * channels * size**2 + 4 * steps + 4) + conditioning
+    assert any("is not on this machine: planned with its published architecture" in note for note in plan["notes"])

@@ -30,7 +30,14 @@ UNUSED = {"transformer.transformer_blocks.1.attn.add_q_proj.lora_B.weight"}  # S
 Train = Callable[..., Path]
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "sdxl",
+        "sd3",
+        pytest.param("flux", marks=pytest.mark.slow),
+    ],  # flux: as sd3, another network
+)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
