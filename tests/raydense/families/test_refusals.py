@@ -13,8 +13,10 @@ import torch
 from small_families import write_flux, write_sd3, write_sdxl
 
 from raydense.config import Config, ConfigError, load_config
+from raydense.families.conditioning import repeated
 from raydense.planning.preflight import as_found, check_pipeline
 from raydense.wiring.policies import build_policy
+from raydense.wiring.roles import build_learner
 
 WRITERS: dict[str, Callable[..., Any]] = {"sdxl": write_sdxl, "sd3": write_sd3, "flux": write_flux}
 Sections = Mapping[str, Mapping[str, Any]]
@@ -167,3 +169,13 @@ def test_what_is_left_to_the_kind_is_recorded(make_config: Callable[..., Config]
     assert "add_q_proj" in found.policy.lora_targets
     windowed = make_config("sd3", steps={"count": 6, "window": (1, 3)})
     assert as_found(windowed, check_pipeline(windowed)).steps.drawn == range(1, 3)
+
+
+def test_a_learner_keeps_no_text_encoder_and_guides_as_a_sampler_does(make_config: Callable[..., Config]) -> None:
+    config = make_config("sd3")
+    learner: Any = build_learner(config, fetch=lambda groups: groups)
+    whole = build_policy(config, dtype="float32", device=torch.device("cpu"), with_decoder=False)
+    assert learner.policy.texts == {}
+    x, t = torch.randn(2, 16, 8, 8), torch.tensor([0, 1])
+    given = repeated(whole.encode("a cat"), 2)
+    assert torch.equal(learner.policy.predict(x, t, given), whole.predict(x, t, given))
