@@ -1,4 +1,7 @@
-"""Whole runs of each kind of model through the command line, on small random pipelines in the real formats."""
+"""Whole runs of each kind of model through the command line, on small random pipelines in the real formats.
+
+The slow ones show of other kinds what `sd3` shows; what is their own is in `families/test_chains.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,7 @@ UNUSED = {"transformer.transformer_blocks.1.attn.add_q_proj.lora_B.weight"}  # S
 Train = Callable[..., Path]
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "sdxl",
-        "sd3",
-        pytest.param("flux", marks=pytest.mark.slow),
-    ],  # flux: as sd3, another network
-)
+@pytest.fixture(scope="module", params=["sd3", *(pytest.param(k, marks=pytest.mark.slow) for k in ("sdxl", "flux"))])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
