@@ -185,7 +185,10 @@ def learner_of(config: Config, policy: Policy) -> Any:
 
 
 def rolled_out(config: Config, policy: Policy) -> list[TrajectoryGroup]:
-    shape = (config.sampler.keep, config.steps.count + 1, *policy.family.latent_shape)
+    channels, *_ = policy.family.latent_shape  # one policy for latents of every size
+    size = config.sampler.latent_size
+    assert isinstance(size, int)
+    shape = (config.sampler.keep, config.steps.count + 1, channels, size, size)
     draws, embeds = torch.Generator().manual_seed(0), policy.encode("a red circle")
     groups = []
     for index in range(DISTINCT):
