@@ -47,14 +47,10 @@ class Schedule:
 
     def sensitivity(self) -> Tensor:
         """|∂mean / ∂output| / σ of each step, float32 [T]; infinite where σ is 0."""
-        signal, noise = self.signal, self.noise
-        clean, rest = {
-            "epsilon": (-noise / signal, torch.ones_like(noise)),
-            "v_prediction": (-noise, signal),
-            "sample": (torch.ones_like(noise), -signal / noise),
-            "flow": (-noise, signal),
-        }[self.prediction_type]
-        return (self.next_signal * clean + self.next_noise * rest).abs() / self.sigma
+        steps = torch.arange(self.num_steps, device=self.sigma.device)
+        zero = torch.zeros(self.num_steps, 1, 1, 1, device=self.sigma.device)
+        mean, sigma, _ = transition(self, zero, zero + 1, steps)  # linear in the output, and 0 of zeros
+        return (mean.abs() / sigma).flatten()
 
 
 def make_schedule(

@@ -15,8 +15,6 @@ from raydense.pipelines.model_folder import ModelFolder
 from raydense.pipelines.networks import class_of, load_network, load_part
 from raydense.pipelines.pipeline_files import tokenizer_of
 
-T5 = "T5EncoderModel"
-
 
 def load_policy(
     family: Family,
@@ -56,10 +54,8 @@ def load_policy(
         return load_network(cls, folder(part), dtype=dtype, variant=variant).to(place)
 
     def text(part: str) -> TextEncoder:
-        if files.networks[part] == T5:
-            encoder = network(part, t5_dtype, t5_device or device)
-        else:
-            encoder = network(part, torch.float32)
+        how = (t5_dtype, t5_device or device) if files.is_t5(part) else (torch.float32, device)
+        encoder = network(part, *how)
         return TextEncoder(encoder, load_tokenizer(folder(tokenizer_of(part)), encoder.config))
 
     denoiser = network(family.layout.denoiser, dtype)

@@ -8,7 +8,7 @@ from typing import Any
 from raydense.config import Config, ConfigError
 from raydense.diffusion.lora import FILE_NAME
 from raydense.files.locations import resolve
-from raydense.pipelines.pipeline_files import CLIP, DEFAULT, PipelineFiles, read_pipeline, tokens_of
+from raydense.pipelines.pipeline_files import DEFAULT, PipelineFiles, read_pipeline, tokenizer_of, tokens_of
 from raydense.sections.run import StepsConfig
 
 EXAMPLE = """\
@@ -28,12 +28,14 @@ def example_code(config: Config, prompt: str, scheduler: Mapping[str, Any] | Non
     """
     policy, by_ddim = config.policy, config.steps.dynamics in (None, "ddim")
     try:
-        pipeline = read_pipeline(policy.model, policy.revision, fetch=False)
+        pipeline = read_pipeline(policy.model, policy.revision, fetch=False, optional=policy.t5 is not None)
     except ConfigError:  # it is elsewhere by now
         pipeline = PipelineFiles(policy.model)
     kind = "DiffusionPipeline" if pipeline.index is None and not by_ddim else pipeline.kind
     weights = {"revision": policy.revision, "variant": policy.variant}
-    unused = dict.fromkeys(_unused(config, pipeline))
+    # diffusers wants to be told of the parts that are not there
+    absent = [part for part in pipeline.layout.optional if not pipeline.has(part)]
+    unused = ["safety_checker"] if pipeline.kind == DEFAULT else absent
     return EXAMPLE.format(
         classes=f"DDIMScheduler, {kind}" if by_ddim else kind,
         kind=kind,
@@ -42,19 +44,10 @@ def example_code(config: Config, prompt: str, scheduler: Mapping[str, Any] | Non
         absent="".join(f", {name}=None" for name in unused),
         file=FILE_NAME,
         prompt=prompt,
-        tokenizers="".join(_tokenizer_code(pipeline, folder) for folder in pipeline.tokenizers),
+        tokenizers="".join(_tokenizer_code(pipeline, encoder) for encoder in pipeline.layout.text_encoders),
         scheduler=_scheduler_code(config.steps, pipeline, scheduler) if by_ddim else "",
         arguments=", ".join(_arguments(config, by_ddim)),
     )
-
-
-def _unused(config: Config, pipeline: PipelineFiles) -> tuple[str, ...]:
-    """Parts that diffusers is told not to load."""
-    if pipeline.kind == DEFAULT:
-        return ("safety_checker",)
-    is_null = {part for part, entry in (pipeline.index or {}).items() if isinstance(entry, list) and entry[0] is None}
-    left_out = set(pipeline.layout.optional) if config.policy.t5 is None else set()
-    return tuple(part for part in pipeline.layout.optional if part in is_null | left_out)
 
 
 def _arguments(config: Config, by_ddim: bool) -> list[str]:
@@ -72,10 +65,10 @@ def _arguments(config: Config, by_ddim: bool) -> list[str]:
     return given
 
 
-def _tokenizer_code(pipeline: PipelineFiles, folder: str) -> str:
+def _tokenizer_code(pipeline: PipelineFiles, encoder: str) -> str:
     """diffusers pads prompts to the tokenizer's length, of which some files say nothing, or too much."""
-    encoder = folder.replace("tokenizer", "text_encoder")
-    if pipeline[encoder] is None or pipeline.layout.tokenizers[folder] != CLIP:
+    folder = tokenizer_of(encoder)
+    if pipeline[encoder] is None or pipeline.is_t5(encoder):
         return ""
     length, stated = tokens_of(pipeline, encoder), pipeline[folder] or {}
     return "" if stated.get("model_max_length") == length else f"pipeline.{folder}.model_max_length = {length}\n"

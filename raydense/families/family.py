@@ -6,19 +6,18 @@ Nothing else in the project knows a kind: `raydense.families.known` gives the on
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from raydense.families.conditioning import Conditioning, each
+from raydense.families.conditioning import Conditioning
 from raydense.families.text import TextEncoder
 from raydense.pipelines.pipeline_files import Part, PipelineFiles
 
 Texts = Mapping[str, TextEncoder]  # by folder
-FLOW_DYNAMICS = ("cps", "flow-sde", "dance-sde")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -43,6 +42,7 @@ class Family(ABC):
 
     advice: ClassVar[str]  # what to give in the place of a pipeline that cannot be taken
     dynamics: ClassVar[tuple[str, ...]] = ("ddim",)  # that a chain can have; the first where none is asked for
+    evaluated_dynamics: ClassVar[tuple[str, ...]] = dynamics  # that a chain of what is judged can have
     evaluated: ClassVar[Evaluated] = Evaluated()
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     exclude_last: ClassVar[int] = 0  # steps at the end of a chain that no loss draws, where nobody says how many
@@ -60,13 +60,13 @@ class Family(ABC):
         stored: torch.dtype = torch.float32,
     ) -> None:
         self.files, self.layout = files, files.layout
-        self._sizes = latent_size, guidance_scale, text_tokens, stored
         self.guidance_scale, self._latent_size, self._text_tokens = guidance_scale, latent_size, text_tokens
         self._stored = stored
 
     def __repr__(self) -> str:
         """All that decides its shapes."""
-        return f"{type(self).__name__}({self.files!r}, {self._sizes})"
+        sizes = (self._latent_size, self.guidance_scale, self._text_tokens, self._stored)
+        return f"{type(self).__name__}({self.files!r}, {sizes})"
 
     # -- from files alone -----------------------------------------------------------------------------------------
 
@@ -115,9 +115,9 @@ class Family(ABC):
 
     def example_inputs(self, dtype: torch.dtype, device: torch.device | str) -> tuple[Tensor, Tensor, Conditioning]:
         """Zeros for a call with one row."""
-        zeros = {name: torch.zeros(1, *shape, device=device) for name, shape in self.conditioning_shapes.items()}
-        x = torch.zeros(1, *self.latent_shape, device=device, dtype=dtype)
-        return x, torch.zeros(1, device=device), each(zeros, lambda tensor: tensor.to(dtype))
+        like = torch.zeros(1, device=device, dtype=dtype)
+        zeros = {name: like.new_zeros(1, *shape) for name, shape in self.conditioning_shapes.items()}
+        return like.new_zeros(1, *self.latent_shape), torch.zeros(1, device=device), zeros
 
 
 def height_and_width(chosen: int | tuple[int, int] | None, own: Any, where: str) -> tuple[int, int]:
@@ -169,8 +169,3 @@ def decoder_problems(vae: Part | None, unwanted: Mapping[str, str]) -> Iterator[
         yield f"{where}scaling_factor={scale}, by which latents are divided"
     for reason, keys in set_keys(vae, unwanted).items():
         yield f"{where}{keys}: {reason}"
-
-
-def side_by_side(states: Sequence[Tensor]) -> Tensor:
-    """Of several encoders, along the width."""
-    return torch.cat(list(states), dim=-1)

@@ -9,35 +9,24 @@ import torch
 from torch import Tensor
 
 from raydense.families.conditioning import Conditioning
-from raydense.families.family import (
-    ATTENTION,
-    FLOW_DYNAMICS,
-    Evaluated,
-    Family,
-    Texts,
-    decoder_problems,
-    height_and_width,
-)
-from raydense.families.stable_diffusion_3 import TEXT_STREAM
+from raydense.families.family import Texts, decoder_problems, height_and_width
+from raydense.families.flow_family import FlowFamily
 
 CLIP, T5 = "text_encoder", "text_encoder_2"
-T5_TOKENS = 512  # diffusers' max_sequence_length
 EDGE = 2  # latents of a packed token, along each axis
 LATENT_EDGE = 128  # where none is chosen, as diffusers' pipeline has it
 
 
-class Flux(Family):
+class Flux(FlowFamily):
     """The T5's states and the CLIP's pooled embedding; latents are stored as the VAE has them, and packed for a call.
 
     A density is the same for both, since packing only moves values.
     """
 
     advice = "a text-to-image pipeline of FLUX.1"
-    dynamics = FLOW_DYNAMICS
     exclude_last = 1  # the step without a density
-    evaluated = Evaluated("ode", 28)
     even_levels = True
-    lora_targets = (*ATTENTION, *TEXT_STREAM)
+    pooled_width, pipelines_t5_tokens = 768, 512
     halves = False
 
     def problems(self) -> Iterator[str]:
@@ -66,39 +55,23 @@ class Flux(Family):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        channels = int((self.files["transformer"] or {}).get("in_channels", 64)) // EDGE**2
+        channels = int(self.transformer.get("in_channels", 64)) // EDGE**2
         return (channels, *height_and_width(self._latent_size, LATENT_EDGE, "transformer/config.json"))
 
     @property
     def tokens(self) -> int:
         return super().tokens // EDGE**2
 
-    @property
-    def conditioning_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        transformer = self.files["transformer"] or {}
-        return {
-            "pooled_prompt_embeds": (int(transformer.get("pooled_projection_dim", 768)),),
-            "prompt_embeds": (self._t5_tokens, int(transformer.get("joint_attention_dim", 4096))),
-        }
-
-    @property
-    def conditioning_dtype(self) -> torch.dtype:
-        return self._stored
-
-    @property
-    def _t5_tokens(self) -> int:
-        return T5_TOKENS if self._text_tokens is None else self._text_tokens
-
     def encode(self, texts: Texts, prompt: str) -> Conditioning:
         pooled = texts[CLIP](prompt).pooler_output[0]
-        states = texts[T5](prompt, self._t5_tokens)[0][0]
+        states = texts[T5](prompt, self.t5_tokens)[0][0]
         states = states.to(pooled.device, self._stored)
         return {"pooled_prompt_embeds": pooled.to(self._stored), "prompt_embeds": states}
 
     def call(self, network: Any, x: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         count, channels, height, width = x.shape
         states, guidance = conditioning["prompt_embeds"], None
-        if (self.files["transformer"] or {}).get("guidance_embeds", False):
+        if self.transformer.get("guidance_embeds", False):
             guidance = torch.full((count,), self.guidance_scale, device=x.device)
         output: Tensor = network(
             hidden_states=_packed(x),

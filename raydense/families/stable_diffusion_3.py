@@ -10,32 +10,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from raydense.families.conditioning import Conditioning
-from raydense.families.family import (
-    ATTENTION,
-    FLOW_DYNAMICS,
-    Evaluated,
-    Family,
-    Texts,
-    decoder_problems,
-    height_and_width,
-    side_by_side,
-)
+from raydense.families.family import Texts, decoder_problems, height_and_width
+from raydense.families.flow_family import FlowFamily
 from raydense.pipelines.pipeline_files import tokens_of
 
-TEXT_STREAM = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 T5 = "text_encoder_3"
-T5_TOKENS = 256  # diffusers' max_sequence_length
 CLIPS = ("text_encoder", "text_encoder_2")
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(FlowFamily):
     """States of both CLIPs side by side, then the T5's or zeros; both pooled embeddings; guidance in two halves."""
 
     advice = "a text-to-image pipeline of Stable Diffusion 3 or 3.5"
-    dynamics = FLOW_DYNAMICS
     exclude_last = 2  # a step without a density, and one whose mean moves 32 times σ with the network's output
-    evaluated = Evaluated("ode", 28)
-    lora_targets = (*ATTENTION, *TEXT_STREAM)
+    pooled_width, pipelines_t5_tokens = 2048, 256
 
     def problems(self) -> Iterator[str]:
         transformer, vae = self.files["transformer"], self.files["vae"]
@@ -60,43 +48,29 @@ class StableDiffusion3(Family):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        transformer = self.files["transformer"] or {}
-        size = height_and_width(self._latent_size, transformer.get("sample_size", 128), "transformer/config.json")
-        return (int(transformer.get("in_channels", 16)), *size)
+        own = self.transformer.get("sample_size", 128)
+        size = height_and_width(self._latent_size, own, "transformer/config.json")
+        return (int(self.transformer.get("in_channels", 16)), *size)
 
     @property
     def tokens(self) -> int:
-        patch = int((self.files["transformer"] or {}).get("patch_size", 2))
+        patch = int(self.transformer.get("patch_size", 2))
         return (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
 
     @property
-    def conditioning_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        transformer = self.files["transformer"] or {}
-        tokens = tokens_of(self.files, CLIPS[0]) + self._t5_tokens
-        return {
-            "pooled_prompt_embeds": (int(transformer.get("pooled_projection_dim", 2048)),),
-            "prompt_embeds": (tokens, int(transformer.get("joint_attention_dim", 4096))),
-        }
-
-    @property
-    def conditioning_dtype(self) -> torch.dtype:
-        return self._stored
-
-    @property
-    def _t5_tokens(self) -> int:
-        return T5_TOKENS if self._text_tokens is None else self._text_tokens
+    def state_tokens(self) -> int:
+        return tokens_of(self.files, CLIPS[0]) + self.t5_tokens
 
     def encode(self, texts: Texts, prompt: str) -> Conditioning:
         length = texts[CLIPS[0]].tokenizer.model_max_length
         found = [texts[part](prompt, length, output_hidden_states=True) for part in CLIPS]
-        clips = side_by_side([output.hidden_states[-2][0] for output in found])
-        width = int((self.files["transformer"] or {}).get("joint_attention_dim", 4096))
+        clips = torch.cat([output.hidden_states[-2][0] for output in found], dim=-1)
         if T5 in texts:
-            t5 = texts[T5](prompt, self._t5_tokens)[0][0].to(clips.device)
+            t5 = texts[T5](prompt, self.t5_tokens)[0][0].to(clips.device)
         else:
-            t5 = clips.new_zeros(self._t5_tokens, width)
-        states = torch.cat([pad(clips, (0, width - clips.shape[-1])), t5.to(clips.dtype)])
-        pooled = side_by_side([output.text_embeds[0] for output in found])
+            t5 = clips.new_zeros(self.t5_tokens, self.joint_width)
+        states = torch.cat([pad(clips, (0, self.joint_width - clips.shape[-1])), t5.to(clips.dtype)])
+        pooled = torch.cat([output.text_embeds[0] for output in found], dim=-1)
         return {"pooled_prompt_embeds": pooled.to(self._stored), "prompt_embeds": states.to(self._stored)}
 
     def call(self, network: Any, x: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from raydense.families.conditioning import Conditioning, each
-from raydense.families.family import Family, Texts, decoder_problems, side_by_side
+from raydense.families.family import Family, Texts, decoder_problems
 from raydense.families.stable_diffusion import OF_ANY_UNET, OF_THE_VAE, unet_latent_shape, unet_problems
 from raydense.pipelines.pipeline_files import tokens_of
 
@@ -63,7 +63,7 @@ class StableDiffusionXL(Family):
         found = [texts[part](prompt, output_hidden_states=True) for part in ("text_encoder", "text_encoder_2")]
         return {
             "pooled_prompt_embeds": found[1].text_embeds[0].float(),
-            "prompt_embeds": side_by_side([output.hidden_states[-2][0].float() for output in found]),
+            "prompt_embeds": torch.cat([output.hidden_states[-2][0].float() for output in found], dim=-1),
             "time_ids": self._time_ids().to(found[0][0].device),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,16 @@ class PipelineFiles:
         """Class by folder, of those that it has."""
         return {folder: name for folder, name in self.layout.networks.items() if self.has(folder)}
 
+    def is_t5(self, folder: str) -> bool:
+        """Whether it is the large text encoder, which settings of its own are for."""
+        return self.networks.get(folder) == "T5EncoderModel"
+
     @property
     def tokenizers(self) -> tuple[str, ...]:
         return tuple(folder for folder in self.layout.tokenizers if self.has(folder))
 
 
-def file_of(folder: str) -> str:
+def config_file(folder: str) -> str:
     """The file in which a folder says what it is."""
     if folder == SCHEDULER:
         return "scheduler/scheduler_config.json"
@@ -143,30 +147,30 @@ def _is_needed(name: str) -> bool:
     return name != INDEX and not name.endswith("/tokenizer_config.json")
 
 
-def read_pipeline(model: str, revision: str | None, *, fetch: bool, leave_out: Collection[str] = ()) -> PipelineFiles:
+def read_pipeline(model: str, revision: str | None, *, fetch: bool, optional: bool = True) -> PipelineFiles:
     """Reads the files of `policy.model`.
 
     Args:
         fetch: whether to ask the hub for what is not in its cache; else that is None.
-        leave_out: optional folders that are not to be used.
+        optional: whether to use what a pipeline may leave out.
     Raises: ConfigError if it is of no known class, a directory is no whole pipeline, a file cannot be read, or the hub
         does not give one.
     """
     directory = local_directory("policy.model", model)
     asks = directory is None and fetch
-    if asks and not _all_cached(model, revision, map(file_of, (SCHEDULER, *LAYOUTS[DEFAULT].networks))):
+    if asks and not _all_cached(model, revision, map(config_file, (SCHEDULER, *LAYOUTS[DEFAULT].networks))):
         fetch_file("policy.model", model, revision, INDEX)
     index = _read(model, revision, directory, INDEX)
     kind = PUBLISHED[model][0] if index is None and model in PUBLISHED else _kind(model, index)
-    folders = _folders(LAYOUTS[kind], index or {}, leave_out)
+    folders = _folders(LAYOUTS[kind], index or {}, optional)
     for folder in folders:
         if directory is not None and not (directory / folder).is_dir():
             raise ConfigError(f"policy.model={model} has no {folder}/; give a whole pipeline directory")
-    names = [file_of(folder) for folder in folders]
+    names = [config_file(folder) for folder in folders]
     if asks and not _all_cached(model, revision, filter(_is_needed, names)):
         for name in names:
             fetch_file("policy.model", model, revision, name)
-    parts = {folder: _read(model, revision, directory, file_of(folder)) for folder in folders}
+    parts = {folder: _read(model, revision, directory, config_file(folder)) for folder in folders}
     return PipelineFiles(model, kind, parts, index)
 
 
@@ -180,9 +184,9 @@ def _kind(model: str, index: Part | None) -> str:
     return str(name)
 
 
-def _folders(layout: Layout, index: Part, leave_out: Collection[str]) -> list[str]:
+def _folders(layout: Layout, index: Part, optional: bool) -> list[str]:
     """Those that a pipeline has: what it may leave out is null in its index."""
-    unused = {folder for folder in layout.optional if folder in leave_out or (index.get(folder) or [""])[0] is None}
+    unused = {folder for folder in layout.optional if not optional or (index.get(folder) or [""])[0] is None}
     return [folder for folder in (SCHEDULER, *layout.networks, *layout.tokenizers) if folder not in unused]
 
 

@@ -11,7 +11,6 @@ import torch
 from raydense.config import Config, ConfigError
 from raydense.core.types import stored_states
 from raydense.diffusion.compiler import SMALL
-from raydense.diffusion.loading import T5
 from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED
@@ -176,7 +175,7 @@ def _encoder_bytes(config: Config, files: PipelineFiles) -> int:
     for part in files.layout.text_encoders:
         if not files.has(part):
             continue
-        is_t5 = files.networks[part] == T5
+        is_t5 = files.is_t5(part)
         if not (is_t5 and config.policy.t5 == "cpu"):
             dtype: torch.dtype = getattr(torch, config.policy.t5_dtype) if is_t5 else torch.float32
             total += dtype.itemsize * text_encoder_parameters(files.networks[part], files[part] or {})

@@ -10,7 +10,6 @@ from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.flow import SCHEDULER as FLOW_SCHEDULER
 from raydense.diffusion.flow import is_flow
-from raydense.diffusion.loading import T5
 from raydense.diffusion.schedulers import settle_chain
 from raydense.families.family import Family
 from raydense.families.known import check_parts
@@ -22,7 +21,7 @@ from raydense.pipelines.pipeline_files import (
     SCHEDULER,
     VOCABULARY,
     PipelineFiles,
-    file_of,
+    config_file,
 )
 from raydense.planning.scorer_files import check_hub, check_scorer
 from raydense.planning.units import PromptSets, read_prompt_sets
@@ -115,7 +114,7 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
         folders[part].check_files(vocabulary=folders[part].is_local and pipeline.layout.tokenizers[part] == CLIP)
     if (scheduler := pipeline[SCHEDULER]) is not None:
         cls = class_of(FLOW_SCHEDULER if is_flow(scheduler) else "DDIMScheduler")
-        check_configuration(cls, scheduler, f"policy.model={policy.model}: {file_of(SCHEDULER)}")
+        check_configuration(cls, scheduler, f"policy.model={policy.model}: {config_file(SCHEDULER)}")
     networks = pipeline.networks
     found = {part: check_network(class_of(name), folders[part], policy.variant) for part, name in networks.items()}
     variants = {part: weights.variant for part, weights in found.items() if weights is not None}
@@ -131,7 +130,7 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
 
 def _check_t5(config: Config, family: Family) -> None:
     """Raises: ConfigError if one is to be left out that cannot be."""
-    needed = [p for p, name in family.files.networks.items() if name == T5 and p not in family.layout.optional]
+    needed = [part for part in family.files.networks if family.files.is_t5(part) and part not in family.layout.optional]
     if config.policy.t5 is None and needed:
         raise ConfigError(f"policy.t5=null: a {family.files.kind} cannot do without its {needed[0]}; set device or cpu")
 
@@ -148,10 +147,9 @@ def _check_latents(family: Family) -> None:
 def _check_chain(config: Config, family: Family) -> tuple[str, ...]:
     """Returns: what is to be said of it. Raises: ConfigError. Args: config: resolved."""
     scheduler, steps = family.files[SCHEDULER], config.steps
-    evaluated = ("ode",) if "cps" in family.dynamics else ()
     for setting, value, allowed in (
         ("steps.dynamics", steps.dynamics, family.dynamics),
-        ("evaluate.dynamics", config.evaluate.dynamics, (*family.dynamics, *evaluated)),
+        ("evaluate.dynamics", config.evaluate.dynamics, family.evaluated_dynamics),
     ):
         if value is not None and value not in allowed:
             raise ConfigError(
@@ -223,7 +221,7 @@ def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[
             f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
         )
     limit_tokens(tokenizer, text.get("max_position_embeddings", POSITIONS))
-    if any(name == T5 for name in pipeline.networks.values()):
+    if any(map(pipeline.is_t5, pipeline.networks)):
         return []  # which reads what the CLIPs do not
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
 

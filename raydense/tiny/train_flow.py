@@ -17,7 +17,7 @@ from raydense.diffusion.kernel import make_schedule, transition
 from raydense.tiny.flow_networks import MAX_SEQUENCE_LENGTH, build_projecting_encoder, build_transformer
 from raydense.tiny.networks import build_tokenizer
 from raydense.tiny.renderings import decode
-from raydense.tiny.train_unet import LatentBank
+from raydense.tiny.train_unet import LatentBank, UnetSettings
 from raydense.tiny.training import Trainer, constant_rate
 
 _BATCH = 64
@@ -25,18 +25,10 @@ _TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
-class FlowSettings:
-    """Everything but the seed and the autoencoder that decides the transformer's and text encoders' weights.
-
-    `steps` is far fewer than the model could use: what it still gets wrong is what alignment can improve.
-    """
+class FlowSettings(UnetSettings):
+    """As the U-Net's."""
 
     steps: int = 700
-    batch: int = 64
-    drawings: int = 24
-    peak_rate: float = 1e-3
-    ema_decay: float = 0.99
-    caption_dropout: float = 0.1
 
 
 def train_flow(
@@ -89,13 +81,9 @@ def flow_loss(
 
     Returns: float32 [].
     """
-    captions, drawings = bank.latents.shape[:2]
-    size = (settings.batch,)
-    caption = torch.randint(captions, size, generator=generator)
-    clean = bank.latents[caption, torch.randint(drawings, size, generator=generator)]
-    dropped = torch.rand(size, generator=generator) < settings.caption_dropout
-    states, pooled = caption_states(text_encoders, bank.tokens[caption.masked_fill(dropped, captions)])
-    sigma = torch.randn(size, generator=generator).sigmoid()
+    clean, tokens = bank.draw(settings, generator)
+    states, pooled = caption_states(text_encoders, tokens)
+    sigma = torch.randn(len(clean), generator=generator).sigmoid()
     noise = torch.randn(clean.shape, generator=generator)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
     predicted: Tensor = transformer(noisy, states, pooled, _TIMESTEPS * sigma).sample

@@ -46,6 +46,15 @@ class LatentBank:
     latents: Tensor
     tokens: Tensor
 
+    def draw(self, settings: UnetSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch of clean latents and their captions' tokens, of which some are the empty caption's."""
+        captions, drawings = self.latents.shape[:2]
+        size = (settings.batch,)
+        caption = torch.randint(captions, size, generator=generator)
+        clean = self.latents[caption, torch.randint(drawings, size, generator=generator)]
+        dropped = torch.rand(size, generator=generator) < settings.caption_dropout
+        return clean, self.tokens[caption.masked_fill(dropped, captions)]
+
 
 def encode_bank(vae: Any, tokenizer: Any, drawings: int) -> LatentBank:
     """Renders and encodes `drawings` scenes a training caption."""
@@ -106,13 +115,8 @@ def unet_loss(
 
     Returns: float32 [].
     """
-    captions, drawings = bank.latents.shape[:2]
-    size = (settings.batch,)
-    caption = torch.randint(captions, size, generator=generator)
-    clean = bank.latents[caption, torch.randint(drawings, size, generator=generator)]
-    dropped = torch.rand(size, generator=generator) < settings.caption_dropout
-    tokens = bank.tokens[caption.masked_fill(dropped, captions)]
-    timestep = torch.randint(len(alphas_cumprod), size, generator=generator)
+    clean, tokens = bank.draw(settings, generator)
+    timestep = torch.randint(len(alphas_cumprod), (settings.batch,), generator=generator)
     noise = torch.randn(clean.shape, generator=generator)
     alpha = alphas_cumprod[timestep].view(-1, 1, 1, 1)
     noisy = alpha.sqrt() * clean + (1.0 - alpha).sqrt() * noise

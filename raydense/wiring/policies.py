@@ -22,7 +22,6 @@ from raydense.families.family import ATTENTION, Family
 from raydense.families.known import family_of
 from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles, read_pipeline
 
-LAYOUT_T5 = ("text_encoder_3", "tokenizer_3")  # of the kind that can do without
 COMPILING_PAYS = 200_000  # rows of the network: for SD1.5 on an H200, twice what compiling takes as long as
 
 
@@ -40,10 +39,8 @@ def family_for(config: Config, files: PipelineFiles) -> Family:
 
 def read_family(config: Config, *, fetch: bool = True) -> Family:
     """As `family_for`, of `policy.model`. Args and raises: as of `read_pipeline`."""
-    left_out = LAYOUT_T5 if config.policy.t5 is None else ()
-    return family_for(
-        config, read_pipeline(config.policy.model, config.policy.revision, fetch=fetch, leave_out=left_out)
-    )
+    policy = config.policy
+    return family_for(config, read_pipeline(policy.model, policy.revision, fetch=fetch, optional=policy.t5 is not None))
 
 
 def resolved(config: Config, family: Family) -> Config:

@@ -103,6 +103,7 @@ def make_learner(
     capacity: int | None = None,
 ) -> SGDLearner[Handle]:
     """The learner of `config` on a policy that is there already; `learner.micro_batch` is settled."""
+    config = resolved(config, policy.family)
     gang, capacity, train = gang or Gang(), capacity or config.stage.groups, config.train
     elements = math.prod(policy.family.latent_shape)
     if config.policy.compile is not True:  # which sees for itself what the backward pass needs
@@ -112,7 +113,7 @@ def make_learner(
         cached = policy.device.type == "cpu"
     return SGDLearner(
         policy,
-        make_batches(resolved(config, policy.family), fetch, policy.device, gang, capacity),
+        make_batches(config, fetch, policy.device, gang, capacity),
         ReferenceCache(policy, capacity, config.sampler.keep, enabled=cached),
         total_steps=config.stage.count * config.stage.steps,
         c=train.c,
@@ -142,9 +143,10 @@ def _clip(config: Config) -> Clip:
 
 
 def _balance(config: Config, policy: Policy) -> Tensor | None:
+    """Args: config: resolved."""
     if config.steps.balance == "none":
         return None
-    drawn = step_weights(resolved(config, policy.family).steps.drawn, config.steps.gamma)
+    drawn = step_weights(config.steps.drawn, config.steps.gamma)
     return balancing_weights(policy.schedule.sensitivity().cpu(), drawn).to(policy.device)
 
 

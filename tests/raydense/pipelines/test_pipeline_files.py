@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from raydense.config import ConfigError
-from raydense.pipelines.pipeline_files import file_of, read_pipeline
+from raydense.pipelines.pipeline_files import config_file, read_pipeline
 
 INDEX, TOKENIZER = "model_index.json", "tokenizer/tokenizer_config.json"
 PARTS = ("scheduler", "unet", "vae", "text_encoder", "tokenizer")
@@ -26,7 +26,7 @@ def test_a_directory_is_read_whole(pipeline_dir: Path) -> None:
     found = read_pipeline(str(pipeline_dir), None, fetch=False)
     assert found.model == str(pipeline_dir)
     assert found.index == json.loads((pipeline_dir / INDEX).read_text("utf-8"))
-    assert found.parts == {part: json.loads((pipeline_dir / file_of(part)).read_text("utf-8")) for part in PARTS}
+    assert found.parts == {part: json.loads((pipeline_dir / config_file(part)).read_text("utf-8")) for part in PARTS}
     assert found.kind == "StableDiffusionPipeline"
     assert found.notes == ()
 
@@ -94,7 +94,7 @@ def test_a_hub_is_asked_once_for_what_the_cache_lacks(pipeline_dir: Path, hub: S
     found = read_pipeline("owner/name", None, fetch=True)
     assert found["unet"] == json.loads((pipeline_dir / "unet/config.json").read_text("utf-8"))
     assert found.index is not None
-    assert sorted(asked) == sorted([*map(file_of, PARTS), INDEX])
+    assert sorted(asked) == sorted([*map(config_file, PARTS), INDEX])
     assert read_pipeline("owner/name", None, fetch=True) == found
     assert read_pipeline("owner/name", None, fetch=False) == found
     assert len(asked) == 6
