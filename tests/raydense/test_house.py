@@ -55,6 +55,12 @@ def test_every_room_with_code_is_a_layer() -> None:
     assert {name_of(room) for room in with_code} <= {name for layer in LAYERS for name in layer}
 
 
+def test_tests_mirror_the_rooms() -> None:
+    tests = {path.parent for path in (ROOT / "tests" / "raydense").rglob("test_*.py")}
+    rooms = {room for room in ROOMS if room.is_relative_to(ROOT / "raydense") and room.name != "presets"}
+    assert {path.relative_to(ROOT / "tests") for path in tests} == {room.relative_to(ROOT) for room in rooms}
+
+
 def imported(source: str) -> Iterator[str]:
     """The rooms that a module imports from, wherever it does; for config's error alone, that."""
     for node in ast.walk(ast.parse(source)):

@@ -14,7 +14,6 @@ from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
 from raydense.planning.placement import Placement, check_devices, check_shared_memory, place
 from raydense.planning.preflight import check_pipeline
-from raydense.wiring.devices import resolve_device
 
 Make = Callable[..., Config]
 AUTO: dict[str, Any] = {"count": None}
@@ -114,13 +113,6 @@ def test_workers_never_share_a_gpu(small_config: Make, gpus: int, learner: dict[
     config = Config.model_validate({**small_config().model_dump(), "learner": {"num_workers": 2, **learner}})
     with pytest.raises(ConfigError, match=r"learner.num_workers=2 with learner.num_gpus=0.5 each would share a GPU"):
         place(config, gpus)
-
-
-@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
-def test_one_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert resolve_device(name, "sampler.device") == torch.device("cuda", 0)
 
 
 @pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
