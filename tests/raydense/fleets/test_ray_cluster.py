@@ -148,7 +148,7 @@ with ray_session():
 
 @pytest.mark.slow
 def test_workers_of_a_private_session_run_at_our_priority_without_the_command_line_too(warm_python: Path) -> None:
-    """What is set for them, and what stays: `core/test_waiting.py`."""
+    """plain: `test_only_what_is_not_set_is_set`, of what is set for them and what stays."""
     unset = ("RAY_ADDRESS", "RAY_worker_niceness", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     done = subprocess.run([warm_python, "-c", NICENESS], env=environment, capture_output=True, text=True, check=True)

@@ -183,7 +183,10 @@ finally:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_actors_really_reserve_it(warm_python: Path, small_config: Make, tmp_path: Path) -> None:
-    """On one GPU, then on three: how many samplers, and what is left; `test_actors_on_nodes.py` shows one case."""
+    """On one GPU, then on three: how many samplers, and what is left.
+
+    plain: `test_the_table`; and `test_samplers_are_spread_over_the_nodes_with_their_label`, of real actors.
+    """
     (tmp_path / "config.yaml").write_text(small_config(samplers={"count": None}).to_yaml())
     command = [warm_python, "-c", ON_A_CLUSTER, tmp_path / "config.yaml", tmp_path / "segments"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
