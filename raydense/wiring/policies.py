@@ -18,7 +18,7 @@ from raydense.diffusion.kernel import Schedule, make_schedule
 from raydense.diffusion.loading import load_policy
 from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy
-from raydense.families.family import ATTENTION, Family
+from raydense.families.family import ATTENTION, Family, Texts
 from raydense.families.known import family_of
 from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles, read_pipeline
 
@@ -149,6 +149,36 @@ def build_policy(
         decode_batch=config.sampler.decode_batch,
         merged=merged,
         gradient_checkpointing=gradient_checkpointing,
+        channels_last=config.policy.channels_last,
+        compiled=compiled,
+        recorded=recorded,
+    )
+
+
+def policy_of(
+    config: Config,
+    family: Family,
+    network: Any,
+    texts: Texts,
+    vae: Any | None,
+    *,
+    merged: bool,
+    compiled: bool,
+    recorded: bool,
+) -> Policy:
+    """As `build_policy`, around networks that are there already, such as a benchmark's."""
+    config = resolved(config, family)
+    return Policy(
+        family,
+        network,
+        texts,
+        vae,
+        chain(config, family),
+        lora_config(config),
+        config.seed,
+        decode_batch=config.sampler.decode_batch,
+        merged=merged,
+        gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,
         compiled=compiled,
         recorded=recorded,
