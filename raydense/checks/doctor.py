@@ -51,7 +51,7 @@ def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
     from raydense.checks.ray_doctor import check_ray
 
     yield from check_ray(config, plan)
-    yield from _trial(config, inputs)
+    yield from _trial(inputs)
 
 
 def _versions() -> Iterator[Check]:
@@ -87,13 +87,13 @@ def _disk(out: Path, plan: Plan) -> Check:
     return Check("disk", free > needed, f"{size(free)} free at {existing}, {size(needed)} needed")
 
 
-def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
+def _trial(inputs: Inputs) -> Iterator[Check]:
     """One work unit and one learner step in this process, twice each: the first of a kind warms up."""
-    sets = inputs.prompts
+    config, sets, files = inputs.config, inputs.prompts, inputs.pipeline
     unit = stage_units(config, sets.train, 0, 0)[0]
     try:
-        learner: Any = build_learner(settled(config, inputs.pipeline, local_gpu), fetch=lambda groups: groups)
-        sampler = build_sampler(config)
+        learner: Any = build_learner(settled(config, files, local_gpu), lambda groups: groups, files=files)
+        sampler = build_sampler(config, files=files)
         sampler.sample(unit, learner.weights())
         started = time.perf_counter()
         report, groups = sampler.sample(unit, learner.weights())

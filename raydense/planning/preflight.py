@@ -41,8 +41,12 @@ from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run was found to be made of, for all that follows: it is read once."""
+    """What a run was found to be made of, for all that follows: it is read once.
 
+    config: with what it left to the pipeline, `as_found`.
+    """
+
+    config: Config
     prompts: PromptSets
     pipeline: PipelineFiles
 
@@ -58,7 +62,8 @@ def check_inputs(config: Config) -> Inputs:
     """
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
-    return Inputs(replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts))), pipeline)
+    prompts = replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts)))
+    return Inputs(as_found(config, pipeline), prompts, pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:

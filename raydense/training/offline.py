@@ -26,6 +26,7 @@ from raydense.core.types import (
     WorkUnit,
 )
 from raydense.fleets.collecting import SerialCollection
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import continue_inputs, pin_preferences
 from raydense.planning.placement import check_one_worker
@@ -122,7 +123,7 @@ def train_offline(
     _check_segments(config, sets.train, segments)
     _check_states(config, RunDirectory(source).read_config().steps, segments)
     given = read_preferences(preferences, config) if preferences else None
-    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
+    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), inputs.pipeline, given)
     run_dir = RunDirectory.create(out, config, mirror)
     run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
     run_dir.write_scheduler(inputs.pipeline["scheduler"], config.steps)
@@ -164,16 +165,16 @@ def train_offline(
     return summary
 
 
-def _learner(config: Config, given: Preferences | None) -> Learner[TrajectoryGroup]:
+def _learner(config: Config, files: PipelineFiles, given: Preferences | None) -> Learner[TrajectoryGroup]:
     """Of the stored groups as they are, or of the orders that people gave of them."""
 
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups
 
     if given is None:
-        return build_learner(config, fetch=same)
+        return build_learner(config, fetch=same, files=files)
     capacity = sum(map(len, given.orders.values()))
-    return PreferenceLearner(build_learner(config, fetch=same, capacity=capacity), given)
+    return PreferenceLearner(build_learner(config, fetch=same, capacity=capacity, files=files), given)
 
 
 def offline_config(source: Path, overrides: list[str]) -> Config:

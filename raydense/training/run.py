@@ -15,7 +15,7 @@ from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
-from raydense.planning.preflight import Inputs, as_found, check_inputs
+from raydense.planning.preflight import Inputs, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.metrics import MetricSink
@@ -44,8 +44,8 @@ def train(
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     inputs = check_inputs(config)
-    with _settled(as_found(config, inputs.pipeline), inputs.pipeline, local) as config:
-        pinned = pin_inputs(config)
+    with _settled(inputs.config, inputs.pipeline, local) as config:
+        pinned = pin_inputs(config, inputs.prompts)
         run_dir = RunDirectory.create(out, config, mirror)
         try:
             return _Run(config, pinned, inputs, run_dir, local, display).execute()

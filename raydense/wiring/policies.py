@@ -129,8 +129,10 @@ def build_policy(
     gradient_checkpointing: bool = False,
     compiled: bool = False,
     recorded: bool = False,
+    files: PipelineFiles | None = None,
 ) -> Policy:
-    family = read_family(config)
+    """Args: files: the pipeline's, where they have been read."""
+    family = read_family(config) if files is None else family_for(config, files)
     config = resolved(config, family)
     return load_policy(
         family,
@@ -205,9 +207,11 @@ def sampled_rows(config: Config, family: Family) -> int:
     return rows // (config.samplers.max or config.samplers.count or 1)
 
 
-def compiles(config: Config, device: torch.device) -> bool:
-    """Whether the network of a sampler on this device is compiled."""
-    if config.policy.compile == "auto":
-        pays = device.type == "cuda" and sampled_rows(config, read_family(config, fetch=False)) >= COMPILING_PAYS
-        return pays and lacking_compiler() is None
-    return config.policy.compile
+def compiles(config: Config, device: torch.device, files: PipelineFiles | None = None) -> bool:
+    """Whether the network of a sampler on this device is compiled. Args: files: as of `build_policy`."""
+    if config.policy.compile != "auto":
+        return config.policy.compile
+    if device.type != "cuda":
+        return False
+    family = read_family(config, fetch=False) if files is None else family_for(config, files)
+    return sampled_rows(config, family) >= COMPILING_PAYS and lacking_compiler() is None
