@@ -209,7 +209,7 @@ class DiffusionSampler:
         if self._bound != weights.checksum:
             self._bound = ""  # what is live has no name until this has gone well
             self._policy.bind(weights)
-            if weights.version > 0 and not self._proved and _add_something(weights):
+            if weights.steps > 0 and not self._proved and _add_something(weights):
                 probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe"))
                 prove_effect(self._policy, probe.to(self._policy.device), repeated(self._embed("a photo"), 1))
                 self._proved = True

@@ -54,6 +54,9 @@ class _LearnerActor:
     def weights(self) -> PolicyWeights:
         return self._learner.weights()
 
+    def averaged(self) -> PolicyWeights | None:
+        return self._learner.averaged()
+
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
         self._learner.begin_stage(stage, groups)
 
@@ -116,11 +119,11 @@ class RayLearner:
         return self
 
     def weights(self) -> PolicyWeights:
-        weights, *others = self._call("weights")
-        if different := [o.checksum for o in others if o.checksum != weights.checksum]:
-            raise RuntimeError(f"the learner's workers differ: weights {weights.checksum} and {', '.join(different)}")
-        first: PolicyWeights = weights
-        return first
+        return _all_the_same(self._call("weights"))
+
+    def averaged(self) -> PolicyWeights | None:
+        answers = self._call("averaged")
+        return None if None in answers else _all_the_same(answers)
 
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
         self._call("begin_stage", stage, list(groups))  # in a list: references, not values
@@ -178,3 +181,11 @@ class RayLearner:
         except RayTaskError as error:
             self._died = self._died or isinstance(error.cause, LearnerDied)
             raise (error.cause or error) from error
+
+
+def _all_the_same(answers: Sequence[PolicyWeights]) -> PolicyWeights:
+    """What every worker answered. Raises: RuntimeError if their weights differ."""
+    weights, *others = answers
+    if different := [other.checksum for other in others if other.checksum != weights.checksum]:
+        raise RuntimeError(f"the learner's workers differ: weights {weights.checksum} and {', '.join(different)}")
+    return weights

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils._pytree import tree_map
 
+from learner.averaging import MovingAverage
 from learner.batch_source import BatchSource, DrawnBatch
 from learner.batching import Ties
 from learner.clips import Clip
@@ -46,6 +47,7 @@ class SGDLearner(Generic[Handle]):
         loss_scale: a power of two by which gradients are larger on their way through the network, where float16 would
             lose small ones.
         clip, balance: as of `preference_loss`.
+        ema: decay of the moving average of θ; None: there is none.
         The rest: METHOD §4 and §6, as in `TrainConfig`.
     """
 
@@ -71,6 +73,7 @@ class SGDLearner(Generic[Handle]):
         threads: int,
         gang: Gang | None = None,
         loss_scale: float = 1.0,
+        ema: float | None = None,
     ) -> None:
         self.policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
         self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
@@ -81,6 +84,7 @@ class SGDLearner(Generic[Handle]):
         self._optimizer = torch.optim.AdamW(
             policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
         )
+        self._average = None if ema is None else MovingAverage(policy.named_parameters(), ema)
         self._step = self._skipped = 0
         self._stage = -1
 
@@ -88,6 +92,10 @@ class SGDLearner(Generic[Handle]):
         """θ as it is; its version is the number of gradient steps taken."""
         self.policy.version = self._step
         return self.policy.weights()
+
+    def averaged(self) -> PolicyWeights | None:
+        """The moving average of θ; None where none is kept."""
+        return self._average.weights(self._step) if self._average else None
 
     def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
         """Replaces the replay buffer's content; groups are fetched when a batch draws them."""
@@ -101,7 +109,7 @@ class SGDLearner(Generic[Handle]):
             return [self._train_step() for _ in range(num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, LoRA, optimizer state, and the reference's log-probs as far as this stage knows them.
+        """Counters, LoRA, its average, optimizer state, and the reference's log-probs as far as this stage knows them.
 
         All tensors are on the CPU, so that whoever reads them needs no GPU and opens no context on one.
         """
@@ -112,6 +120,7 @@ class SGDLearner(Generic[Handle]):
             "optimizer": on_cpu(self._optimizer.state_dict()),
             "references": self._references.state_dict(),
             "clip": self._clip.state_dict(),
+            "average": self._average.state_dict() if self._average else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -119,6 +128,8 @@ class SGDLearner(Generic[Handle]):
         self._optimizer.load_state_dict(state["optimizer"])
         self._references.load_state_dict(state["references"])
         self._clip.load_state_dict(state.get("clip", {}))  # none in a checkpoint of earlier code
+        if self._average:
+            self._average.load_state_dict(state["average"])
         self._step, self._skipped = state["step"], state["skipped"]
 
     def _train_step(self) -> StepMetrics:
@@ -131,6 +142,8 @@ class SGDLearner(Generic[Handle]):
             return self._skip(batch)
         self._optimizer.step()
         self.policy.update()
+        if self._average:
+            self._average.update()
         self._skipped = 0
         return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes, by_step)
 

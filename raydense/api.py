@@ -69,16 +69,21 @@ class Run:
     def scores(self) -> pa.Table:
         """Every single score: a row a picture and judge, with `prompts` (the set), `prompt`, `picture`, before, after.
 
-        Empty before the run has finished.
+        `last_step` too, where `after` is of averaged weights (`train.ema`). Empty before the run has finished.
         """
         found = read_scores(self.path)
-        rows = [
-            {"prompts": name, "prompt": prompt, "picture": i, "judge": judge, "before": before, "after": after}
-            for name, judges in (found.judged if found else {}).items()
-            for judge, paired in judges.items()
-            for row, prompt in enumerate(found.prompts[name] if found else ())
-            for i, (before, after) in enumerate(zip(paired.before[row], paired.after[row], strict=True))
-        ]
+        rows: list[dict[str, Any]] = []
+        for name, judges in (found.judged if found else {}).items():
+            for judge, paired in judges.items():
+                values = {"before": paired.before, "after": paired.after}
+                if found and found.last_step:
+                    values["last_step"] = found.last_step[name][judge].after
+                rows += [
+                    {"prompts": name, "prompt": prompt, "picture": i, "judge": judge}
+                    | {when: scores[row, i] for when, scores in values.items()}
+                    for row, prompt in enumerate(found.prompts[name] if found else ())
+                    for i in range(paired.before.shape[1])
+                ]
         return _table(rows)
 
 

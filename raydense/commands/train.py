@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +28,9 @@ from raydense.commands.common import (
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.messages import command
 from raydense.core.terminal import open_console
+
+if TYPE_CHECKING:
+    from raydense.records.progress import ProgressDisplay
 
 EXAMPLE = f"Example: `raydense train --set seed=7 --out runs/seven`\n\n{EXIT_CODES}"
 
@@ -127,7 +131,7 @@ def _train(
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
         fail(f"stopped; continue with: {command('train', '--resume', shown)}", 128 + signal_number)
     display.result(summary, gain_sheet(summary).rich())
-    display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
+    _say_where(display, shown, summary)
     display.say(f"pictures  {shown}/images/before-after.png")
     display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
 
@@ -148,7 +152,7 @@ def _train_offline(
     root, mirror = locate(out) if out else (default_out(offline_config(source, overrides)), None)
     display = ProgressDisplay(open_console(), log_format)
     with here_until_done(mirror, display.say):
-        train_offline(
+        summary = train_offline(
             source,
             overrides,
             root,
@@ -157,4 +161,11 @@ def _train_offline(
             preferences=preferences,
             accept_changes=accept_changes,
         )
-    display.say(f"LoRA      {mirror.uri if mirror else root}/lora/pytorch_lora_weights.safetensors")
+    _say_where(display, mirror.uri if mirror else root, summary)
+
+
+def _say_where(display: ProgressDisplay, shown: str | Path, summary: Mapping[str, Any]) -> None:
+    """The LoRA's file, and beside an average that of the last step's weights."""
+    display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
+    if "last_step" in summary:
+        display.say(f"last step {shown}/lora-last-step/pytorch_lora_weights.safetensors")

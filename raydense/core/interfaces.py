@@ -149,9 +149,15 @@ class Fleet(Protocol[GivenHandle]):
 
 
 class Learner(Protocol[TakenHandle]):
-    """Holds θ, the optimizer and the replay buffer."""
+    """Holds θ, perhaps its average, the optimizer and the replay buffer."""
 
-    def weights(self) -> PolicyWeights: ...
+    def weights(self) -> PolicyWeights:
+        """θ as it is."""
+        ...
+
+    def averaged(self) -> PolicyWeights | None:
+        """The moving average of θ, a version of its own; None where none is kept."""
+        ...
 
     def begin_stage(self, stage: int, groups: Sequence[TakenHandle]) -> None:
         """Replaces the replay buffer's content."""

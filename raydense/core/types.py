@@ -29,13 +29,28 @@ RESTORED = "segment"  # the "sampler" of a unit that was read from disk
 class PolicyWeights:
     """The LoRA tensors of one policy version: float32 arrays by name, and a checksum over all of them."""
 
-    version: int
+    version: int  # the gradient steps taken, or `averaged_version` of them
     tensors: Mapping[str, FloatArray]
     checksum: str
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps taken until then."""
+        return steps_of(self.version)
 
     @staticmethod
     def of(version: int, tensors: Mapping[str, FloatArray]) -> PolicyWeights:
         return PolicyWeights(version, dict(tensors), tensor_checksum(tensors))
+
+
+def averaged_version(steps: int) -> int:
+    """Of the weights averaged over so many steps: θ's own is ≥ 0, so that no work unit takes one for the other."""
+    return -2 - steps  # -1 is no version
+
+
+def steps_of(version: int) -> int:
+    """Gradient steps taken until a version of θ, or of its average."""
+    return version if version >= 0 else -2 - version
 
 
 def tensor_checksum(tensors: Mapping[str, FloatArray]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,7 +100,11 @@ class Policy:
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """The LoRA tensors, float32, in a fixed order; whoever changes them calls `update`."""
-        return list(self._parameters.values())
+        return list(self.named_parameters().values())
+
+    def named_parameters(self) -> Mapping[str, torch.nn.Parameter]:
+        """Those of `parameters`, as `weights` names them."""
+        return self._parameters
 
     def update(self) -> None:
         """What the U-Net computes follows the LoRA tensors."""

@@ -61,8 +61,9 @@ def _source(argument: str) -> Source:
             raise ConfigError(f"{argument} is a run without a LoRA; it writes one with its first checkpoint")
         return Source(path.name, str(path / "lora"), load_run_config(path / "config.yaml"), path)
     folder = path.parent if path.name in KNOWN_FILES else path
-    if folder.name == "lora" and (run := folder.parent / "config.yaml").is_file():
-        return Source(folder.parent.name, argument, load_run_config(run), folder.parent)
+    if folder.name in ("lora", "lora-last-step") and (run := folder.parent / "config.yaml").is_file():
+        name = folder.parent.name if folder.name == "lora" else f"{folder.parent.name} (last step)"
+        return Source(name, argument, load_run_config(run), folder.parent)
     return Source(folder.stem if folder.is_file() else folder.name, argument, None)
 
 

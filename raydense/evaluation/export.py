@@ -40,6 +40,7 @@ A LoRA that aligns `{base}` with a preference model, trained with raydense by th
 | training | {steps:,} gradient steps a stage; seed {seed} |
 | chain | {chain} {dynamics} steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
 | loss | C = {c:g}, clip δ = {clip}, learning rate {lr:g} |
+| weights | {weights} |
 | state | {state} |
 
 ## Use
@@ -124,6 +125,7 @@ def model_card(
         c=config.train.c,
         clip=config.train.shown_clip,
         lr=config.train.lr,
+        weights=config.train.shown_weights,
         state="finished" if scores else "unfinished: the LoRA of its latest checkpoint",
         example=example,
         results=results_sheet(config, scores).markdown() if scores else "The run has not judged its result.\n",

@@ -46,7 +46,7 @@ class Plan:
     group_bytes: int
     replay_bytes: int  # of the stages held at once: the object store that the run needs
     segment_bytes: int  # on disk at once
-    checkpoint_bytes: int  # LoRA, Adam's moments; of all that are kept
+    checkpoint_bytes: int  # LoRA and its average, Adam's moments; of all that are kept
     sampler_gpu_bytes: int
     learner_gpu_bytes: int  # `learner.micro_batch: auto` counts as 1
     tuple_bytes: int  # of these, a tuple of the micro-batch
@@ -118,7 +118,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         group_bytes=group,
         replay_bytes=config.stage.held * config.stage.groups * group,
         segment_bytes=int(segments) * stages_on_disk * config.stage.groups * group,
-        checkpoint_bytes=3 * lora_bytes * config.checkpoint.keep_last,
+        checkpoint_bytes=(3 if config.train.ema is None else 4) * lora_bytes * config.checkpoint.keep_last,
         sampler_gpu_bytes=_sampler_bytes(config, rows * rolled.peak_bytes, rolled, decoder, encoders, sampler_dtype),
         learner_gpu_bytes=_learner_bytes(config, trained, rows, encoders if family.guided else 0, learner_dtype),
         tuple_bytes=_tuple_bytes(config, trained, rows),
@@ -138,7 +138,7 @@ def count_images(config: Config) -> int:
 
 
 def count_judged(config: Config, sets: PromptSets | None) -> int:
-    """Images drawn for judging (base and tuned, and held-out prompts in between) and for the grids."""
+    """Images drawn for judging (base, tuned and its average, and held-out prompts in between) and for the grids."""
     judge, total_steps = config.evaluate, config.stage.count * config.stage.steps
     if sets is None:
         prompts, held_out = judge.prompts * (2 if config.prompts.unseen else 1), judge.prompts
@@ -147,7 +147,8 @@ def count_judged(config: Config, sets: PromptSets | None) -> int:
         held_out = sum(map(len, held_out_prompts(config, sets).values()))
     between = total_steps // judge.every_steps if judge.every_steps else 0
     grids = (config.stage.count + 1) * judge.grid_prompts * judge.grid_images
-    return (2 * prompts + between * held_out) * judge.images_per_prompt + grids
+    models = 2 if config.train.ema is None else 3
+    return (models * prompts + between * held_out) * judge.images_per_prompt + grids
 
 
 def count_transitions(config: Config) -> int:
@@ -213,13 +214,14 @@ def _scorer_bytes(scorer: SingleScorerConfig) -> int:
 
 
 def _learner_bytes(config: Config, trained: Footprint, rows: int, encoders: int, dtype: torch.dtype) -> int:
-    """Weights, the LoRA with gradient and moments and its copy in the network's dtype, one micro-batch.
+    """Weights, the LoRA with gradient, moments, average and copy in the network's dtype, one micro-batch.
 
     Text encoders are there at the start alone, for the unconditional half.
     """
     share = config.worker_tuples
     tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
     lora = 16 if dtype == torch.float32 else 16 + 2 * dtype.itemsize  # the copy has a gradient, too
+    lora += 0 if config.train.ema is None else 4
     weights = dtype.itemsize * trained.parameters + lora * trained.lora_parameters
     return int(weights + max(encoders, tuples * _tuple_bytes(config, trained, rows)) + CUDA_CONTEXT)
 

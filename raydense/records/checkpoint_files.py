@@ -20,7 +20,7 @@ from raydense.core.types import PolicyWeights, Position
 from raydense.files.durable import file_checksum, sync
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
-CLIP = "clip.safetensors"
+OPTIONAL = ("clip", "average")  # parts of a learner's state that may be empty, a file each where they are not
 STAGE_WEIGHTS = ("behaviour", "began")
 
 
@@ -33,7 +33,7 @@ class Checkpoint:
     """Everything that a run continues from; all random draws are functions of the config and these counters.
 
     learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights), `optimizer`,
-        `references`, and `clip` where δ follows what was seen.
+        `references`, and where there is any, that of `clip` and `average`.
     position: how far the run has come.
     behaviour: the weights that the work units of the position's stage name; None: θ as it is.
     began: θ when that stage began, which the next stage's units may name; None at a stage boundary.
@@ -66,8 +66,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
     (partial / CONFIG).write_text(checkpoint.config, encoding="utf-8")
     save_tensors(moments, partial / "optimizer.safetensors")
     save_tensors(dict(state["references"]), partial / "references.safetensors")
-    if state.get("clip"):
-        save_tensors(dict(state["clip"]), partial / CLIP)
+    for name in OPTIONAL:
+        if state.get(name):
+            save_tensors(dict(state[name]), partial / f"{name}.safetensors")
     manifest = {
         "step": state["step"],
         "skipped": state["skipped"],
@@ -109,8 +110,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
         "references": load_tensors(directory / "references.safetensors"),
-        "clip": load_tensors(directory / CLIP) if CLIP in manifest["sha256"] else {},
     }
+    for name in OPTIONAL:
+        file = f"{name}.safetensors"
+        learner[name] = load_tensors(directory / file) if file in manifest["sha256"] else {}
     known = {
         name: manifest[name] and _load_weights(directory / f"{name}.safetensors", manifest[name])
         for name in STAGE_WEIGHTS

@@ -151,6 +151,11 @@ class RunDirectory:
         return self.root / "lora"
 
     @property
+    def last_step_lora(self) -> Path:
+        """Beside `lora`, where that is an average."""
+        return self.root / "lora-last-step"
+
+    @property
     def segments(self) -> Path:
         return self.root / "segments"
 

@@ -59,10 +59,14 @@ class Paired:
 
 @dataclass(frozen=True)
 class Scores:
-    """By prompt set: the prompts in their order, and the scores by judge."""
+    """By prompt set: the prompts in their order, and the scores by judge.
+
+    judged: of the run's result; last_step: where that is an average (`train.ema`), of the weights of the last step.
+    """
 
     prompts: Mapping[str, tuple[str, ...]]
     judged: Mapping[str, Mapping[str, Paired]]
+    last_step: Mapping[str, Mapping[str, Paired]] | None = None
 
 
 def read_scores(run: Path) -> Scores | None:
@@ -71,13 +75,23 @@ def read_scores(run: Path) -> Scores | None:
     if not path.is_file():
         return None
     content = {name: by_prompt for name, by_prompt in json.loads(path.read_text("utf-8")).items() if by_prompt}
-    judged = {
+    rows = [scores for by_prompt in content.values() for by_judge in by_prompt.values() for scores in by_judge.values()]
+    averaged = bool(rows) and all("last_step" in scores for scores in rows)
+    return Scores(
+        {name: tuple(by_prompt) for name, by_prompt in content.items()},
+        _paired(content, "after"),
+        _paired(content, "last_step") if averaged else None,
+    )
+
+
+def _paired(content: Mapping[str, Mapping[str, Any]], then: str) -> dict[str, dict[str, Paired]]:
+    """By prompt set and judge: the base model's scores beside those of `then`."""
+    return {
         name: {
             judge: Paired(
-                *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", "after"))
+                *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", then))
             )
             for judge in next(iter(by_prompt.values()))
         }
         for name, by_prompt in content.items()
     }
-    return Scores({name: tuple(by_prompt) for name, by_prompt in content.items()}, judged)

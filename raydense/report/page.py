@@ -145,6 +145,7 @@ def _glance(run: RunData) -> dict[str, str]:
         "stages × groups": f"{config.stage.count} × {config.stage.groups:,}",
         "steps a stage × groups a step": f"{config.stage.steps:,} × {train.batch_groups}",
         "AdamW": f"lr {train.lr:g}, weight decay {train.weight_decay:g}, gradient norm ≤ {train.max_grad_norm:g}",
+        "weights": train.shown_weights,
         "seed": str(config.seed),
     }
 

@@ -170,11 +170,20 @@ class TrainConfig(Section):
     """ε of AdamW."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay a gradient step of a moving average of the LoRA, which is then the run's result; null: the last step is."""
+    ema_rollouts: bool = False
+    """Whether samplers roll out with this average, too."""
 
     @property
     def shown_clip(self) -> str:
         """δ, as tables show it."""
         return f"{self.clip:g}" if isinstance(self.clip, float) else f"{self.clip}, {self.clip_share:.0%} a step"
+
+    @property
+    def shown_weights(self) -> str:
+        """Which ones are the run's result, as tables show it."""
+        return "of the last step" if self.ema is None else f"averaged over the steps, decay {self.ema:g} a step"
 
     @property
     def batch_tuples(self) -> int:
@@ -187,6 +196,12 @@ class TrainConfig(Section):
                 f"tuple_size={self.tuple_size} has too many orders to sum over for ties=marginal; lower it to "
                 f"{MARGINAL_TUPLE} or set ties=random"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _some_average(self) -> TrainConfig:
+        if self.ema_rollouts and self.ema is None:
+            raise ValueError("ema_rollouts=true rolls out with an average that ema=null does not keep; set ema, too")
         return self
 
     @model_validator(mode="after")

@@ -69,14 +69,18 @@ def draw_grid(config: Config, sets: PromptSets, fleet: Fleet[Any], weights_versi
 
 
 def score_table(
-    config: Config, sets: PromptSets, before: Judgement, after: Judgement
+    config: Config, sets: PromptSets, before: Judgement, after: Judgement, last_step: Judgement | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """By prompt set, prompt and scorer: the scores of every picture before and after, in the order of their seeds."""
+    """By prompt set, prompt and scorer: the scores of every picture before and after, in the order of their seeds.
+
+    Args: last_step: of its weights, where `after` is of the average.
+    """
+    judged = {"before": before, "after": after} | ({"last_step": last_step} if last_step else {})
     return {
         name: {
             prompt: {
-                scorer: {"before": as_list(base[row]), "after": as_list(after.scores[name][scorer][row])}
-                for scorer, base in before.scores[name].items()
+                scorer: {when: as_list(one.scores[name][scorer][row]) for when, one in judged.items()}
+                for scorer in before.scores[name]
             }
             for row, prompt in enumerate(prompts)
         }

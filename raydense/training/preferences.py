@@ -140,6 +140,9 @@ class PreferenceLearner:
     def weights(self) -> PolicyWeights:
         return self._inner.weights()
 
+    def averaged(self) -> PolicyWeights | None:
+        return self._inner.averaged()
+
     def train(self, num_steps: int) -> list[StepMetrics]:
         return self._inner.train(num_steps)
 

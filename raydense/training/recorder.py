@@ -15,7 +15,6 @@ import numpy as np
 from raydense.config import Config
 from raydense.core.interfaces import FAULTS, Fleet, Learner
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
-from raydense.diffusion.lora import save_diffusers_lora
 from raydense.planning.units import PromptSets, evaluation_due, grid_prompts, held_out_prompts
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
@@ -29,13 +28,13 @@ from raydense.records.thumbnails import save_thumbnails
 from raydense.report.step_draws import StepDraws
 from raydense.training.judging import draw_grid, judge_prompts
 from raydense.training.normalising import StageScales
+from raydense.training.result import LoraWriter, result_of
 from raydense.training.stage_display import StageDisplay, first_reward
 from raydense.training.stage_loop import StageState
 from raydense.training.stage_metrics import judgement_values, nothing_but_ties, stage_values
 from raydense.training.stopping import StopFlag, StopRequested
 from raydense.training.summary import versions
 from raydense.training.watch import HackingWatch
-from raydense.wiring.policies import lora_config, lora_origin
 
 
 class Recorder:
@@ -59,8 +58,8 @@ class Recorder:
         denoiser: str = "unet",
     ) -> None:
         """reward: what the run learns from, if not from its scorer. denoiser: the folder of what is trained."""
-        self._config, self._sets, self._dir, self._denoiser = config, sets, run_dir, denoiser
-        self._origin, self._learns_orders = lora_origin(config, reward), reward is not None
+        self._config, self._sets, self._dir = config, sets, run_dir
+        self._loras, self._learns_orders = LoraWriter(config, run_dir, reward, denoiser), reward is not None
         self._fleet, self._learner, self._display = fleet, learner, display
         self._checkpoints, self._stop = checkpoints, stop
         self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
@@ -197,7 +196,7 @@ class Recorder:
         """Writes a checkpoint from which the rest of the run gives the same bytes."""
         with self.phase("saving"):
             learner = self._learner.state_dict()
-            self.save_lora(learner["weights"])
+            self._loras.save(learner["weights"], self._learner.averaged())
             self._checkpoints.save(
                 Checkpoint(
                     learner,
@@ -212,9 +211,6 @@ class Recorder:
             self._dir.publish()
         self.position = position
 
-    def save_lora(self, weights: PolicyWeights) -> None:
-        save_diffusers_lora(self._dir.lora, weights, lora_config(self._config), self._origin, self._denoiser)
-
     def save_images(self, name: str, title: str, weights: PolicyWeights) -> None:
         """Draws the grid with the weights broadcast last; from the second on, beside the base model's."""
         with self.phase("rendering"):
@@ -228,29 +224,33 @@ class Recorder:
                 both = np.concatenate([self._base_grid, images], axis=1)
                 sheet = save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
             if not known:
-                self._log.image(weights.version, "images", sheet)
+                self._log.image(weights.steps, "images", sheet)
 
-    def record_judgement(self, judgement: Judgement, weights_version: int) -> None:
+    def record_judgement(self, judgement: Judgement, step: int) -> None:
         """Of the base and the tuned model; what was judged during training has its row already."""
-        judged_before = held_out_prompts(self._config, self._sets) if self._is_due(weights_version) else ()
+        judged_before = held_out_prompts(self._config, self._sets) if self._is_due(step) else ()
         scores = {name: by for name, by in judgement.scores.items() if name not in judged_before}
-        self._write_judgement(replace(judgement, scores=scores), weights_version)
+        self._write_judgement(replace(judgement, scores=scores), step)
         if judgement.pictures:
-            save_thumbnails(self._dir.images / f"judged-{weights_version:06d}.zip", judgement.pictures)
+            save_thumbnails(self._dir.images / f"judged-{step:06d}.zip", judgement.pictures)
+
+    def record_last_step(self, judgement: Judgement, step: int) -> None:
+        """Of the weights whose average is the result: their scores are beside the result's, in scores.json alone."""
+        self._log.monitors_failed(judgement.failures, self.position.stages, step)
 
     def _is_due(self, step: int) -> bool:
         return self._pictures and evaluation_due(self._config, step)
 
     def _evaluate_if_due(self, step: int) -> None:
-        """Judges the held-out prompts with the learner's weights; nothing of it comes back into the run."""
+        """Judges the held-out prompts with what the learner would give; nothing of it comes back into the run."""
         if not self._is_due(step):
             return
         sets = held_out_prompts(self._config, self._sets)
         with self.phase("evaluating"):
-            weights = self._learner.weights()
+            weights = result_of(self._learner)
             self._fleet.broadcast(weights)
             judgement = judge_prompts(sets, self._config.evaluate.images_per_prompt, self._fleet, weights.version)
-        self._write_judgement(self._scales.restate(judgement), weights.version)
+        self._write_judgement(self._scales.restate(judgement), weights.steps)
 
     def _write_judgement(self, judgement: Judgement, step: int) -> None:
         self._log.monitors_failed(judgement.failures, self.position.stages, step)

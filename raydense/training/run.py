@@ -10,6 +10,7 @@ from typing import Any
 
 from raydense.config import Config, ConfigError, resumed_config
 from raydense.core.interfaces import Fleet, Learner, LearnerDied, NonFiniteStepError
+from raydense.core.types import PolicyWeights
 from raydense.files.durable import write_text
 from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
@@ -150,7 +151,7 @@ class _Run:
         recorder.process_started(runner, resumed=checkpoint is not None)
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
-            before, after = self._stages(fleet, learner, recorder, checkpoint)
+            before, after, last_step = self._stages(fleet, learner, recorder, checkpoint)
         except (NonFiniteStepError, HackingSuspected) as error:
             self._dir.write_failure(str(error))
             self._dir.publish()
@@ -158,8 +159,8 @@ class _Run:
         finally:
             recorder.close()
         wall_s = time.perf_counter() - self._started
-        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner)
-        self._dir.write_scores(score_table(self._config, self._sets, before, after))
+        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner, last_step)
+        self._dir.write_scores(score_table(self._config, self._sets, before, after, last_step))
         self._dir.write_summary(summary)
         self._dir.publish()
         return summary
@@ -174,14 +175,16 @@ class _Run:
 
     def _stages(
         self, fleet: Fleet[Any], learner: Learner[Any], recorder: Recorder, checkpoint: Checkpoint | None
-    ) -> tuple[Judgement, Judgement]:
+    ) -> tuple[Judgement, Judgement, Judgement | None]:
+        """Of the base model, of the result, and where that is an average, of the last step's weights."""
         base = learner.weights()
         fleet.broadcast(base)
         self._display.update("judging the base model", 0, 1)
         recorder.save_images("base", "base model", base)
         before = self._dir.read_base_judgement() if checkpoint else None
         if before is None:
-            before = self._judge(fleet, recorder, base.version)
+            before = self._judge(fleet, recorder, base)
+            recorder.record_judgement(before, base.steps)
             recorder.base_judged()
             self._dir.write_base_judgement(before)
         if checkpoint is None:
@@ -195,16 +198,21 @@ class _Run:
                 self._config, self._sets, fleet, learner, recorder, recorder.position, known, self._scales
             )
         self._display.update("judging the tuned model", 0, 1)
-        fleet.broadcast(final)
-        return before, self._judge(fleet, recorder, final.version)
+        after = self._judge(fleet, recorder, final)
+        recorder.record_judgement(after, final.steps)
+        if self._config.train.ema is None:
+            return before, after, None
+        self._display.update("judging the weights of the last step", 0, 1)
+        last_step = self._judge(fleet, recorder, weights := learner.weights())
+        recorder.record_last_step(last_step, weights.steps)
+        return before, after, last_step
 
-    def _judge(self, fleet: Fleet[Any], recorder: Recorder, version: int) -> Judgement:
+    def _judge(self, fleet: Fleet[Any], recorder: Recorder, weights: PolicyWeights) -> Judgement:
+        fleet.broadcast(weights)
         with recorder.phase("judging"):
-            judgement = judge(self._config, self._sets, fleet, version)
+            judgement = judge(self._config, self._sets, fleet, weights.version)
         self._scales.calibrate(judgement)  # with the base model's, which comes first
-        judgement = self._scales.restate(judgement)
-        recorder.record_judgement(judgement, version)
-        return judgement
+        return self._scales.restate(judgement)
 
 
 def _next_step(checkpoint: Checkpoint | None) -> int:

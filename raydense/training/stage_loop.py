@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from raydense.config import Config
@@ -12,16 +13,17 @@ from raydense.core.types import PolicyWeights, Position, StepMetrics, UnitReport
 from raydense.fleets.collecting import StageCollection
 from raydense.planning.units import PromptSets, stage_units
 from raydense.training.normalising import StageScales
+from raydense.training.result import result_of
 
 Handle = TypeVar("Handle")
 
 
 @dataclass(frozen=True)
 class StageState:
-    """What a stage that continues must know beside the learner's state; where it is yet to begin, None is θ as it is.
+    """What a stage that continues must know beside the learner's state; None where it is yet to begin.
 
     behaviour: the weights that its own work units name, and its trajectories were sampled with.
-    began: θ when it began, which in the overlapped schedule the next stage's units name.
+    began: θ when it began, or its average (`train.ema_rollouts`): what, overlapped, the next stage's units name.
     outstanding: the next stage's units that are under way.
     """
 
@@ -58,23 +60,24 @@ def run_stages(
     known: StageState = StageState(),
     scales: StageScales | None = None,
 ) -> PolicyWeights:
-    """Runs every stage: broadcast, collect, replace the buffer, train. Returns the final weights.
+    """Runs every stage: broadcast, collect, replace the buffer, train. Returns the run's result.
 
     In the overlapped schedule the next stage is collected while this one trains, with the weights that this one began
     with (METHOD §5). A run that continues gives `start` and the weights that this stage knows. `scales` normalises a
     mixture's components, where the reward asks for it.
     """
     overlapped = config.stage.schedule == "overlapped"
+    give = partial(result_of, learner) if config.train.ema_rollouts else learner.weights
 
     def collect(stage: int, weights: PolicyWeights) -> StageCollection[Handle]:
         units = stage_units(config, prompts.train, stage, weights.version, scales.of(stage) if scales else ())
         return StageCollection(fleet, units, weights, observer.unit_collected, config.replay.max_bytes)
 
     ahead: StageCollection[Handle] | None = None
-    final = learner.weights()
+    final = result_of(learner)
     try:
         for stage in range(start.stages, config.stage.count):
-            began = known.began or learner.weights()
+            began = known.began or give()
             behaviour = known.behaviour or began
             observer.stage_started(stage, behaviour)
             current, ahead = ahead or collect(stage, behaviour), None
@@ -95,7 +98,7 @@ def run_stages(
                 if ahead is not None:
                     ahead.poll()
 
-            final = learner.weights()
+            final = result_of(learner)
             fleet.broadcast(final)
             learner.begin_stage(stage + 1, ())  # frees this stage's groups before more are collected
             account = current.account

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from raydense.core.statistics import Interval, clustered_interval
-from raydense.core.types import FloatArray, GroupMeta
+from raydense.core.types import FloatArray, GroupMeta, steps_of
 
 Ends = dict[str, list[float | None]]  # by metric: low and high; None where there is one cluster alone
 
@@ -19,7 +19,7 @@ def stage_values(stage: int, groups: Sequence[GroupMeta], steps_a_stage: int) ->
     `reward/tied_groups` is the share of those that state no preference, because all their rewards are equal.
     `policy/staleness` is counted in stages: 0 where they were sampled with the weights that the stage begins with.
     """
-    rewards, version = np.array([g.rewards for g in groups]), groups[0].weights_version
+    rewards, steps = np.array([g.rewards for g in groups]), steps_of(groups[0].weights_version)
     intervals = {"reward/mean": clustered_interval(rewards)}
     for name in groups[0].monitors:
         intervals[f"reward/monitor/{name}"] = clustered_interval([g.monitors[name] for g in groups])
@@ -27,8 +27,8 @@ def stage_values(stage: int, groups: Sequence[GroupMeta], steps_a_stage: int) ->
     values: dict[str, float] = {
         "replay/groups": len(groups),
         "replay/bytes": sum(g.nbytes for g in groups),
-        "policy/version": version,
-        "policy/staleness": stage - version // steps_a_stage,
+        "policy/version": steps,
+        "policy/staleness": stage - steps // steps_a_stage,
         "reward/std_within": float(rewards.std(axis=1).mean()),
         "reward/tied_groups": float((rewards == rewards[:, :1]).all(axis=1).mean()),
     }

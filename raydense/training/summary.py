@@ -30,40 +30,60 @@ def summarise(
     seconds: Mapping[str, float],
     wall_s: float,
     runner: str,
+    last_step: Judgement | None = None,
 ) -> dict[str, Any]:
-    """Scores before and after with their paired gain (where they were judged), times, versions and the seed."""
-    scores = paired_gains(before, after) if before and after else {}
+    """Scores before and after with their paired gain (where they were judged), times, versions and the seed.
+
+    Args: last_step: of its weights, where `after` is of the average.
+    """
+    name = config.reward.scorer.name
     return {
         "name": config.name,
         "seed": config.seed,
         "runner": runner,
-        "scorer": config.reward.scorer.name,
-        "reward": scores.pop(config.reward.scorer.name, {}),
-        "monitors": scores,
+        "scorer": name,
+        **_gains(name, before, after),
+        **({} if config.train.ema is None else {"last_step": _gains(name, before, last_step)}),
         "wall_s": round(wall_s, 2),
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},
         "versions": versions(),
     }
 
 
+def _gains(scorer: str, before: Judgement | None, after: Judgement | None) -> dict[str, Any]:
+    """Paired gains of the scorer, and of the monitors by name."""
+    scores = paired_gains(before, after) if before and after else {}
+    return {"reward": scores.pop(scorer, {}), "monitors": scores}
+
+
 def gain_sheet(summary: Mapping[str, Any]) -> Sheet:
     """Scores before and after with the paired gain and its standard error, for the end of a run.
 
-    The prompts are the sample; of one prompt, its pictures are.
+    The prompts are the sample; of one prompt, its pictures are. A run with an average shows the last step's, too.
     """
+    scorer, averages = summary["scorer"], "last_step" in summary
+    by_weights = {"averaged": summary, "last step": summary["last_step"]} if averages else {"": summary}
+    found = {weights: _by_judge(gains, scorer) for weights, gains in by_weights.items()}
+    keys = dict.fromkeys((j, p) for by_judge in found.values() for j, by_set in by_judge.items() for p in by_set)
     rows, sample = [], "clustered by prompt"
-    judges = {f"{summary['scorer']} (trained on)": summary["reward"], **summary["monitors"]}
-    for judge, by_set in judges.items():
-        for prompts, row in by_set.items():
+    for judge, prompts in keys:
+        for weights, by_judge in found.items():
+            row = by_judge.get(judge, {}).get(prompts)
+            if row is None:  # a monitor failed
+                continue
             error = row["gain"]["se_by_prompt"]
             if error is None and (error := row["gain"]["se"]) is not None:
                 sample = "clustered by prompt; of one prompt alone, over its pictures"
             gain = f"{row['gain']['mean']:+.4f}" + ("" if error is None else f" ± {error:.4f}")
-            rows.append((judge, prompts, f"{row['before']['mean']:.4f}", f"{row['after']['mean']:.4f}", gain))
-    title = f"{summary['name']}, seed {summary['seed']}: mean score, before and after"
-    return Sheet(
-        f"{title} (± standard error, {sample})", ("judge", "prompts", "before", "after", "gain"), tuple(rows), 2
-    )
+            names = (judge, prompts, weights) if averages else (judge, prompts)
+            rows.append((*names, f"{row['before']['mean']:.4f}", f"{row['after']['mean']:.4f}", gain))
+    title = f"{summary['name']}, seed {summary['seed']}: mean score, before and after (± standard error, {sample})"
+    columns = ("judge", "prompts", "weights") if averages else ("judge", "prompts")
+    return Sheet(title, (*columns, "before", "after", "gain"), tuple(rows), len(columns))
+
+
+def _by_judge(gains: Mapping[str, Any], scorer: str) -> dict[str, Any]:
+    return {f"{scorer} (trained on)": gains["reward"], **gains["monitors"]}
 
 
 def versions() -> dict[str, str]:

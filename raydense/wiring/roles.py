@@ -141,6 +141,7 @@ def make_learner(
         max_grad_norm=train.max_grad_norm,
         threads=config.learner.threads,
         gang=gang,
+        ema=train.ema,
         loss_scale=loss_scale(elements, train.batch_tuples, train.c) if policy.dtype == torch.float16 else 1.0,
     )
 

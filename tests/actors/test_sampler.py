@@ -16,7 +16,7 @@ from actors.sampler import EMBEDDINGS, DiffusionSampler
 from raydense.core.interfaces import InertWeights, NonFiniteError, ScoreError, SharedStateChanged
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
-from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit
+from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit, averaged_version
 from raydense.diffusion.policy import Policy
 
 
@@ -181,16 +181,17 @@ def test_weights_that_could_not_be_bound_are_not_taken_for_those_before(
     assert policy.version == 0
 
 
+@pytest.mark.parametrize("version", [2, averaged_version(2)])
 def test_weights_without_effect_are_not_taken_for_those_before(
-    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights
+    make_sampler: Callable[..., DiffusionSampler], policy: Policy, initial: PolicyWeights, version: int
 ) -> None:
     tiny = {name: np.full_like(a, 1e-30) if "lora_B" in name else a for name, a in initial.tensors.items()}
-    inert = PolicyWeights.of(2, tiny)
+    inert = PolicyWeights.of(version, tiny)
     sampler = make_sampler()
     _, before = sampler.sample(UNIT, initial)
     for _ in range(2):  # and are not let through at the second try
         with pytest.raises(InertWeights):
-            sampler.sample(replace(UNIT, weights_version=2), inert)
+            sampler.sample(replace(UNIT, weights_version=version), inert)
     _, again = sampler.sample(UNIT, initial)
     assert_same(before[0], again[0])
     assert policy.weights().checksum == initial.checksum

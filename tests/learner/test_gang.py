@@ -16,6 +16,7 @@ import torch
 from learner.gang import Gang
 from raydense.config import Config
 from raydense.core.interfaces import GroupsLost, LearnerDied
+from raydense.core.types import averaged_version, tensor_checksum
 from raydense.diffusion.policy import Policy
 
 Start = Callable[..., Any]
@@ -37,7 +38,7 @@ def lost() -> None:
 @pytest.fixture(scope="module")
 def config(small_values: dict[str, Any]) -> Config:
     """Three tuples a step, which two workers share unequally, and no clipping."""
-    train = {**small_values["train"], "batch_groups": 3, "max_grad_norm": 1e9}
+    train = {**small_values["train"], "batch_groups": 3, "max_grad_norm": 1e9, "ema": 0.8}
     steps = {**small_values["steps"], "exclude_last": 2}  # METHOD §9: they multiply float32's noise
     return Config.model_validate({**small_values, "train": train, "steps": steps})
 
@@ -109,6 +110,9 @@ def test_workers_take_the_step_of_one(pair: Any, config: Config, groups: Any) ->
     check_first_step(pair, config, groups)
     pair.train(2)
     assert pair.weights().version == 3  # and it has compared all workers' checksums
+    averaged = pair.averaged()
+    assert (averaged.version, averaged.steps) == (averaged_version(3), 3)
+    assert averaged.checksum == tensor_checksum(averaged.tensors) != pair.weights().checksum
 
 
 @pytest.mark.slow
@@ -152,6 +156,8 @@ def fake_learner_factory() -> Callable[..., Any]:
 
             return PolicyWeights.of(0, {"rank": np.full(1, self._gang.rank, np.float32)})
 
+        averaged = weights
+
         def train(self, num_steps: int) -> Any:
             return self._gang.agree(self._fetch)
 
@@ -171,5 +177,6 @@ def test_workers_agree_on_lost_groups_and_differing_weights_are_found_out(start:
     for _ in range(2):  # nobody is left waiting
         with pytest.raises(GroupsLost):
             learner.train(1)
-    with pytest.raises(RuntimeError, match="the learner's workers differ: weights"):
-        learner.weights()
+    for method in (learner.weights, learner.averaged):
+        with pytest.raises(RuntimeError, match="the learner's workers differ: weights"):
+            method()

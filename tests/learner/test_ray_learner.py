@@ -30,6 +30,9 @@ def fake_learner_factory() -> Callable[..., Any]:
         def weights(self) -> PolicyWeights:
             return PolicyWeights.of(self._step, {"a": np.full(2, self._step, np.float32)})
 
+        def averaged(self) -> PolicyWeights | None:
+            return None
+
         def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
             self._groups = groups
 
@@ -85,6 +88,7 @@ def test_weights_and_state_pass_through(learner: Any) -> None:
     weights = learner.weights()
     assert (weights.version, weights.tensors["a"].tolist()) == (7, [7.0, 7.0])
     assert weights.checksum == PolicyWeights.of(7, weights.tensors).checksum
+    assert learner.averaged() is None
 
 
 def test_another_base_model_than_the_runs_is_refused(ray_cluster: None, pipeline_dir: Path) -> None:

@@ -123,6 +123,15 @@ def test_the_multi_prompt_setting_in_numbers() -> None:
     assert plan.training_flops / (40_000 * 32 * 2 * 2) / 0.8e12 == pytest.approx(3.25, abs=0.2)
 
 
+def test_an_average_is_one_more_copy_of_the_lora() -> None:
+    preset = "single-prompt"
+    without, with_it = (check_and_plan(load_config(preset=preset, overrides=o), 100.0) for o in ([], ["train.ema=0.9"]))
+    keep = load_config(preset=preset).checkpoint.keep_last
+    assert with_it.learner_gpu_bytes - without.learner_gpu_bytes == with_it.lora_bytes
+    assert with_it.checkpoint_bytes - without.checkpoint_bytes == keep * with_it.lora_bytes
+    assert with_it.lora_bytes == without.lora_bytes
+
+
 def test_more_samplers_take_less_time() -> None:
     changes = ["samplers.count=8", "samplers.num_gpus=1"]
     one, eight = (check_and_plan(load_config(preset="multi-prompt", overrides=o), 100.0) for o in ([], changes))

@@ -84,3 +84,5 @@ def test_the_plan_counts_its_pictures(small_config: Callable[..., Config]) -> No
     sets = PromptSets(("a cat", "a dog"), ("a hen", "a cow"))
     without, with_it = (count_judged(small_config(evaluate={"every_steps": every}), sets) for every in (None, 2))
     assert with_it - without == 3 * 2 * 2  # of 6 steps three times, 2 prompts, 2 pictures each
+    both = count_judged(small_config(train={"ema": 0.9}), sets)
+    assert both - without == 4 * 2  # the average and the last step: 2 prompts of 2 sets, 2 pictures each

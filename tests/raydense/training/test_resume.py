@@ -81,10 +81,10 @@ def cut(start: Start, config: Path, run: Path, reached: Condition) -> int:
     return process.returncode
 
 
-def result(run: Path) -> tuple[bytes, bytes, dict[str, Any]]:
-    """What must not depend on cuts: the LoRA, the metrics and the summary's scores."""
-    lora = (run / "lora" / "pytorch_lora_weights.safetensors").read_bytes()
-    return lora, (run / "metrics.jsonl").read_bytes(), json.loads((run / "summary.json").read_text())["reward"]
+def result(run: Path) -> tuple[list[bytes], dict[str, Any]]:
+    """What must not depend on cuts: the LoRA, that of the last step beside an average, the metrics and all scores."""
+    files = (*sorted(run.glob("lora*/*.safetensors")), run / "metrics.jsonl", run / "scores.json")
+    return [file.read_bytes() for file in files], json.loads((run / "summary.json").read_text())["reward"]
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +169,22 @@ def check_overlapped(start: Start, moments: Iterable[int], config: Path, undistu
     assert result(run) == result(undisturbed)
     stages = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "stage"]
     assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (8, 1)]
+
+
+def test_a_run_that_rolls_out_by_its_average_continues_to_the_same_bytes(
+    start: Start, small_values: dict[str, Any], tmp_path: Path
+) -> None:
+    """Overlapped, so that the checkpoint has averages of two stages beside θ."""
+    train = {**small_values["train"], "ema": 0.8, "ema_rollouts": True}
+    stage = {"count": 3, "groups": 5, "steps": 4, "schedule": "overlapped"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small_values, **LONG, "stage": stage, "train": train}))
+    finish(tmp_path / "config.yaml", "--out", tmp_path / "uncut")
+    assert cut(start, tmp_path / "config.yaml", tmp_path / "run", trained(7)) == -signal.SIGKILL
+    finish("--resume", tmp_path / "run")
+    assert len(result(tmp_path / "run")[0]) == 4
+    assert result(tmp_path / "run") == result(tmp_path / "uncut")
+    stages = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "stage"]
+    assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (4, 1)]
 
 
 def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(

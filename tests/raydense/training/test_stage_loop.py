@@ -12,7 +12,7 @@ import pytest
 
 from raydense.config import Config
 from raydense.core.interfaces import GroupsLost
-from raydense.core.types import GroupMeta, PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit
+from raydense.core.types import GroupMeta, PolicyWeights, Position, StepMetrics, UnitReport, WorkUnit, averaged_version
 from raydense.fleets.collecting import SerialCollection
 from raydense.planning.units import PromptSets
 from raydense.training.stage_loop import StageState, run_stages
@@ -22,11 +22,17 @@ Log = list[tuple[Any, ...]]
 
 
 class LoggingLearner:
-    def __init__(self, log: Log) -> None:
-        self._log, self.step = log, 0
+    """Args: averages: whether it keeps an average, which is half of θ here."""
+
+    def __init__(self, log: Log, averages: bool = False) -> None:
+        self._log, self.step, self._averages = log, 0, averages
 
     def weights(self) -> PolicyWeights:
         return PolicyWeights.of(self.step, {"a": np.full(1, self.step, np.float32)})
+
+    def averaged(self) -> PolicyWeights | None:
+        half = {"a": np.full(1, self.step / 2, np.float32)}
+        return PolicyWeights.of(averaged_version(self.step), half) if self._averages else None
 
     def begin_stage(self, stage: int, groups: Sequence[str]) -> None:
         self._log.append(("begin", stage, list(groups)))
@@ -147,6 +153,19 @@ def test_a_whole_run_in_order(config: Config) -> None:
         ("finished", 1, 4, None),
     ]
     assert final.version == 4
+
+
+@pytest.mark.parametrize("rollouts", [False, True])
+def test_an_average_is_the_result_and_rolls_out_where_that_is_wanted(config: Config, rollouts: bool) -> None:
+    log: Log = []
+    train = config.train.model_copy(update={"ema": 0.9, "ema_rollouts": rollouts})
+    learner = LoggingLearner(log, averages=True)
+    config = config.model_copy(update={"train": train})
+    final = run_stages(config, SETS, BackwardsFleet(log), learner, LoggingObserver(log))
+    sampled = [entry[-1] for entry in log if entry[0] == "collected"]
+    assert sampled == ([averaged_version(0), averaged_version(2)] if rollouts else [0, 2])
+    assert [entry[2] for entry in log if entry[0] == "finished"] == [averaged_version(2), averaged_version(4)]
+    assert (final.version, final.tensors["a"].tolist()) == (averaged_version(4), [2.0])
 
 
 @pytest.fixture

@@ -57,5 +57,18 @@ def test_a_single_picture_has_no_error() -> None:
     assert sheet.title == f"{CLUSTERED})"
 
 
+def test_a_run_with_an_average_shows_the_last_step_beside_it() -> None:
+    last = summary(BEFORE, GAIN - 1, {"watched": GAIN})
+    whole = summary(BEFORE, GAIN, {"gone": -GAIN})  # a monitor that failed has no row
+    sheet = gain_sheet({**whole, "last_step": {"reward": last["reward"], "monitors": last["monitors"]}})
+    assert (sheet.columns, sheet.names) == (("judge", "prompts", "weights", "before", "after", "gain"), 3)
+    assert sheet.rows == (
+        ("clip (trained on)", "train", "averaged", "2.5000", "7.0000", "+4.5000 ± 2.5000"),
+        ("clip (trained on)", "train", "last step", "2.5000", "6.0000", "+3.5000 ± 2.5000"),
+        ("gone", "train", "averaged", "2.5000", "-2.0000", "-4.5000 ± 2.5000"),
+        ("watched", "train", "last step", "2.5000", "7.0000", "+4.5000 ± 2.5000"),
+    )
+
+
 def test_a_run_that_was_not_judged_has_an_empty_table() -> None:
     assert gain_sheet({"name": "n", "seed": 3, "scorer": "clip", "reward": {}, "monitors": {}}).rows == ()
