@@ -89,10 +89,16 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
-        if self.train.reg_to_pi_old and not self.sampler.exact:
+        if self.train.needs_old and not self.sampler.exact:
+            what = "reg_to_pi_old=true" if self.train.reg_to_pi_old else f"objective={self.train.objective}"
             raise ValueError(
-                "train.reg_to_pi_old=true needs log-probabilities that the sampler computes as the learner does; "
+                f"train.{what} needs log-probabilities that the sampler computes as the learner does; "
                 "set sampler.exact=true too"
+            )
+        if self.steps.balance != "none" and not self.train.prefers:
+            raise ValueError(
+                f"steps.balance={self.steps.balance} weighs log-ratios, which train.objective={self.train.objective} "
+                "has none of; set it to none"
             )
         if self.learner.num_workers > (tuples := self.train.batch_tuples):
             raise ValueError(
@@ -211,9 +217,16 @@ def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source
     except ValueError as error:  # a ConfigError is one
         raise ConfigError(str(error)) from None
     try:
-        return Config.model_validate(overridden(whole, overrides, Config))
+        config = Config.model_validate(overridden(whole, overrides, Config))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_all(error.errors(), whole, source))) from None
+    asked = any(override.partition("=")[0].strip() == "steps.gamma" for override in overrides)
+    if asked and config.train.objective == "trajectory_preference" and config.steps.gamma != 1:
+        raise ConfigError(
+            f"steps.gamma={config.steps.gamma:g}: train.objective=trajectory_preference is γ = 1; leave steps.gamma "
+            "out, or set train.objective=dense_preference"
+        )
+    return config
 
 
 def _explain_all(problems: Iterable[Any], whole: Mapping[str, Any], source: str) -> Iterator[str]:

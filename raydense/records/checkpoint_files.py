@@ -20,7 +20,7 @@ from raydense.core.types import PolicyWeights, Position
 from raydense.files.durable import file_checksum, sync
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
-CLIP = "clip.safetensors"
+REMEMBERED = ("references", "clip")  # by an objective, a file each where there is something
 STAGE_WEIGHTS = ("behaviour", "began")
 
 
@@ -32,8 +32,8 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """Everything that a run continues from; all random draws are functions of the config and these counters.
 
-    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights), `optimizer`,
-        `references`, and `clip` where δ follows what was seen.
+    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights), `optimizer`, and of an
+        objective that has them `references`, and `clip` where δ follows what was seen.
     position: how far the run has come.
     behaviour: the weights that the work units of the position's stage name; None: θ as it is.
     began: θ when that stage began, which the next stage's units may name; None at a stage boundary.
@@ -65,9 +65,9 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             _save_weights(known, partial / f"{name}.safetensors")
     (partial / CONFIG).write_text(checkpoint.config, encoding="utf-8")
     save_tensors(moments, partial / "optimizer.safetensors")
-    save_tensors(dict(state["references"]), partial / "references.safetensors")
-    if state.get("clip"):
-        save_tensors(dict(state["clip"]), partial / CLIP)
+    for name in REMEMBERED:
+        if state.get(name):
+            save_tensors(dict(state[name]), partial / f"{name}.safetensors")
     manifest = {
         "step": state["step"],
         "skipped": state["skipped"],
@@ -108,9 +108,10 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         "skipped": manifest["skipped"],
         "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
-        "references": load_tensors(directory / "references.safetensors"),
-        "clip": load_tensors(directory / CLIP) if CLIP in manifest["sha256"] else {},
     }
+    for name in REMEMBERED:
+        there = f"{name}.safetensors" in manifest["sha256"]
+        learner[name] = load_tensors(directory / f"{name}.safetensors") if there else {}
     known = {
         name: manifest[name] and _load_weights(directory / f"{name}.safetensors", manifest[name])
         for name in STAGE_WEIGHTS

@@ -83,7 +83,9 @@ def watch_figures(run: RunData) -> Iterator[Figure]:
 
 
 def step_figure(run: RunData) -> Figure | None:
-    """Which denoising steps the loss drew."""
+    """Which denoising steps the loss drew; nothing of a loss on finished pictures."""
+    if not run.config.train.draws_steps:
+        return None
     counts, counted = _step_counts(run)
     if not counted:
         return None

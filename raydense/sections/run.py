@@ -135,9 +135,16 @@ class StageConfig(Section):
         return min(2, self.count) if self.schedule == "overlapped" else 1
 
 
+Objective = Literal["dense_preference", "trajectory_preference", "policy_gradient", "diffusion_dpo"]
+PREFERENCE_ALONE = {"reg_to_pi_old": False, "no_reg_warmup_ratio": 0.0}  # what rivals do not read, and its defaults
+DPO_BETA = 5000.0
+
+
 class TrainConfig(Section):
     """The loss and the optimizer (METHOD §4)."""
 
+    objective: Objective = "dense_preference"
+    """What is minimised; trajectory_preference: the same with γ = 1; policy_gradient, diffusion_dpo: METHOD §10."""
     batch_groups: PositiveInt
     """Groups drawn for a gradient step."""
     tuple_size: Annotated[int, Field(ge=2)] = 2
@@ -160,6 +167,10 @@ class TrainConfig(Section):
     """Log-ratios to the policy that rolled out; with reg_to_pi_init, the sum of both."""
     no_reg_warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run's steps, at its beginning, without a reference policy."""
+    kl: NonNegativeFloat = 0.0
+    """Of a policy gradient: weight of the divergence from the model with its LoRA off, a latent element's."""
+    dpo_beta: PositiveFloat = DPO_BETA
+    """β of diffusion_dpo; 5000 and 2000 are published for Stable Diffusion 1.5."""
     lr: PositiveFloat
     """Learning rate of AdamW; constant."""
     weight_decay: NonNegativeFloat = 0.0
@@ -172,6 +183,28 @@ class TrainConfig(Section):
     """Gradients are scaled down to this norm."""
 
     @property
+    def prefers(self) -> bool:
+        """Whether the loss is that of METHOD §4."""
+        return self.objective in ("dense_preference", "trajectory_preference")
+
+    @property
+    def draws_steps(self) -> bool:
+        """Whether the loss is on steps of the chain; else on finished pictures."""
+        return self.objective != "diffusion_dpo"
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the loss reads log π_old, which the sampler must compute as the learner does."""
+        return self.reg_to_pi_old or self.objective == "policy_gradient"
+
+    @property
+    def calls_initial(self) -> bool:
+        """Whether the loss needs the model with its LoRA off."""
+        if self.objective == "policy_gradient":
+            return self.kl > 0
+        return self.reg_to_pi_init or not self.prefers
+
+    @property
     def shown_clip(self) -> str:
         """δ, as tables show it."""
         return f"{self.clip:g}" if isinstance(self.clip, float) else f"{self.clip}, {self.clip_share:.0%} a step"
@@ -182,11 +215,26 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _orders_can_be_summed(self) -> TrainConfig:
-        if self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
+        if self.prefers and self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
             raise ValueError(
                 f"tuple_size={self.tuple_size} has too many orders to sum over for ties=marginal; lower it to "
                 f"{MARGINAL_TUPLE} or set ties=random"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_the_objectives(self) -> TrainConfig:
+        if self.objective == "diffusion_dpo" and self.tuple_size != 2:
+            raise ValueError(f"tuple_size={self.tuple_size}: objective=diffusion_dpo learns from pairs; set it to 2")
+        alone = PREFERENCE_ALONE if not self.prefers else {}
+        if self.objective != "policy_gradient":
+            alone = {**alone, "kl": 0.0}
+        if self.objective != "diffusion_dpo":
+            alone = {**alone, "dpo_beta": DPO_BETA}
+        for name, default in alone.items():
+            if (value := getattr(self, name)) != default:
+                shown = str(value).lower() if isinstance(value, bool) else f"{value:g}"
+                raise ValueError(f"{name}={shown} is not read by objective={self.objective}; leave it at its default")
         return self
 
     @model_validator(mode="after")

@@ -25,8 +25,9 @@ from safetensors.numpy import save_file
 
 from actors.sampler import rollout
 from learner.batching import BatchDraws
-from learner.objective import batch_metrics, gather_transitions, preference_loss
+from learner.objective import batch_metrics, preference_loss
 from learner.references import ReferenceCache
+from learner.transitions import gather_transitions
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.diffusion.kernel import make_schedule
 from raydense.diffusion.policy import Policy
