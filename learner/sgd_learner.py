@@ -106,16 +106,16 @@ class SGDLearner(Generic[Handle]):
         batch = self._gang.agree(lambda: self._batches.take(self._step))
         self._optimizer.zero_grad(set_to_none=True)
         with memory_advice("set learner.micro_batch=auto or lower it, or set learner.gradient_checkpointing=true"):
-            values, by_step = self._accumulate_gradient(batch)
+            values, by_step, rows = self._accumulate_gradient(batch)
         self._step += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            return self._skip(batch)
+            return self._skip(batch, rows)
         self._optimizer.step()
         self.policy.update()
         self._skipped = 0
-        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes, by_step)
+        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes, by_step, rows)
 
-    def _skip(self, batch: DrawnBatch) -> StepMetrics:
+    def _skip(self, batch: DrawnBatch, rows: Mapping[str, int]) -> StepMetrics:
         """Leaves the weights and the optimizer as they are; raises when it happens too often in a row."""
         self._skipped += 1
         plan = batch.plan
@@ -125,14 +125,14 @@ class SGDLearner(Generic[Handle]):
                 f"{self._step} of stage {self._stage}: groups {plan.groups.tolist()}, "
                 f"trajectories {plan.trajectories.tolist()}, denoising steps {plan.steps.tolist()}"
             )
-        return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes)
+        return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes, network_rows=rows)
 
-    def _accumulate_gradient(self, batch: DrawnBatch) -> tuple[dict[str, float], ByStep]:
+    def _accumulate_gradient(self, batch: DrawnBatch) -> tuple[dict[str, float], ByStep, dict[str, int]]:
         """Puts the whole batch's clipped gradient in place, every worker's share together.
 
-        The device is waited for once, at the end. Returns: metrics, and those by denoising step.
+        The device is waited for once, at the end. Returns: metrics, those by denoising step, and rows of the network.
         """
-        plan, measured = batch.plan, dict[str, Tensor]()
+        plan, measured, before = batch.plan, dict[str, Tensor](), dict(self.policy.rows)
         self._objective.begin_step(self._step, batch.fingerprints)
         for rows, part in batch.parts:
             loss, values = self._objective.loss(part)
@@ -140,13 +140,16 @@ class SGDLearner(Generic[Handle]):
             for name, value in values.items():
                 measured.setdefault(name, value.new_zeros(len(plan), *value.shape[1:]))[rows] = value
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        computed = {name: float(count - before[name]) for name, count in self.policy.rows.items()}
+        measured |= {f"rows/{name}": torch.tensor(count, device=self.policy.device) for name, count in computed.items()}
         self._gang.add_up([*gradients, *measured.values()])
         torch._foreach_div_(gradients, self._loss_scale)
         norm = clip_grad_norm_(self.policy.parameters(), self._max_grad_norm)
         read = _read({**measured, "grad_norm": norm})
         total = float(read.pop("grad_norm"))
+        counts = {name: int(read.pop(f"rows/{name}")) for name in computed}
         metrics, by_step = self._objective.end_step(plan, read)
-        return {**metrics, "grad_norm": total}, by_step
+        return {**metrics, "grad_norm": total}, by_step, counts
 
 
 def _read(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

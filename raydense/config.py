@@ -28,6 +28,7 @@ from raydense.config_files import (
 )
 from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.formats import FORMAT, written_today
+from raydense.sections.objectives import asks_for_gamma, problems
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.roles import LearnerConfig, SamplerConfig, SamplersConfig
 from raydense.sections.run import (
@@ -89,17 +90,8 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
-        if self.train.needs_old and not self.sampler.exact:
-            what = "reg_to_pi_old=true" if self.train.reg_to_pi_old else f"objective={self.train.objective}"
-            raise ValueError(
-                f"train.{what} needs log-probabilities that the sampler computes as the learner does; "
-                "set sampler.exact=true too"
-            )
-        if self.steps.balance != "none" and not self.train.prefers:
-            raise ValueError(
-                f"steps.balance={self.steps.balance} weighs log-ratios, which train.objective={self.train.objective} "
-                "has none of; set it to none"
-            )
+        for problem in problems(self.train, self.steps, self.sampler):
+            raise ValueError(problem)
         if self.learner.num_workers > (tuples := self.train.batch_tuples):
             raise ValueError(
                 f"learner.num_workers={self.learner.num_workers} exceeds the {tuples} tuples of a batch "
@@ -220,12 +212,8 @@ def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source
         config = Config.model_validate(overridden(whole, overrides, Config))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_all(error.errors(), whole, source))) from None
-    asked = any(override.partition("=")[0].strip() == "steps.gamma" for override in overrides)
-    if asked and config.train.objective == "trajectory_preference" and config.steps.gamma != 1:
-        raise ConfigError(
-            f"steps.gamma={config.steps.gamma:g}: train.objective=trajectory_preference is γ = 1; leave steps.gamma "
-            "out, or set train.objective=dense_preference"
-        )
+    if problem := asks_for_gamma(config.train, config.steps, overrides):
+        raise ConfigError(problem)
     return config
 
 

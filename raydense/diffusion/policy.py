@@ -74,7 +74,7 @@ class Policy:
         self.schedule = schedule.to(self.device)
         self.evaluated = self.schedule if evaluated is None else evaluated.to(self.device)
         self.version = 0
-        self.rows = {False: 0, True: 0}  # of network calls so far: without a backward pass, and with one
+        self.rows = {"forward": 0, "trained": 0}  # of network calls so far: without a backward pass, and with one
         self._is_reference = False
         self._decode_batch = decode_batch
         for module in (network, vae, *(text.network for text in texts.values())):
@@ -215,7 +215,7 @@ class Policy:
         """The network's output: float32 [N, C, H, W]. Args: as of `transition`; guided: False: as in pre-training."""
         times = (schedule or self.schedule).timesteps[t]
         learns = torch.is_grad_enabled() and not self._is_reference
-        self.rows[learns] += len(x_t) * (2 if guided and self.family.guided else 1)
+        self.rows["trained" if learns else "forward"] += len(x_t) * (2 if guided and self.family.guided else 1)
         if not guided:
             given = {name: tensor.to(self.dtype) for name, tensor in conditioning.items()}
             return self._run(x_t.to(self.dtype), times, given)

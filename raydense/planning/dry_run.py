@@ -14,6 +14,7 @@ from raydense.diffusion.compiler import SMALL
 from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED
+from raydense.planning.compute import NetworkRows, planned_rows
 from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint, text_encoder_parameters
 from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
@@ -37,6 +38,7 @@ class Plan:
     images: int  # rolled out for training
     judged_images: int
     sampled_rows: int  # of the network, a sampler's
+    network_rows: NetworkRows  # of the whole run
     groups: int
     gradient_steps: int
     network: str  # that is trained, as people call it
@@ -110,6 +112,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         images=images,
         judged_images=judged,
         sampled_rows=sampled_rows(config, family),
+        network_rows=planned_rows(config, family.guided, images, count_transitions(config), judged),
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
         network=family.layout.called,

@@ -66,8 +66,7 @@ class Recorder:
         self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
-        self._pictures, self._scales = pictures, scales
-        self._draws = StepDraws(config) if config.train.draws_steps else None
+        self._pictures, self._scales, self._draws = pictures, scales, StepDraws(config)
         self._watch = HackingWatch(config.reward, scales, run_dir.root)
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
@@ -166,8 +165,8 @@ class Recorder:
         self._tell_fleet(position.stages)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
-            drawn = {"step_draws": self._draws.counts(row.step)} if self._draws else {}
-            self._log.metrics("step", position.stages, row.step, row.values, **drawn, **row.by_step)
+            notes = {**self._draws.notes(row.step), **row.by_step, "network_rows": row.network_rows}
+            self._log.metrics("step", position.stages, row.step, row.values, **notes)
         last, per_stage = metrics[-1], self._config.stage.steps
         self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
         self._stages.trained(position.stages, position.steps, per_stage, last.values.get("loss", math.nan))
