@@ -17,13 +17,24 @@ from raydense.sections.run import StepsConfig
 MOST_POINTS = 400  # of a curve; a longer one is drawn as the means of as many stretches
 CLIPPED_WELL = (0.02, 0.10)  # of the log-ratios: where the clip is well chosen (METHOD §9)
 LEARNING = {
-    "loss": ("Loss", "Plackett–Luce loss of the batch; ln 2 = 0.693 is that of a policy without a preference (pairs)."),
+    "loss": ("Loss", ""),
     "pair_accuracy": ("Pair accuracy", "Share of a batch's pairs that the policy orders as the reward does."),
     "grad_norm": ("Gradient norm", "Before clipping; dashed: train.max_grad_norm."),
-    "log_ratio/clip_fraction": ("Clipped log-ratios", "Share beyond ±δ, which have no gradient; the band is 2–10 %."),
+    "log_ratio/clip_fraction": ("Clipped log-ratios", "Share beyond the clip; the band is 2–10 %."),
     "log_ratio/abs_mean": ("Distance from the base model", "Mean |log π_θ − log π_ref| a step; dashed: the clip δ."),
     "log_ratio/old_abs_mean": ("Distance from the sampling policy", "Mean |log π_θ − log π_old| a step."),
+    "kl": ("Divergence from the base model", "Mean KL(π_θ ‖ π_I) a step and latent element."),
+    "implicit_accuracy": (
+        "Implicit accuracy",
+        "Share of a batch's draws whose winner's error fell more than the loser's.",
+    ),
 }
+LOSSES = {  # by objective
+    "dense_preference": "Plackett–Luce loss of the batch; ln 2 = 0.693 is that of a policy without a preference (pairs).",
+    "policy_gradient": "Clipped surrogate of the batch, and the weighed divergence; 0 is that of the sampling policy.",
+    "diffusion_dpo": "Diffusion-DPO's loss of the batch; ln 2 = 0.693 is that of the base model.",
+}
+LOSSES["trajectory_preference"] = LOSSES["dense_preference"]
 WATCH = {
     "images/saturation": ("Saturation", "Mean colour saturation of the sampled pictures."),
     "images/entropy": ("Entropy", "Mean entropy of the sampled pictures."),
@@ -62,7 +73,7 @@ def learning_figures(run: RunData) -> Iterator[Figure]:
         yield draw(
             name.replace("/", "-"),
             title,
-            f"{caption} {_smoothing(curve)}",
+            f"{caption or LOSSES[train.objective]} {_smoothing(curve)}",
             f"{title} over {curve.steps[-1]:,} gradient steps. {_change(name, curve)}",
             partial(_paint_learning, curve=curve, run=run, limit=limits.get(name)),
         )
@@ -117,7 +128,7 @@ def clip_figure(run: RunData) -> Figure | None:
     return draw(
         "clipped-by-step",
         "Clipped log-ratios by step",
-        f"Share of each denoising step's log-ratios beyond δ ({run.config.train.shown_clip}), over the whole run. "
+        f"Share of each denoising step's log-ratios beyond the clip ({run.config.train.shown_clip}), over the whole run. "
         "Band: 2 to 10 %.",
         f"Clipped share by denoising step: {clipped.sum() / drawn.sum():.1%} of all, most at step {most}: "
         f"{shares[most]:.1%}.",

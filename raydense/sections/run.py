@@ -208,6 +208,15 @@ class TrainConfig(Section):
         return f"{self.clip:g}" if isinstance(self.clip, float) else f"{self.clip}, {self.clip_share:.0%} a step"
 
     @property
+    def shown_loss(self) -> str:
+        """What the loss is and hangs on, as tables show it."""
+        if self.objective == "policy_gradient":
+            return f"policy gradient, ratio clip ε = {self.shown_clip}, KL weight {self.kl:g}"
+        if self.objective == "diffusion_dpo":
+            return f"Diffusion-DPO, β = {self.dpo_beta:g}"
+        return f"C = {self.c:g}, clip δ = {self.shown_clip}"
+
+    @property
     def batch_tuples(self) -> int:
         return self.batch_groups * self.tuples
 
