@@ -29,12 +29,13 @@ LEARNING = {
         "Share of a batch's draws whose winner's error fell more than the loser's.",
     ),
 }
+PLACKETT_LUCE = "Plackett–Luce loss of the batch; ln 2 = 0.693 is that of a policy without a preference (pairs)."
 LOSSES = {  # by objective
-    "dense_preference": "Plackett–Luce loss of the batch; ln 2 = 0.693 is that of a policy without a preference (pairs).",
+    "dense_preference": PLACKETT_LUCE,
+    "trajectory_preference": PLACKETT_LUCE,
     "policy_gradient": "Clipped surrogate of the batch, and the weighed divergence; 0 is that of the sampling policy.",
     "diffusion_dpo": "Diffusion-DPO's loss of the batch; ln 2 = 0.693 is that of the base model.",
 }
-LOSSES["trajectory_preference"] = LOSSES["dense_preference"]
 WATCH = {
     "images/saturation": ("Saturation", "Mean colour saturation of the sampled pictures."),
     "images/entropy": ("Entropy", "Mean entropy of the sampled pictures."),
@@ -128,7 +129,7 @@ def clip_figure(run: RunData) -> Figure | None:
     return draw(
         "clipped-by-step",
         "Clipped log-ratios by step",
-        f"Share of each denoising step's log-ratios beyond the clip ({run.config.train.shown_clip}), over the whole run. "
+        f"Share of each denoising step's log-ratios beyond δ ({run.config.train.shown_clip}), over the whole run. "
         "Band: 2 to 10 %.",
         f"Clipped share by denoising step: {clipped.sum() / drawn.sum():.1%} of all, most at step {most}: "
         f"{shares[most]:.1%}.",

@@ -140,7 +140,7 @@ def _glance(run: RunData) -> dict[str, str]:
         "monitors": ", ".join(run.judges[1:]) or "none",
         "steps T, η, guidance": f"{steps.count}, {steps.eta:g}, {sampler.guidance_scale:g}",
         "loss": train.shown_loss,
-        "γ": f"{steps.gamma:g}" if train.draws_steps else "none",
+        "discount γ": f"{steps.gamma:g}" if train.draws_steps else "none",
         "step draws, tuple": f"{steps.draws}, {train.tuple_size} ({train.tuple_choice.replace('_', ' and ')})",
         "R rolled out, K kept": f"{sampler.trajectories}, {sampler.keep}",
         "stages × groups": f"{config.stage.count} × {config.stage.groups:,}",

@@ -1,4 +1,4 @@
-"""Whole runs of each objective: cut and continued to the same bytes, counted, reported, learned from what is stored."""
+"""Whole runs of every other objective: cut and continued to the same bytes, counted, reported, learned from disk."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ from raydense.records.run_dir import RunDirectory
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "dense_preference": {},
     "trajectory_preference": {},
     "policy_gradient": {"kl": 0.1, "tuple_size": 3},
     "diffusion_dpo": {"dpo_beta": 200.0},
 }
 OWN = {
-    "dense_preference": {"log_ratio/abs_mean", "logit_std"},
     "trajectory_preference": {"log_ratio/abs_mean", "logit_std"},
     "policy_gradient": {"ratio/mean", "ratio/max", "advantage/abs_mean", "kl", "log_ratio/clip_fraction"},
     "diffusion_dpo": {"implicit_accuracy", "error/model", "error/initial", "logit_std"},
@@ -146,4 +144,4 @@ def test_learning_from_what_it_stored_gives_the_same_bytes(run: CountedRun, tmp_
 
 def test_the_trajectory_view_is_a_discount_of_1(run: CountedRun) -> None:
     gamma = RunDirectory(run.path).read_config().steps.gamma
-    assert gamma == (1.0 if objective_of(run) == "trajectory_preference" else 0.9)
+    assert gamma == (1.0 if objective_of(run) == "trajectory_preference" else 0.9)  # which the configuration has
