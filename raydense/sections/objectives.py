@@ -38,6 +38,7 @@ def asks_for_gamma(train: TrainConfig, steps: StepsConfig, overrides: Sequence[s
 def _unread(train: TrainConfig, steps: StepsConfig) -> Iterator[tuple[str, object, object]]:
     """Settings that the objective does not read, which no preset sets, with their defaults."""
     if not train.prefers:
+        yield "train.reg_to_pi_init", train.reg_to_pi_init, True
         yield "train.reg_to_pi_old", train.reg_to_pi_old, False
         yield "train.no_reg_warmup_ratio", train.no_reg_warmup_ratio, 0.0
         yield "steps.balance", steps.balance, "none"

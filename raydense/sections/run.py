@@ -231,7 +231,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _some_reference(self) -> TrainConfig:
-        if not (self.reg_to_pi_init or self.reg_to_pi_old):
+        if self.prefers and not (self.reg_to_pi_init or self.reg_to_pi_old):
             raise ValueError("reg_to_pi_init and reg_to_pi_old are both false; the loss needs a reference policy")
         return self
 

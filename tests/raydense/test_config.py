@@ -223,6 +223,7 @@ def test_of_a_setting_of_several_kinds_there_is_one_line(override: str, said: st
     ("overrides", "said"),
     [
         ("policy_gradient steps.balance=sensitivity", "steps.balance=sensitivity is not read by"),
+        ("policy_gradient train.reg_to_pi_init=false", "train.reg_to_pi_init=false is not read by"),
         ("policy_gradient train.reg_to_pi_old=true", "train.reg_to_pi_old=true is not read by"),
         ("policy_gradient train.no_reg_warmup_ratio=0.5", "train.no_reg_warmup_ratio=0.5 is not read by"),
         ("policy_gradient train.dpo_beta=1", "train.dpo_beta=1.0 is not read by"),
