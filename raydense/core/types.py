@@ -189,3 +189,4 @@ class StepMetrics:
     values: Mapping[str, float]
     pulled_bytes: int = field(default=0, compare=False)  # telemetry: of groups not fetched before in this stage
     by_step: ByStep = field(default_factory=dict)
+    network_rows: Mapping[str, int] = field(default_factory=dict)  # "forward" alone, and "trained": backward too

@@ -14,12 +14,14 @@ from raydense.core.types import PolicyWeights
 from raydense.files.durable import write_text
 from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
+from raydense.planning.compute import computed_rows
+from raydense.planning.dry_run import count_judged
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
 from raydense.planning.preflight import Inputs, as_found, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
-from raydense.records.metrics import MetricSink
+from raydense.records.metrics import MetricSink, read_rows
 from raydense.records.mirror import Mirror
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
@@ -32,6 +34,7 @@ from raydense.training.stage_loop import StageState, run_stages
 from raydense.training.stopping import StopFlag
 from raydense.training.summary import summarise
 from raydense.training.watch import HackingSuspected
+from raydense.wiring.policies import family_for
 
 MAX_LEARNER_DEATHS = 3
 LearnerFactory = Callable[[], Learner[Any]]
@@ -159,7 +162,9 @@ class _Run:
         finally:
             recorder.close()
         wall_s = time.perf_counter() - self._started
-        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner, last_step)
+        guided, judged = family_for(self._config, self._pipeline).guided, count_judged(self._config, self._sets)
+        rows = computed_rows(self._config, guided, read_rows(self._dir.metrics), judged)
+        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner, rows, last_step)
         self._dir.write_scores(score_table(self._config, self._sets, before, after, last_step))
         self._dir.write_summary(summary)
         self._dir.publish()
