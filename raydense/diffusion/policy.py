@@ -22,6 +22,7 @@ from raydense.diffusion.kernel import Schedule, gaussian_log_prob, transition
 from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
 from raydense.families.conditioning import Conditioning, each
 from raydense.families.family import Family, Texts
+from raydense.files.locations import short
 
 ADAPTER = "default"
 UNBOUND = -1  # the version of a LoRA that is partly one and partly another
@@ -95,6 +96,12 @@ class Policy:
         self._names = tuple(sorted(family.conditioning_shapes))
         self._empty = family.unconditional(texts) if family.guided else None
         self._cast_empty()
+
+    @property
+    def about(self) -> str:
+        """Base model, device and dtype."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{short(self.family.files.model)}, {self.device}, {dtype}"
 
     # -- LoRA ---------------------------------------------------------------------------------------------
 
