@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -49,18 +50,15 @@ class RayPages:
     def timeline(self, job: str) -> list[dict[str, Any]]:
         """The events of the trace that a job's page offers."""
         self.job(job)
-        self._browser.execute_script(EXPAND, "Task Timeline")
         link = self._wait(lambda: self._browser.find_elements("css selector", "a[href*='tasks/timeline']"), bool)[0]
         events: list[dict[str, Any]] = json.loads(self._browser.execute_async_script(FETCH, link.get_attribute("href")))
         return events
 
-    def embedded(self, page: str) -> dict[str, str]:
-        """The text of what a page embeds, by its title."""
-        frames = self._show(
-            page, lambda: self._browser.find_elements("css selector", "iframe"), lambda frames: len(frames) > 0
-        )
+    def embedded(self, page: str, count: int) -> dict[str, str]:
+        """The text of what a page embeds, by its title. Args: count: how many there should be."""
+        find = partial(self._browser.find_elements, "css selector", "iframe")
         found = {}
-        for frame in frames:
+        for frame in self._show(page, find, lambda frames: len(frames) >= count):
             title = frame.get_attribute("title")
             self._browser.switch_to.frame(frame)
             found[title] = self._wait(self._body, bool)
