@@ -71,6 +71,9 @@ class SGDLearner(Generic[Handle]):
         self._step = self._skipped = 0
         self._stage = -1
 
+    def __repr__(self) -> str:
+        return f"Learner({self.policy.about})"
+
     def weights(self) -> PolicyWeights:
         """θ as it is; its version is the number of gradient steps taken."""
         self.policy.version = self._step

@@ -23,6 +23,7 @@ from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
 from raydense.diffusion.noising import NoiseLevels
 from raydense.families.conditioning import Conditioning, each
 from raydense.families.family import Family, Texts
+from raydense.files.locations import short
 
 ADAPTER = "default"
 UNBOUND = -1  # the version of a LoRA that is partly one and partly another
@@ -98,6 +99,12 @@ class Policy:
         self._names = tuple(sorted(family.conditioning_shapes))
         self._empty = family.unconditional(texts) if family.guided else None
         self._cast_empty()
+
+    @property
+    def about(self) -> str:
+        """Base model, device and dtype."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{short(self.family.files.model)}, {self.device}, {dtype}"
 
     # -- LoRA ---------------------------------------------------------------------------------------------
 
