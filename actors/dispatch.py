@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from raydense.core.interfaces import MAX_UNIT_FAILURES, UnitFailed
@@ -106,14 +107,16 @@ class Dispatcher:
 
     def assign(self, now: float) -> tuple[Job, Member] | None:
         """The next job and the member that should have it; None if nothing waits or nobody has room."""
-        if all(len(member.jobs) >= IN_FLIGHT for member in self.live):
+        live = self.live
+        if all(len(member.jobs) >= IN_FLIGHT for member in live):
             return None
+        typical = _typical_seconds(live)
         for queue in (self._urgent, self._pending):
             for job in queue:
-                room = [member for member in self.live if member.takes(job)]
+                room = [member for member in live if member.takes(job)]
                 allowed = [m for m in room if m.name not in job.failed_on] or self._last_resort(job, room)
                 if allowed:
-                    member = min(allowed, key=self._expected_finish)
+                    member = min(allowed, key=partial(_expected_finish, typical))
                     queue.remove(job)
                     if not member.jobs:
                         member.running_since = now
@@ -166,12 +169,6 @@ class Dispatcher:
         """A job that failed on every live member may run on any of them again."""
         return room if all(member.name in job.failed_on for member in self.live) else []
 
-    def _expected_finish(self, member: Member) -> tuple[float, int, str]:
-        measured = [s for m in self.live if (s := m.seconds_a_job) is not None]
-        typical = sum(measured) / len(measured) if measured else 1.0
-        own = member.seconds_a_job
-        return (len(member.jobs) + 1) * (typical if own is None else own), len(member.jobs), member.name
-
     def _leave(self, member: Member, job: Job, now: float) -> None:
         was_first = member.jobs[0] is job
         member.jobs.remove(job)
@@ -183,3 +180,15 @@ class Dispatcher:
         self.faults["retried"] += len(again)
         for job in reversed(again):
             (self._urgent if job.method == "render" else self._pending).appendleft(job)
+
+
+def _typical_seconds(members: list[Member]) -> float:
+    """A job, on average over those that have done one."""
+    measured = [s for m in members if (s := m.seconds_a_job) is not None]
+    return sum(measured) / len(measured) if measured else 1.0
+
+
+def _expected_finish(typical: float, member: Member) -> tuple[float, int, str]:
+    """Of one more job; the least is taken. Args: typical: seconds of a job, where the member has done none."""
+    own = member.seconds_a_job
+    return (len(member.jobs) + 1) * (typical if own is None else own), len(member.jobs), member.name

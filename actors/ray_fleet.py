@@ -18,10 +18,11 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
-from actors.ray_sampler import RaySampler
+from actors.ray_sampler import Sampler
 from actors.versions import LiveVersions
 from raydense.config import ConfigError
-from raydense.core.interfaces import InertWeights, Sampler
+from raydense.core import interfaces
+from raydense.core.interfaces import InertWeights
 from raydense.core.messages import one_line
 from raydense.core.ray_actors import DEATHS, actor_options
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, WorkUnit
@@ -54,7 +55,7 @@ class RayFleet:
 
     def __init__(
         self,
-        factory: Callable[[str], Sampler],
+        factory: Callable[[str], interfaces.Sampler],
         *,
         maximum: int,
         minimum: int,
@@ -173,7 +174,7 @@ class RayFleet:
 
     def _call(self, job: Job, member: Member) -> None:
         num_returns = 1 + len(job.unit.prompts) if job.method == "sample" else 1
-        remote = getattr(self._actors[member.name], job.method).options(num_returns=num_returns)
+        remote = getattr(self._actors[member.name], job.method).options(num_returns=num_returns, name=job.unit.task)
         refs = remote.remote(job.unit, job.weights)
         call = _Call(job, member, (refs,) if num_returns == 1 else tuple(refs))
         self._calls[call.refs[0]] = call
@@ -210,7 +211,7 @@ class RayFleet:
         self._starting[self._actors[member.name].ready.remote()] = member
 
     def _start(self, name: str) -> Any:
-        options = RaySampler.options(  # type: ignore[attr-defined]
+        options = Sampler.options(  # type: ignore[attr-defined]
             max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy="SPREAD",

@@ -8,21 +8,23 @@ import ray
 from ray.util.metrics import Counter
 
 from actors.dispatch import IN_FLIGHT
-from raydense.core.interfaces import Sampler
-from raydense.core.ray_actors import ended_by_device_faults, hide_unreserved_gpus, node_name
+from raydense.core import interfaces
+from raydense.core.ray_actors import ended_by_device_faults, hide_unreserved_gpus, keep_title, node_name
 from raydense.core.types import PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
 from raydense.pipelines.base_model import Checksums
 
 
 @ray.remote(max_concurrency=IN_FLIGHT)  # one unit is scored while the next is denoised
-class RaySampler:
+class Sampler:  # what Ray lists
     """Holds one sampler. Groups are *returned*, so that the caller owns them and they survive this actor.
 
     Its counters are scraped as ray_raydense_sampler_images_total and ray_raydense_sampler_units_total.
     Args: look: says which files the base model was loaded from.
     """
 
-    def __init__(self, factory: Callable[[str], Sampler], name: str, run: str, look: Callable[[], Checksums]) -> None:
+    def __init__(
+        self, factory: Callable[[str], interfaces.Sampler], name: str, run: str, look: Callable[[], Checksums]
+    ) -> None:
         hide_unreserved_gpus()
         self._sampler, self._look = factory(name), look
         self._units, self._images = (_counter(what, sampler=name, run=run) for what in ("units", "images"))
@@ -32,14 +34,20 @@ class RaySampler:
         """The node that this sampler runs on, and the base model's files there, as soon as its models are loaded."""
         return node_name(), self._look()
 
+    def __repr__(self) -> str:
+        """What Ray lists, and begins this process's log with."""
+        return repr(self._sampler)
+
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:
         """The small report first, then one object a group (`num_returns = 1 + len(unit.prompts)`)."""
+        keep_title("Sampler.sample")
         with ended_by_device_faults():
             report, groups = self._sampler.sample(unit, weights)
         self._count(sum(len(group.rewards) for group in report.groups))
         return report, *groups
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
+        keep_title("Sampler.render")
         with ended_by_device_faults():
             rendered = self._sampler.render(unit, weights)
         self._count(len(rendered.images))

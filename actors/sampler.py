@@ -153,6 +153,9 @@ class DiffusionSampler:
         if policy.device.type == "cuda":
             self._beside = torch.cuda.Stream(policy.device)  # type: ignore[no-untyped-call]
 
+    def __repr__(self) -> str:
+        return f"Sampler({self._policy.about})"
+
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
         """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
         noise = self._pinned(torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices]))

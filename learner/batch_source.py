@@ -11,10 +11,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from learner.batching import BatchDraws, Ties, TupleChoice, draw_batch, step_generator
-from learner.objective import TransitionBatch, gather_transitions
+from learner.batching import BatchDraws, Ties, TupleChoice, draw_batch, step_generator, with_noise
+from learner.transitions import Batch, gather_noised, gather_transitions
 from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
+from raydense.diffusion.noising import NoiseLevels
 
 Handle = TypeVar("Handle")
 
@@ -24,7 +25,7 @@ class DrawnBatch:
     """What one gradient step learns from."""
 
     plan: BatchDraws  # of all workers together
-    parts: Sequence[tuple[slice, TransitionBatch]]  # this worker's share: rows of the plan, a micro-batch each
+    parts: Sequence[tuple[slice, Batch]]  # this worker's share: rows of the plan, a micro-batch each
     fingerprints: Mapping[int, int]  # of the groups, by their index in the replay buffer
     pulled_bytes: int  # of groups that no earlier batch of the stage had fetched
 
@@ -36,11 +37,12 @@ class BatchSource(Generic[Handle]):
         replay: over handles of the caller's kind.
         fetch: handles → their groups, in order.
         batch_groups: groups a step.
-        step_weights: float64 [T'], step probabilities.
+        step_weights: float64 [T'], step probabilities; with levels, theirs.
         tuple_size, tuples, tuple_choice, ties, step_draws: as in `draw_batch`.
         micro_batch: tuples of a part; None: all of the share.
         share: (i, n): the i-th of n workers, which has the i-th of n slices of every batch.
         device: of the parts.
+        levels: of noise that final latents are given; None: the chain's own transitions.
     """
 
     def __init__(
@@ -59,12 +61,13 @@ class BatchSource(Generic[Handle]):
         micro_batch: int | None,
         share: tuple[int, int],
         device: torch.device,
+        levels: NoiseLevels | None = None,
     ) -> None:
         self._replay, self._fetch, self._run_seed = replay, fetch, run_seed
         self._batch_groups, self._step_weights = batch_groups, step_weights
         self._tuple_choice, self._ties = tuple_choice, ties
         self._sizes = {"tuple_size": tuple_size, "tuples": tuples, "step_draws": step_draws}
-        self._micro_batch, self._share, self._device = micro_batch, share, device
+        self._micro_batch, self._share, self._device, self._levels = micro_batch, share, device, levels
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: tuple[int, Future[DrawnBatch]] | None = None
         self._seen: set[int] = set()
@@ -104,17 +107,22 @@ class BatchSource(Generic[Handle]):
             draws=draws,
             **self._sizes,
         )
+        if self._levels is not None:
+            plan = with_noise(plan, groups[distinct[0]].latents.shape[2:], self._run_seed, step)
         fingerprints = {i: zlib.crc32(groups[i].log_probs.tobytes()) for i in distinct}
         return DrawnBatch(plan, self._gather(plan, groups), fingerprints, pulled)
 
-    def _gather(self, plan: BatchDraws, groups: Mapping[int, TrajectoryGroup]) -> list[tuple[slice, TransitionBatch]]:
+    def _gather(self, plan: BatchDraws, groups: Mapping[int, TrajectoryGroup]) -> list[tuple[slice, Batch]]:
         index, count = self._share
         begin, end = index * len(plan) // count, (index + 1) * len(plan) // count
         size = self._micro_batch or end - begin
-        parts = []
+        parts: list[tuple[slice, Batch]] = []
         for first in range(begin, end, size):
             rows = slice(first, min(first + size, end))
             part = plan.rows(rows.start, rows.stop)
             drawn = [groups[i] for i in part.groups.tolist()]
-            parts.append((rows, gather_transitions(part, drawn).to(self._device)))
+            batch: Batch = (
+                gather_transitions(part, drawn) if self._levels is None else gather_noised(part, drawn, self._levels)
+            )
+            parts.append((rows, batch.to(self._device)))
         return parts

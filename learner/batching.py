@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,14 +21,17 @@ class BatchDraws:
 
     groups: Tensor  # int64 [B], indices into the replay buffer
     trajectories: Tensor  # int64 [B, n], indices into the group
-    steps: Tensor  # int64 [B, S]
+    steps: Tensor  # int64 [B, S]; of pictures that are noised, levels of noise
     tie_noise: Tensor  # float32 [B, n]
+    noise: Tensor | None = None  # float32 [B, S, C, H, W]; of pictures that are noised
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def rows(self, start: int, stop: int) -> BatchDraws:
-        return BatchDraws(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+        part = slice(start, stop)
+        noise = None if self.noise is None else self.noise[part]
+        return BatchDraws(self.groups[part], self.trajectories[part], self.steps[part], self.tie_noise[part], noise)
 
     def index(self) -> tuple[Tensor, Tensor, Tensor]:
         """Group, trajectory and step of every draw, which broadcast to [B, n, S]."""
@@ -54,7 +57,7 @@ def draw_batch(
     Args:
         drawn_groups: int64 [G], from the replay buffer.
         rewards: float32 [G, K], of those groups.
-        weights: float64 [T'], step probabilities (`losses.step_weights`).
+        weights: float64 [T'], step probabilities (`losses.step_weights`), or those of noise levels.
         draws: the step's own generator.
     """
     groups = drawn_groups.repeat_interleave(tuples)
@@ -86,3 +89,9 @@ def first_unequal(order: Tensor, rewards: Tensor, size: int) -> Tensor:
 def step_generator(run_seed: int, step: int) -> torch.Generator:
     """The generator of one gradient step's draws."""
     return generator(run_seed, "batch", step)
+
+
+def with_noise(plan: BatchDraws, latent_shape: tuple[int, ...], run_seed: int, step: int) -> BatchDraws:
+    """The plan with noise of its own for each draw, which all trajectories of a tuple share."""
+    shape = (*plan.steps.shape, *latent_shape)
+    return replace(plan, noise=torch.randn(shape, generator=generator(run_seed, "noise", step)))

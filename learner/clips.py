@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydense.core.types import FloatArray
+from raydense.core.types import ByStep, FloatArray
 
 RECENT = 128  # log-ratios of a step that are remembered
 ENOUGH = 32  # of a step and its neighbours together, before anything is clipped there
@@ -92,6 +92,33 @@ class AutoClip:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._recent[:], self._seen[:] = state["recent"].numpy(), state["seen"].numpy()
+
+
+def on_device(delta: float | FloatArray, device: torch.device) -> float | Tensor:
+    """δ as a loss takes it; what `Clip.now` gave."""
+    return delta if isinstance(delta, float) else torch.from_numpy(delta).to(device)
+
+
+def tell(
+    clip: Clip,
+    delta: float | FloatArray,
+    steps: NDArray[np.int64],
+    distances: FloatArray,
+    clipped: FloatArray,
+    num_steps: int,
+) -> ByStep:
+    """Tells δ what a gradient step saw.
+
+    Args: delta: as it was then. steps [B, S]; distances, and 1 where one was clipped, [B, n, S]. num_steps: T.
+    Returns: of each denoising step how many log-ratios were clipped, and its δ if it has one of its own.
+    """
+    clip.observe(steps, distances)
+    drawn = np.broadcast_to(steps[:, None, :], clipped.shape)
+    counts = np.bincount(drawn.reshape(-1), weights=clipped.reshape(-1), minlength=num_steps)
+    by_step: dict[str, tuple[float | None, ...]] = {"clipped": tuple(map(int, counts))}
+    if not isinstance(delta, float):
+        by_step["clip"] = tuple(float(value) if np.isfinite(value) else None for value in delta)
+    return by_step
 
 
 def _with_neighbours(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,10 +1,13 @@
-"""From stored transitions to the loss: one policy call for all trajectories, step draws and guidance halves."""
+"""What gradient steps minimise: the protocol, and the dense-reward preference loss as its first implementation.
+
+A loss is computed in parts, by several workers, and what is measured on the way is added up; so an objective is told
+when a step begins, asked for each part's loss, and told what all parts together measured.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batching import BatchDraws, Ties
+from learner.clips import Clip, on_device, tell
 from learner.losses import (
     clipped_log_ratio,
     have_ties,
@@ -20,84 +24,94 @@ from learner.losses import (
     plackett_luce_loss,
     trajectory_logits,
 )
-from raydense.core.types import TrajectoryGroup
+from learner.references import ReferenceCache
+from learner.transitions import TransitionBatch, transition_log_probs
+from raydense.core.types import ByStep
 from raydense.diffusion.policy import Policy
-from raydense.families.conditioning import Conditioning, each
+
+Measured = dict[str, NDArray[np.float32]]  # of a whole batch: [B, ...] each
 
 DISTANCES, CLIPPED = "distances", "clipped"  # by draw, [B, n, S]: |log-ratio|, and whether it was beyond δ
+INITIAL = "initial"  # log π_I, [B, n, S]
 
 
-@dataclass(frozen=True)
-class TransitionBatch:
-    """B tuples of n trajectories with S step draws each; a transition that several draws share is there once (U)."""
+class Objective(Protocol):
+    """What it remembers is the same in all workers, and part of the learner's state."""
 
-    plan: BatchDraws  # always on the CPU
-    places: NDArray[np.int64]  # [B, n, S], which transition each draw is; on the CPU
-    draws: Tensor  # int64 [B, n, S], the same on the device
-    x_t: Tensor  # [U, C, H, W], storage dtype
-    x_next: Tensor  # [U, C, H, W]
-    t: Tensor  # int64 [U]
-    row: Tensor  # int64 [U], of the tuple whose prompt it has
-    conditioning: Conditioning  # of B rows
-    old_log_probs: Tensor  # float32 [B, n, S]
-    rewards: Tensor  # float32 [B, n]
-    tie_noise: Tensor  # float32 [B, n]
+    def begin_stage(self, stage: int) -> None: ...
 
-    def __len__(self) -> int:
-        return len(self.plan)
+    def begin_step(self, step: int, fingerprints: Mapping[int, int]) -> None:
+        """Args: step: gradient steps taken before. fingerprints: of the batch's groups, by their index."""
 
-    def to(self, device: torch.device) -> TransitionBatch:
-        """Copies to a GPU are queued from pinned memory, in the order of its work: nothing waits for them."""
-        if device.type == "cpu":
-            return self
-        pin = device.type == "cuda"
+    def loss(self, part: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Of one micro-batch: float32 [b], a value a tuple, and what is measured: detached, [b, ...] each."""
 
-        def there(value: Tensor) -> Tensor:
-            return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+    def end_step(self, plan: BatchDraws, measured: Measured) -> tuple[dict[str, float], ByStep]:
+        """What the whole batch measured becomes metrics, and metrics by denoising step."""
 
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {name: there(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **moved, conditioning=each(self.conditioning, there))
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
-def gather_transitions(plan: BatchDraws, groups: Sequence[TrajectoryGroup]) -> TransitionBatch:
-    """Copies the drawn transitions out of the groups (`groups[i]` belongs to row i of the plan).
+class DensePreference:
+    """METHOD §4.
 
-    The groups' arrays may be views into shared memory: they are read, never written.
+    Args:
+        references: of log π_I.
+        clip, c, ties, balance: as of `preference_loss`.
+        to_init, to_old: which references the log-ratios have.
+        warm_up_steps: at the beginning, without a reference.
     """
 
-    def stack(arrays: Iterable[NDArray[Any]]) -> Tensor:
-        return torch.from_numpy(np.stack(list(arrays)))
+    def __init__(
+        self,
+        policy: Policy,
+        references: ReferenceCache,
+        clip: Clip,
+        *,
+        c: float,
+        ties: Ties,
+        balance: Tensor | None,
+        to_init: bool,
+        to_old: bool,
+        warm_up_steps: int,
+    ) -> None:
+        self._policy, self._references, self._clip = policy, references, clip
+        self._options: Any = {"c": c, "ties": ties, "balance": balance}
+        self._wanted, self._warm_up_steps = (to_init, to_old), warm_up_steps
+        self._to_init, self._to_old = self._wanted
 
-    group, k, t = (index.numpy() for index in plan.index())
-    ids = (group * (k.max() + 1) + k) * (t.max() + 1) + t
-    _, first, places = np.unique(ids, return_index=True, return_inverse=True)
-    places = places.reshape(ids.shape)
-    row, trajectory, step = (
-        np.broadcast_to(i, ids.shape).flat[first] for i in (np.arange(len(plan))[:, None, None], k, t)
-    )
-    once = list(zip(row, trajectory, step, strict=True))
-    rows = list(zip(groups, plan.trajectories.numpy(), plan.steps.numpy(), strict=True))
-    return TransitionBatch(
-        plan=plan,
-        places=places,
-        draws=torch.from_numpy(places),
-        x_t=stack(groups[r].state(i, s) for r, i, s in once),
-        x_next=stack(groups[r].state(i, s + 1) for r, i, s in once),
-        t=torch.from_numpy(step),
-        row=torch.from_numpy(row),
-        conditioning={name: stack(g.conditioning[name] for g in groups) for name in groups[0].conditioning},
-        old_log_probs=stack(g.log_probs[np.ix_(i, s)] for g, i, s in rows),
-        rewards=stack(g.rewards[i] for g, i, _ in rows),
-        tie_noise=plan.tie_noise,
-    )
+    def begin_stage(self, stage: int) -> None:
+        self._references.begin_stage(stage)
 
+    def begin_step(self, step: int, fingerprints: Mapping[int, int]) -> None:
+        self._references.forget_changed(fingerprints)
+        self._delta = self._clip.now()
+        self._limit = on_device(self._delta, self._policy.device)
+        self._to_init, self._to_old = (wanted and step >= self._warm_up_steps for wanted in self._wanted)
 
-def transition_log_probs(policy: Policy, batch: TransitionBatch, which: Tensor | slice = slice(None)) -> Tensor:
-    """log π(x_{t+1} | x_t) of some of the batch's transitions under the policy as it is now: float32 [transitions]."""
-    row = batch.row[which]
-    conditioning = each(batch.conditioning, lambda tensor: tensor[row])
-    return policy.log_prob(batch.x_t[which], batch.x_next[which], batch.t[which], conditioning)
+    def loss(self, part: TransitionBatch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        references, measured = [part.old_log_probs] if self._to_old else [], {}
+        if self._to_init:
+            measured[INITIAL] = known = self._references.look_up(part)
+            references.append(known)
+        loss, values = preference_loss(self._policy, part, references, clip=self._limit, **self._options)
+        return loss, {**values, **measured}
+
+    def end_step(self, plan: BatchDraws, measured: Measured) -> tuple[dict[str, float], ByStep]:
+        if INITIAL in measured:
+            self._references.remember(plan, measured.pop(INITIAL))
+        steps, count = plan.steps.numpy(), self._policy.schedule.num_steps
+        by_step = tell(self._clip, self._delta, steps, measured.pop(DISTANCES), measured.pop(CLIPPED), count)
+        return batch_metrics(measured), by_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"references": self._references.state_dict(), "clip": self._clip.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._references.load_state_dict(state["references"])
+        self._clip.load_state_dict(state.get("clip", {}))  # none in a checkpoint of earlier code
 
 
 def preference_loss(
@@ -152,9 +166,13 @@ def preference_loss(
 
 
 def batch_metrics(values: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:
-    """Means over a batch's tuples, but for the largest ratio and the spread of the logits. Args: [B, ...] each."""
-    by_draw = (DISTANCES, CLIPPED)
-    means = {name: float(array.mean(dtype=np.float64)) for name, array in values.items() if name not in by_draw}
-    largest = float(values["log_ratio/abs_max"].max())
-    spread = float(values["logit_std"].std(ddof=1, dtype=np.float64))
-    return {**means, "log_ratio/abs_max": largest, "logit_std": spread}
+    """Means over a batch's tuples, but for largest values and the spread of the logits. Args: [B, ...] each."""
+    metrics = {}
+    for name, array in values.items():
+        if name.endswith("max"):
+            metrics[name] = float(array.max())
+        elif name == "logit_std":
+            metrics[name] = float(array.std(ddof=1, dtype=np.float64))
+        elif name not in (DISTANCES, CLIPPED):
+            metrics[name] = float(array.mean(dtype=np.float64))
+    return metrics

@@ -9,13 +9,21 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayTaskError
 
 from learner.gang import LOOPBACK, Gang
-from raydense.core.interfaces import GroupsLost, Learner, LearnerDied
+from raydense.core import interfaces
+from raydense.core.interfaces import GroupsLost, LearnerDied
 from raydense.core.messages import one_line
-from raydense.core.ray_actors import DEATHS, actor_options, ended_by_device_faults, hide_unreserved_gpus, node_name
+from raydense.core.ray_actors import (
+    DEATHS,
+    actor_options,
+    ended_by_device_faults,
+    hide_unreserved_gpus,
+    keep_title,
+    node_name,
+)
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 from raydense.pipelines.base_model import LEARNED_WITH, BaseModel, Checksums
 
-LearnerFactory = Callable[[Callable[..., Any], Gang], Learner[Any]]
+LearnerFactory = Callable[[Callable[..., Any], Gang], interfaces.Learner[Any]]
 
 
 def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
@@ -31,13 +39,17 @@ def fetch_groups(refs: Sequence[Any]) -> Sequence[TrajectoryGroup]:
 
 
 @ray.remote
-class _LearnerActor:
+class Learner:  # what Ray lists
     """One worker of the learner. Args: look: says which files the base model was loaded from."""
 
     def __init__(self, factory: LearnerFactory, rank: int, size: int, look: Callable[[], Checksums]) -> None:
         hide_unreserved_gpus()
         self._gang, self._look = Gang(rank, size), look
         self._learner = factory(fetch_groups, self._gang)
+
+    def __repr__(self) -> str:
+        """What Ray lists, and begins this process's log with."""
+        return repr(self._learner)
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
@@ -61,6 +73,7 @@ class _LearnerActor:
         self._learner.begin_stage(stage, groups)
 
     def train(self, num_steps: int) -> list[StepMetrics]:
+        keep_title("Learner.train")
         with ended_by_device_faults():
             return self._learner.train(num_steps)
 
@@ -103,6 +116,7 @@ class RayLearner:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._roles = ["learner"] if workers == 1 else [f"learner-{rank}" for rank in range(workers)]
         self._died = False
+        self._stage = self._step = 0  # for names of tasks
         self._actors = self._start()
 
     def started(self) -> RayLearner:
@@ -114,7 +128,7 @@ class RayLearner:
             except LearnerDied:
                 pass
         self.shutdown()
-        self._actors, self._died = self._start(), False
+        self._actors, self._died, self._step = self._start(), False, 0
         self._meet()
         return self
 
@@ -126,10 +140,13 @@ class RayLearner:
         return None if None in answers else _all_the_same(answers)
 
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
+        self._stage = stage
         self._call("begin_stage", stage, list(groups))  # in a list: references, not values
 
     def train(self, num_steps: int) -> list[StepMetrics]:
-        metrics: list[StepMetrics] = self._call("train", num_steps)[0]
+        name = f"train stage {self._stage} step {self._step + 1}"
+        metrics: list[StepMetrics] = self._call("train", num_steps, name=name)[0]
+        self._step = metrics[-1].step
         return metrics
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -138,6 +155,7 @@ class RayLearner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._call("load_state_dict", state)
+        self._step = state["step"]
 
     def shutdown(self) -> None:
         for actor in self._actors:
@@ -146,7 +164,7 @@ class RayLearner:
     def _start(self) -> list[Any]:
         options = [{**self._resources, **actor_options(self._run, role, self._labels)} for role in self._roles]
         return [
-            _LearnerActor.options(**option).remote(  # type: ignore[attr-defined]
+            Learner.options(**option).remote(  # type: ignore[attr-defined]
                 self._factory, rank, self._size, self._base.look(LEARNED_WITH)
             )
             for rank, option in enumerate(options)
@@ -163,10 +181,16 @@ class RayLearner:
             self._call("join", host, port, self._timeout_s)
 
     def _call(
-        self, method: str, *arguments: Any, workers: Sequence[Any] | None = None, timeout: float | None = None
+        self,
+        method: str,
+        *arguments: Any,
+        name: str | None = None,
+        workers: Sequence[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[Any]:
-        """Every worker's answer; the first failure of any of them is raised at once."""
-        calls = [getattr(actor, method).remote(*arguments) for actor in workers or self._actors]
+        """Every worker's answer; the first failure of any of them is raised at once. Args: name: of the tasks."""
+        name = name or f"Learner.{method}"  # Ray's own
+        calls = [getattr(actor, method).options(name=name).remote(*arguments) for actor in workers or self._actors]
         try:
             answers: list[Any] = ray.get(calls, timeout=timeout)
             return answers

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batching import BatchDraws
-from learner.objective import TransitionBatch, transition_log_probs
+from learner.transitions import TransitionBatch, transition_log_probs
 from raydense.core.types import FloatArray
 from raydense.diffusion.policy import Policy
 

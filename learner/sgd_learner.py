@@ -15,15 +15,12 @@ from torch.utils._pytree import tree_map
 
 from learner.averaging import MovingAverage
 from learner.batch_source import BatchSource, DrawnBatch
-from learner.batching import Ties
-from learner.clips import Clip
 from learner.gang import Gang
-from learner.objective import CLIPPED, DISTANCES, batch_metrics, preference_loss
-from learner.references import ReferenceCache
+from learner.objective import Objective
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.memory import memory_advice
 from raydense.core.threads import cpu_threads
-from raydense.core.types import ByStep, FloatArray, PolicyWeights, StepMetrics
+from raydense.core.types import ByStep, PolicyWeights, StepMetrics
 from raydense.diffusion.policy import Policy
 
 Handle = TypeVar("Handle")
@@ -41,30 +38,20 @@ class SGDLearner(Generic[Handle]):
     Args:
         policy: its LoRA is trained in place.
         batches: of this worker's share.
-        references: of the policy.
-        total_steps: of the whole run, for the warm-up ratio.
+        objective: of the policy.
         gang: the workers; None: this one is alone.
         loss_scale: a power of two by which gradients are larger on their way through the network, where float16 would
             lose small ones.
-        clip, balance: as of `preference_loss`.
         ema: decay of the moving average of θ; None: there is none.
-        The rest: METHOD §4 and §6, as in `TrainConfig`.
+        The rest: METHOD §6, as in `TrainConfig`.
     """
 
     def __init__(
         self,
         policy: Policy,
         batches: BatchSource[Handle],
-        references: ReferenceCache,
+        objective: Objective,
         *,
-        total_steps: int,
-        c: float,
-        clip: Clip,
-        ties: Ties,
-        balance: Tensor | None,
-        reg_to_pi_init: bool,
-        reg_to_pi_old: bool,
-        no_reg_warmup_ratio: float,
         lr: float,
         weight_decay: float,
         betas: tuple[float, float],
@@ -75,11 +62,7 @@ class SGDLearner(Generic[Handle]):
         loss_scale: float = 1.0,
         ema: float | None = None,
     ) -> None:
-        self.policy, self._batches, self._references, self._gang = policy, batches, references, gang or Gang()
-        self._to_init, self._to_old = reg_to_pi_init, reg_to_pi_old
-        self._loss: Any = {"c": c, "ties": ties, "balance": balance}
-        self._clip = clip
-        self._warm_up_steps = int(no_reg_warmup_ratio * total_steps)
+        self.policy, self._batches, self._objective, self._gang = policy, batches, objective, gang or Gang()
         self._max_grad_norm, self._threads, self._loss_scale = max_grad_norm, threads, loss_scale
         self._optimizer = torch.optim.AdamW(
             policy.parameters(), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
@@ -87,6 +70,9 @@ class SGDLearner(Generic[Handle]):
         self._average = None if ema is None else MovingAverage(policy.named_parameters(), ema)
         self._step = self._skipped = 0
         self._stage = -1
+
+    def __repr__(self) -> str:
+        return f"Learner({self.policy.about})"
 
     def weights(self) -> PolicyWeights:
         """θ as it is; its version is the number of gradient steps taken."""
@@ -100,7 +86,7 @@ class SGDLearner(Generic[Handle]):
     def begin_stage(self, stage: int, groups: Sequence[Handle]) -> None:
         """Replaces the replay buffer's content; groups are fetched when a batch draws them."""
         self._stage = stage
-        self._references.begin_stage(stage)
+        self._objective.begin_stage(stage)
         self._batches.begin_stage(stage, groups)
 
     def train(self, num_steps: int) -> list[StepMetrics]:
@@ -109,7 +95,7 @@ class SGDLearner(Generic[Handle]):
             return [self._train_step() for _ in range(num_steps)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, LoRA, its average, optimizer state, and the reference's log-probs as far as this stage knows them.
+        """Counters, LoRA, its average, optimizer state, and what the objective remembers.
 
         All tensors are on the CPU, so that whoever reads them needs no GPU and opens no context on one.
         """
@@ -118,16 +104,14 @@ class SGDLearner(Generic[Handle]):
             "skipped": self._skipped,
             "weights": self.weights(),
             "optimizer": on_cpu(self._optimizer.state_dict()),
-            "references": self._references.state_dict(),
-            "clip": self._clip.state_dict(),
+            **self._objective.state_dict(),
             "average": self._average.state_dict() if self._average else {},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.policy.bind(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._references.load_state_dict(state["references"])
-        self._clip.load_state_dict(state.get("clip", {}))  # none in a checkpoint of earlier code
+        self._objective.load_state_dict(state)
         if self._average:
             self._average.load_state_dict(state["average"])
         self._step, self._skipped = state["step"], state["skipped"]
@@ -136,18 +120,18 @@ class SGDLearner(Generic[Handle]):
         batch = self._gang.agree(lambda: self._batches.take(self._step))
         self._optimizer.zero_grad(set_to_none=True)
         with memory_advice("set learner.micro_batch=auto or lower it, or set learner.gradient_checkpointing=true"):
-            values, by_step = self._accumulate_gradient(batch)
+            values, by_step, rows = self._accumulate_gradient(batch)
         self._step += 1
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            return self._skip(batch)
+            return self._skip(batch, rows)
         self._optimizer.step()
         self.policy.update()
         if self._average:
             self._average.update()
         self._skipped = 0
-        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes, by_step)
+        return StepMetrics(self._step, {**values, "skipped": 0.0}, batch.pulled_bytes, by_step, rows)
 
-    def _skip(self, batch: DrawnBatch) -> StepMetrics:
+    def _skip(self, batch: DrawnBatch, rows: Mapping[str, int]) -> StepMetrics:
         """Leaves the weights and the optimizer as they are; raises when it happens too often in a row."""
         self._skipped += 1
         plan = batch.plan
@@ -157,52 +141,31 @@ class SGDLearner(Generic[Handle]):
                 f"{self._step} of stage {self._stage}: groups {plan.groups.tolist()}, "
                 f"trajectories {plan.trajectories.tolist()}, denoising steps {plan.steps.tolist()}"
             )
-        return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes)
+        return StepMetrics(self._step, {"skipped": 1.0}, batch.pulled_bytes, network_rows=rows)
 
-    def _accumulate_gradient(self, batch: DrawnBatch) -> tuple[dict[str, float], ByStep]:
+    def _accumulate_gradient(self, batch: DrawnBatch) -> tuple[dict[str, float], ByStep, dict[str, int]]:
         """Puts the whole batch's clipped gradient in place, every worker's share together.
 
-        The device is waited for once, at the end. Returns: metrics, and those by denoising step.
+        The device is waited for once, at the end. Returns: metrics, those by denoising step, and rows of the network.
         """
-        plan, device, clip = batch.plan, self.policy.device, self._clip.now()
-        limit = clip if isinstance(clip, float) else torch.from_numpy(clip).to(device)
-        self._references.forget_changed(batch.fingerprints)
-        initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
-        to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))
-        measured: dict[str, Tensor] = {}
+        plan, measured, before = batch.plan, dict[str, Tensor](), dict(self.policy.rows)
+        self._objective.begin_step(self._step, batch.fingerprints)
         for rows, part in batch.parts:
-            references = [part.old_log_probs] if to_old else []
-            if to_init:
-                initial[rows] = known = self._references.look_up(part)
-                references.append(known)
-            loss, values = preference_loss(self.policy, part, references, clip=limit, **self._loss)
+            loss, values = self._objective.loss(part)
             (loss.sum() / len(plan) * self._loss_scale).backward()  # type: ignore[no-untyped-call]
             for name, value in values.items():
                 measured.setdefault(name, value.new_zeros(len(plan), *value.shape[1:]))[rows] = value
-        measured["initial"] = initial
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
+        computed = {name: float(count - before[name]) for name, count in self.policy.rows.items()}
+        measured |= {f"rows/{name}": torch.tensor(count, device=self.policy.device) for name, count in computed.items()}
         self._gang.add_up([*gradients, *measured.values()])
         torch._foreach_div_(gradients, self._loss_scale)
         norm = clip_grad_norm_(self.policy.parameters(), self._max_grad_norm)
         read = _read({**measured, "grad_norm": norm})
-        log_probs, total = read.pop("initial"), float(read.pop("grad_norm"))
-        if to_init:
-            self._references.remember(plan, log_probs)
-        by_step = self._observe(plan.steps.numpy(), read.pop(DISTANCES), read.pop(CLIPPED), clip)
-        return {**batch_metrics(read), "grad_norm": total}, by_step
-
-    def _observe(
-        self, steps: NDArray[np.int64], distances: FloatArray, clipped: FloatArray, clip: float | FloatArray
-    ) -> ByStep:
-        """Tells δ what was seen. Returns: of each denoising step how many log-ratios were clipped, and its δ."""
-        self._clip.observe(steps, distances)
-        count = self.policy.schedule.num_steps
-        drawn = np.broadcast_to(steps[:, None, :], clipped.shape)
-        counts = np.bincount(drawn.reshape(-1), weights=clipped.reshape(-1), minlength=count)
-        by_step: dict[str, tuple[float | None, ...]] = {"clipped": tuple(map(int, counts))}
-        if not isinstance(clip, float):
-            by_step["clip"] = tuple(float(value) if np.isfinite(value) else None for value in clip)
-        return by_step
+        total = float(read.pop("grad_norm"))
+        counts = {name: int(read.pop(f"rows/{name}")) for name in computed}
+        metrics, by_step = self._objective.end_step(plan, read)
+        return {**metrics, "grad_norm": total}, by_step, counts
 
 
 def _read(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

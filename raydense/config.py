@@ -28,6 +28,7 @@ from raydense.config_files import (
 )
 from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.formats import FORMAT, written_today
+from raydense.sections.objectives import asks_for_gamma, problems
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.roles import LearnerConfig, SamplerConfig, SamplersConfig
 from raydense.sections.run import (
@@ -89,11 +90,8 @@ class Config(Section):
                 f"train.batch_groups={self.train.batch_groups} exceeds the {self.stage.groups} groups of a stage; "
                 "lower it or raise stage.groups"
             )
-        if self.train.reg_to_pi_old and not self.sampler.exact:
-            raise ValueError(
-                "train.reg_to_pi_old=true needs log-probabilities that the sampler computes as the learner does; "
-                "set sampler.exact=true too"
-            )
+        for problem in problems(self.train, self.steps, self.sampler):
+            raise ValueError(problem)
         if self.learner.num_workers > (tuples := self.train.batch_tuples):
             raise ValueError(
                 f"learner.num_workers={self.learner.num_workers} exceeds the {tuples} tuples of a batch "
@@ -211,9 +209,12 @@ def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source
     except ValueError as error:  # a ConfigError is one
         raise ConfigError(str(error)) from None
     try:
-        return Config.model_validate(overridden(whole, overrides, Config))
+        config = Config.model_validate(overridden(whole, overrides, Config))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain_all(error.errors(), whole, source))) from None
+    if problem := asks_for_gamma(config.train, config.steps, overrides):
+        raise ConfigError(problem)
+    return config
 
 
 def _explain_all(problems: Iterable[Any], whole: Mapping[str, Any], source: str) -> Iterator[str]:

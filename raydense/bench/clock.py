@@ -115,7 +115,6 @@ class UNetWatch:
     def __init__(self, policy: Policy, timeline: Timeline, phases: tuple[str, str], after: str | None = None) -> None:
         self.rows = {False: 0, True: 0}  # without and with gradient
         self._family, self._timeline, self._phases, self._after = policy.family, timeline, phases, after
-        self._halves = 2 if policy.family.guided else 1
         self._predict = policy.predict
         policy.predict = self._watched  # type: ignore[method-assign,assignment]
 
@@ -131,11 +130,11 @@ class UNetWatch:
         }
         return sum(self.rows[gradient] * flops for gradient, flops in costs.items())
 
-    def _watched(self, x_t: Tensor, *others: Any) -> Tensor:
+    def _watched(self, x_t: Tensor, *others: Any, guided: bool = True) -> Tensor:
         gradient = torch.is_grad_enabled()
-        self.rows[gradient] += self._halves * len(x_t)
+        self.rows[gradient] += len(x_t) * (2 if guided and self._family.guided else 1)
         self._timeline.mark(self._phases[gradient])
-        output = self._predict(x_t, *others)
+        output = self._predict(x_t, *others, guided=guided)
         if self._after is not None and gradient:
             self._timeline.mark(self._after)
         return output

@@ -116,7 +116,7 @@ def _trial(inputs: Inputs) -> Iterator[Check]:
     yield Check("learner step", True, f"{step_s:.3g} s")
     yield Check("memory", True, _memory())
     yield Check("ρ noise", True, _verdict(noise, config.train.clip, "learner.dtype=float32"))
-    if config.train.reg_to_pi_old:
+    if config.train.needs_old:
         apart = _verdict(values["log_ratio/old_abs_mean"], config.train.clip, "one dtype for sampler and learner")
         yield Check("π_old noise", True, apart)
     yield Check("time", True, _estimate(config, sets, unit_s / _images(config, groups), step_s))

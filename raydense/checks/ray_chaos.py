@@ -147,7 +147,7 @@ class Chaos:
             cluster.remove_node(node, allow_graceful=False)
             nodes.append(add_sampler_node(cluster))
             return self._noticed(kind, driver, out, before)
-        role = "RaySampler" if "sampler" in kind else "_LearnerActor"
+        role = "ray::Sampler" if "sampler" in kind else "ray::Learner"
         victims = _actors(role, born_after=psutil.Process(driver.pid).create_time())
         if not victims:
             return False

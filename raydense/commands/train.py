@@ -25,7 +25,7 @@ from raydense.commands.common import (
     explained,
     fail,
 )
-from raydense.config import Config, ConfigError, load_config
+from raydense.config import DEFAULT_PRESET, Config, ConfigError, load_config
 from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
@@ -83,7 +83,8 @@ def train(
         if config is not None and dry_run:
             _dry_run(config, tflops, rates, price_per_gpu_hour, as_json=log_format == "json")
             return
-        _train(config, resume or out, overrides or [], local, log_format, accept_changes)
+        origin = {"config": str(config_file)} if config_file else {"preset": preset or DEFAULT_PRESET}
+        _train(config, resume or out, overrides or [], local, log_format, accept_changes, origin)
 
 
 def _dry_run(config: Config, tflops: float, rates: str | None, price: float | None, as_json: bool) -> None:
@@ -107,6 +108,7 @@ def _train(
     local: bool,
     log_format: LogFormat,
     accept_changes: bool,
+    origin: Mapping[str, str],
 ) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
     from raydense.records.progress import ProgressDisplay
@@ -122,7 +124,7 @@ def _train(
         root, mirror = default_out(config), None
     shown = mirror.uri if mirror else root
     continued = partial(resume, root, overrides, mirror, accept_changes=accept_changes)
-    run = continued if config is None else partial(train, config, root, mirror)
+    run = continued if config is None else partial(train, config, root, mirror, origin=origin)
     display = ProgressDisplay(open_console(), log_format)
     try:
         with here_until_done(mirror, display.say):

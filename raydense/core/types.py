@@ -79,6 +79,11 @@ class WorkUnit:
         prompts = ", ".join(map(repr, self.prompts))
         return f"unit {self.index} of stage {self.stage}, run seed {run_seed}, prompts {prompts}"
 
+    @property
+    def task(self) -> str:
+        """As Ray lists the work on it."""
+        return f"sample stage {self.stage} unit {self.index}"
+
 
 @dataclass(frozen=True)
 class RenderUnit:
@@ -91,6 +96,11 @@ class RenderUnit:
     def describe(self, run_seed: int) -> str:
         """The unit as a person would find it again."""
         return f"pictures {list(self.seeds)}, run seed {run_seed}, prompts {', '.join(map(repr, self.prompts))}"
+
+    @property
+    def task(self) -> str:
+        """As Ray lists the work on it."""
+        return f"judge weights {self.weights_version} pictures {self.seeds[0]} to {self.seeds[-1]}"
 
 
 @dataclass(frozen=True)
@@ -189,3 +199,4 @@ class StepMetrics:
     values: Mapping[str, float]
     pulled_bytes: int = field(default=0, compare=False)  # telemetry: of groups not fetched before in this stage
     by_step: ByStep = field(default_factory=dict)
+    network_rows: Mapping[str, int] = field(default_factory=dict)  # "forward" alone, and "trained": backward too

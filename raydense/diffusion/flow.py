@@ -68,15 +68,7 @@ def flow_chain(scheduler_config: Mapping[str, Any], num_steps: int, levels: Leve
 
     Raises: ValueError if it inverts its levels or draws noise of its own, in one line.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
-    if not is_flow(scheduler_config):
-        name = scheduler_config.get("_class_name")
-        raise ValueError(f"the scheduler {name} has no noise levels of a flow; give a pipeline with a {SCHEDULER}")
-    for key in ("invert_sigmas", "stochastic_sampling"):
-        if scheduler_config.get(key):
-            raise ValueError(f"the scheduler's {key}=true cannot be taken over; give a pipeline without it")
-    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
+    scheduler = _scheduler(scheduler_config)
     asked: dict[str, Any] = {"num_inference_steps": num_steps}
     if levels.even:
         asked["sigmas"] = np.linspace(1.0, 1 / num_steps, num_steps)
@@ -85,6 +77,28 @@ def flow_chain(scheduler_config: Mapping[str, Any], num_steps: int, levels: Leve
     scheduler.set_timesteps(**asked)
     sigmas: Tensor = scheduler.sigmas.double()
     return FlowChain(scheduler.timesteps.float(), sigmas[:-1], sigmas[1:])
+
+
+def trained_levels(scheduler_config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of the scheduler before it is asked for steps: timesteps float32 [N], and σ float64 [N], falling.
+
+    A shift that hangs on the picture's size is none of them. Raises: ValueError as `flow_chain`.
+    """
+    scheduler = _scheduler(scheduler_config)
+    return scheduler.timesteps.float(), scheduler.sigmas.double()
+
+
+def _scheduler(scheduler_config: Mapping[str, Any]) -> Any:
+    """Raises: ValueError as `flow_chain`."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if not is_flow(scheduler_config):
+        name = scheduler_config.get("_class_name")
+        raise ValueError(f"the scheduler {name} has no noise levels of a flow; give a pipeline with a {SCHEDULER}")
+    for key in ("invert_sigmas", "stochastic_sampling"):
+        if scheduler_config.get(key):
+            raise ValueError(f"the scheduler's {key}=true cannot be taken over; give a pipeline without it")
+    return FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
 
 
 def _shift(config: Mapping[str, Any], tokens: int) -> float:

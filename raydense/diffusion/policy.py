@@ -20,8 +20,10 @@ from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob, transition
 from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
+from raydense.diffusion.noising import NoiseLevels
 from raydense.families.conditioning import Conditioning, each
 from raydense.families.family import Family, Texts
+from raydense.files.locations import short
 
 ADAPTER = "default"
 UNBOUND = -1  # the version of a LoRA that is partly one and partly another
@@ -73,6 +75,8 @@ class Policy:
         self.schedule = schedule.to(self.device)
         self.evaluated = self.schedule if evaluated is None else evaluated.to(self.device)
         self.version = 0
+        self.rows = {"forward": 0, "trained": 0}  # of network calls so far: without a backward pass, and with one
+        self._is_reference = False
         self._decode_batch = decode_batch
         for module in (network, vae, *(text.network for text in texts.values())):
             if module is not None:
@@ -95,6 +99,12 @@ class Policy:
         self._names = tuple(sorted(family.conditioning_shapes))
         self._empty = family.unconditional(texts) if family.guided else None
         self._cast_empty()
+
+    @property
+    def about(self) -> str:
+        """Base model, device and dtype."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{short(self.family.files.model)}, {self.device}, {dtype}"
 
     # -- LoRA ---------------------------------------------------------------------------------------------
 
@@ -143,8 +153,12 @@ class Policy:
     @contextmanager
     def reference(self) -> Iterator[None]:
         """π_I: inside this context the LoRA is off, and what is computed has no gradient to it."""
-        with self._unrecorded(), self._lora.off():
-            yield
+        self._is_reference = True
+        try:
+            with self._unrecorded(), self._lora.off():
+                yield
+        finally:
+            self._is_reference = False
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -200,9 +214,22 @@ class Policy:
         mean, sigma, _ = self.transition(x_t, t, conditioning)
         return gaussian_log_prob(x_next, mean, sigma)
 
-    def predict(self, x_t: Tensor, t: Tensor, conditioning: Conditioning, schedule: Schedule | None = None) -> Tensor:
-        """The guided network output: float32 [N, C, H, W]. Args: as of `transition`."""
+    def predict(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        conditioning: Conditioning,
+        schedule: Schedule | NoiseLevels | None = None,
+        *,
+        guided: bool = True,
+    ) -> Tensor:
+        """The network's output: float32 [N, C, H, W]. Args: as of `transition`; guided: False: as in pre-training."""
         times = (schedule or self.schedule).timesteps[t]
+        learns = torch.is_grad_enabled() and not self._is_reference
+        self.rows["trained" if learns else "forward"] += len(x_t) * (2 if guided and self.family.guided else 1)
+        if not guided:
+            given = {name: tensor.to(self.dtype) for name, tensor in conditioning.items()}
+            return self._run(x_t.to(self.dtype), times, given)
         predict = self._predict if self._graphs is None or torch.is_grad_enabled() else self._graphs
         return predict(x_t, times, *(conditioning[name] for name in sorted(conditioning)))
 

@@ -103,6 +103,13 @@ def with_noise(spacing: str | None, offset: int = 1) -> dict[str, Any]:
     return {"timestep_spacing": spacing, "steps_offset": max(1, offset), "set_alpha_to_one": False}
 
 
+def noise_table(scheduler_config: Mapping[str, Any]) -> tuple[Tensor, str]:
+    """ᾱ of every timestep that a model was trained on, float64 [N], and its prediction type. Raises: ValueError."""
+    arguments, _ = _ddim_arguments(scheduler_config)
+    scheduler: Any = DDIMScheduler(**arguments)
+    return scheduler.alphas_cumprod.double(), arguments["prediction_type"]
+
+
 def _ddim_arguments(scheduler_config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What DDIMScheduler takes over, and which of the scheduler's choices of timesteps it cannot. Raises: ValueError.
 

@@ -18,7 +18,17 @@ from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
 from raydense.sections.rewards import SingleScorerConfig
 
-PAPER = "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265)"
+DENSE = (
+    "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265) "
+    "(Yang, Chen, Zhou; ICML 2024)"
+)
+PAPERS = {  # of objectives
+    "dense_preference": DENSE,
+    "trajectory_preference": f"{DENSE}, without its discount",
+    "policy_gradient": "[DDPO](https://arxiv.org/abs/2305.13301) with advantages within groups, as "
+    "[Flow-GRPO](https://arxiv.org/abs/2505.05470)",
+    "diffusion_dpo": "[Diffusion-DPO](https://arxiv.org/abs/2311.12908) (Wallace et al.; CVPR 2024)",
+}
 PICTURE = "before-after.png"
 CARD = """\
 ---
@@ -28,7 +38,7 @@ CARD = """\
 # {name}
 
 A LoRA that aligns `{base}` with a preference model, trained with raydense by the method of
-{paper} (Yang, Chen, Zhou; ICML 2024).
+{paper}.
 
 | | |
 |---|---|
@@ -39,7 +49,7 @@ A LoRA that aligns `{base}` with a preference model, trained with raydense by th
 | sampling | {stages} stages of {groups:,} trajectory groups, R = {rolled}, K = {kept} |
 | training | {steps:,} gradient steps a stage; seed {seed} |
 | chain | {chain} {dynamics} steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
-| loss | C = {c:g}, clip δ = {clip}, learning rate {lr:g} |
+| loss | {loss}, learning rate {lr:g} |
 | weights | {weights} |
 | state | {state} |
 
@@ -103,7 +113,7 @@ def model_card(
     return CARD.format(
         front=_front_matter(policy.model),
         name=config.name,
-        paper=PAPER,
+        paper=PAPERS[config.train.objective],
         base=policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
         rank=policy.lora_rank,
         alpha=policy.alpha,
@@ -122,8 +132,7 @@ def model_card(
         eta=steps.eta,
         guidance=sampler.guidance_scale,
         gamma=steps.gamma,
-        c=config.train.c,
-        clip=config.train.shown_clip,
+        loss=config.train.shown_loss,
         lr=config.train.lr,
         weights=config.train.shown_weights,
         state="finished" if scores else "unfinished: the LoRA of its latest checkpoint",

@@ -8,6 +8,12 @@ from pathlib import Path
 PACKAGE_SCHEME = "pkg://"
 
 
+def short(location: str) -> str:
+    """As people call it: `sd15` of `/models/sd15`; of a package, the whole path in it."""
+    inside = location.removeprefix(PACKAGE_SCHEME)
+    return inside if inside != location else Path(location).name or location
+
+
 def resolve(location: str) -> str:
     """Turns `pkg://package/path` into a path; everything else is returned as it is.
 

@@ -15,10 +15,12 @@ from urllib.request import urlopen
 
 import ray
 from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
 
 from raydense.config import Config, ConfigError
 from raydense.core.messages import one_line
 from raydense.core.waiting import share_the_machine
+from raydense.fleets.ray_job import tell_job
 from raydense.planning.placement import Placement, of_workers
 
 NAMESPACE = "raydense"
@@ -29,16 +31,18 @@ TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or put the cluster's
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(about: Mapping[str, str] = {}) -> Iterator[None]:  # never changed
     """Joins the cluster that RAY_ADDRESS names (a job has it), else starts a private one; leaves it at the end.
 
     Nothing else is looked for: a file under /tmp that names a cluster does not make us join it. The private one
     listens on loopback only. Joining one without token authentication is warned of.
+    Args: about: the job, for Ray's list of jobs, which shows its `job_name`.
     Raises: ConfigError if the cluster cannot be reached, refuses us, or is of another version.
     """
     started = not ray.is_initialized()
     if started:
-        _connect()
+        _connect(about)
+        tell_job(about)
     try:
         yield
     finally:
@@ -46,12 +50,17 @@ def ray_session() -> Iterator[None]:
             ray.shutdown()
 
 
-def _connect() -> None:
+def _connect(about: Mapping[str, str]) -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     _probe(address)
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that the fleet has given to others
     where = f"RAY_ADDRESS={address}" if address else "Ray"
-    options: dict[str, Any] = {"namespace": NAMESPACE, "logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "job_config": JobConfig(metadata=dict(about)),
+    }
     try:
         if address in ("", "local"):
             share_the_machine()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,17 @@ from raydense.wiring.roles import build_learner, build_sampler_process
 
 @contextmanager
 def build_on_ray(
-    config: Config, pipeline: PipelineFiles, base: BaseModel, segments: Path
+    config: Config,
+    pipeline: PipelineFiles,
+    base: BaseModel,
+    segments: Path,
+    about: Mapping[str, str] = {},  # never changed
 ) -> Iterator[tuple[Fleet[Any], Callable[[], RayLearner]]]:
-    """Starts fleet and learner side by side, and stops them at the end; called again, the learner is a new one."""
-    with ray_session():
+    """Starts fleet and learner side by side, and stops them at the end; called again, the learner is a new one.
+
+    Args: about: the run, for Ray's list of jobs.
+    """
+    with ray_session(about):
         placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
         check_resources(config, placement)
         if (samplers := placement.beside_the_learner()) and (free := _free_gpu_bytes(config, placement)) is not None:
@@ -68,7 +75,7 @@ def build_on_ray(
 @contextmanager
 def sampling_fleet_on_ray(config: Config, base: BaseModel) -> Iterator[Fleet[Any]]:
     """Samplers alone, to draw and judge; stops them at the end."""
-    with ray_session():
+    with ray_session({"job_name": config.name}):
         placement = place(config, int(ray.cluster_resources().get("GPU", 0)))
         check_resources(config, placement)
         fleet = _fleet(config, base, placement)
@@ -98,9 +105,12 @@ def _fleet(config: Config, base: BaseModel, placement: Placement) -> RayFleet:
 
 
 @contextmanager
-def settled_on_ray(config: Config, pipeline: PipelineFiles) -> Iterator[Config]:
-    """`settled` by the GPU that the learner will have; the session that this takes goes on inside the context."""
-    with ray_session():
+def settled_on_ray(config: Config, pipeline: PipelineFiles, about: Mapping[str, str]) -> Iterator[Config]:
+    """`settled` by the GPU that the learner will have; the session that this takes goes on inside the context.
+
+    Args: about: the run, for Ray's list of jobs.
+    """
+    with ray_session(about):
         yield settled(config, pipeline, _learner_gpu)
 
 

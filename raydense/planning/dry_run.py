@@ -14,6 +14,7 @@ from raydense.diffusion.compiler import SMALL
 from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED
+from raydense.planning.compute import NetworkRows, planned_rows
 from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint, text_encoder_parameters
 from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
@@ -37,6 +38,7 @@ class Plan:
     images: int  # rolled out for training
     judged_images: int
     sampled_rows: int  # of the network, a sampler's
+    network_rows: NetworkRows  # of the whole run
     groups: int
     gradient_steps: int
     network: str  # that is trained, as people call it
@@ -102,13 +104,15 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     image_flops = config.steps.count * rows * rolled.flops + decoder.flops
     judged_steps = config.evaluate.steps or config.steps.count
     sampling = images * image_flops + judged * (judged_steps * rows * rolled.flops + decoder.flops)
-    training = count_transitions(config) * rows * _step_flops(config, rolled, trained)
+    learned = rows if config.train.draws_steps else 1  # of the network, a transition or a noised picture
+    training = count_transitions(config) * learned * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
     return Plan(
         images=images,
         judged_images=judged,
         sampled_rows=sampled_rows(config, family),
+        network_rows=planned_rows(config, family.guided, images, count_transitions(config), judged),
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
         network=family.layout.called,
@@ -120,8 +124,8 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         segment_bytes=int(segments) * stages_on_disk * config.stage.groups * group,
         checkpoint_bytes=(3 if config.train.ema is None else 4) * lora_bytes * config.checkpoint.keep_last,
         sampler_gpu_bytes=_sampler_bytes(config, rows * rolled.peak_bytes, rolled, decoder, encoders, sampler_dtype),
-        learner_gpu_bytes=_learner_bytes(config, trained, rows, encoders if family.guided else 0, learner_dtype),
-        tuple_bytes=_tuple_bytes(config, trained, rows),
+        learner_gpu_bytes=_learner_bytes(config, trained, learned, encoders if family.guided else 0, learner_dtype),
+        tuple_bytes=_tuple_bytes(config, trained, learned),
         image_flops=image_flops,
         sampling_flops=sampling,
         training_flops=training,
@@ -152,7 +156,7 @@ def count_judged(config: Config, sets: PromptSets | None) -> int:
 
 
 def count_transitions(config: Config) -> int:
-    """Transitions with a gradient: steps x groups x tuples x n x N_step."""
+    """Transitions, or noised pictures, with a gradient: steps x groups x tuples x n x N_step."""
     train = config.train
     per_step = train.batch_tuples * train.tuple_size * config.steps.draws
     return config.stage.count * config.stage.steps * per_step
@@ -184,7 +188,7 @@ def _encoder_bytes(config: Config, files: PipelineFiles) -> int:
 
 
 def _step_flops(config: Config, rolled: Footprint, trained: Footprint) -> float:
-    return trained.flops + (rolled.flops if config.train.reg_to_pi_init else 0.0)
+    return trained.flops + (rolled.flops if config.train.calls_initial else 0.0)
 
 
 def sampler_devices(config: Config) -> int:

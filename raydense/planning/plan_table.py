@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raydense.config import Config
+from raydense.planning.compute import NetworkRows
 from raydense.planning.cost import Cost
 from raydense.planning.dry_run import STORE_SHARE, Plan, sampler_devices, size
 from raydense.wiring.policies import COMPILING_PAYS
@@ -44,6 +45,7 @@ def _rows(config: Config, plan: Plan, cost: Cost) -> list[tuple[str, str]]:
         ("memory, the learner", f"{size(plan.learner_gpu_bytes)} on its device ({config.learner.dtype}, "
                                 f"micro-batch {config.learner.micro_batch or 'whole'})"),
         ("compiled", _compiled(config, plan.sampled_rows)),
+        ("rows of the network", _network_rows(plan.network_rows)),
         ("work", f"{plan.sampling_flops:.2e} FLOP sampling ({plan.image_flops / 1e12:.4g} TFLOP an image), "
                  f"{plan.training_flops:.2e} FLOP training"),
         ("rates", f"{cost.rates.images_per_s:.3g} images/s a sampler, {cost.rates.transitions_per_s:.4g} transitions/s "
@@ -66,6 +68,13 @@ def _compiled(config: Config, sampled_rows: int) -> str:
     if sampled_rows >= COMPILING_PAYS:
         return f"networks of samplers, on a GPU with a compiler: {rows}"
     return f"nothing: {rows} are too few for it to pay"
+
+
+def _network_rows(rows: NetworkRows) -> str:
+    return (
+        f"{rows.sampler:,} sampling, {rows.judging:,} judging; learning at most {rows.learner_trained:,} forward and "
+        f"backward, {rows.learner_forward:,} forward alone"
+    )
 
 
 def _auto(number: float | None) -> str:

@@ -180,7 +180,7 @@ def _rounding_note(config: Config) -> tuple[str, ...]:
     """A clip that is smaller than what rounding does to a log-ratio."""
     learner, clip = config.learner, config.train.clip
     noise = LOG_RATIO_NOISE.get(learner.dtype, 0.0)
-    if clip == "auto" or clip >= CLEAR * noise:
+    if clip == "auto" or clip >= CLEAR * noise or not config.train.draws_steps:
         return ()
     better = "float16 has less, float32 none" if learner.dtype == "bfloat16" else "float32 has none"
     return (

@@ -20,7 +20,7 @@ from raydense.core.types import PolicyWeights, Position
 from raydense.files.durable import file_checksum, sync
 
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
-OPTIONAL = ("clip", "average")  # parts of a learner's state that may be empty, a file each where they are not
+OPTIONAL = ("references", "clip", "average")  # parts of a learner's state, a file each where there is something
 STAGE_WEIGHTS = ("behaviour", "began")
 
 
@@ -32,8 +32,8 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """Everything that a run continues from; all random draws are functions of the config and these counters.
 
-    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights), `optimizer`,
-        `references`, and where there is any, that of `clip` and `average`.
+    learner: the learner's `state_dict()`: `step`, `skipped`, `weights` (PolicyWeights), `optimizer`, and where there is
+        anything of them `references`, `clip` and `average`.
     position: how far the run has come.
     behaviour: the weights that the work units of the position's stage name; None: θ as it is.
     began: θ when that stage began, which the next stage's units may name; None at a stage boundary.
@@ -65,7 +65,6 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> None:
             _save_weights(known, partial / f"{name}.safetensors")
     (partial / CONFIG).write_text(checkpoint.config, encoding="utf-8")
     save_tensors(moments, partial / "optimizer.safetensors")
-    save_tensors(dict(state["references"]), partial / "references.safetensors")
     for name in OPTIONAL:
         if state.get(name):
             save_tensors(dict(state[name]), partial / f"{name}.safetensors")
@@ -109,7 +108,6 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         "skipped": manifest["skipped"],
         "weights": _load_weights(directory / "lora.safetensors", manifest["weights"]),
         "optimizer": _join_optimizer(moments, manifest["optimizer"]),
-        "references": load_tensors(directory / "references.safetensors"),
     }
     for name in OPTIONAL:
         file = f"{name}.safetensors"

@@ -17,12 +17,24 @@ from raydense.sections.run import StepsConfig
 MOST_POINTS = 400  # of a curve; a longer one is drawn as the means of as many stretches
 CLIPPED_WELL = (0.02, 0.10)  # of the log-ratios: where the clip is well chosen (METHOD §9)
 LEARNING = {
-    "loss": ("Loss", "Plackett–Luce loss of the batch; ln 2 = 0.693 is that of a policy without a preference (pairs)."),
+    "loss": ("Loss", ""),
     "pair_accuracy": ("Pair accuracy", "Share of a batch's pairs that the policy orders as the reward does."),
     "grad_norm": ("Gradient norm", "Before clipping; dashed: train.max_grad_norm."),
-    "log_ratio/clip_fraction": ("Clipped log-ratios", "Share beyond ±δ, which have no gradient; the band is 2–10 %."),
+    "log_ratio/clip_fraction": ("Clipped log-ratios", "Share beyond the clip; the band is 2–10 %."),
     "log_ratio/abs_mean": ("Distance from the base model", "Mean |log π_θ − log π_ref| a step; dashed: the clip δ."),
     "log_ratio/old_abs_mean": ("Distance from the sampling policy", "Mean |log π_θ − log π_old| a step."),
+    "kl": ("Divergence from the base model", "Mean KL(π_θ ‖ π_I) a step and latent element."),
+    "implicit_accuracy": (
+        "Implicit accuracy",
+        "Share of a batch's draws whose winner's error fell more than the loser's.",
+    ),
+}
+PLACKETT_LUCE = "Plackett–Luce loss of the batch; ln 2 = 0.693 is that of a policy without a preference (pairs)."
+LOSSES = {  # by objective
+    "dense_preference": PLACKETT_LUCE,
+    "trajectory_preference": PLACKETT_LUCE,
+    "policy_gradient": "Clipped surrogate of the batch, and the weighed divergence; 0 is that of the sampling policy.",
+    "diffusion_dpo": "Diffusion-DPO's loss of the batch; ln 2 = 0.693 is that of the base model.",
 }
 WATCH = {
     "images/saturation": ("Saturation", "Mean colour saturation of the sampled pictures."),
@@ -62,7 +74,7 @@ def learning_figures(run: RunData) -> Iterator[Figure]:
         yield draw(
             name.replace("/", "-"),
             title,
-            f"{caption} {_smoothing(curve)}",
+            f"{caption or LOSSES[train.objective]} {_smoothing(curve)}",
             f"{title} over {curve.steps[-1]:,} gradient steps. {_change(name, curve)}",
             partial(_paint_learning, curve=curve, run=run, limit=limits.get(name)),
         )
@@ -83,7 +95,9 @@ def watch_figures(run: RunData) -> Iterator[Figure]:
 
 
 def step_figure(run: RunData) -> Figure | None:
-    """Which denoising steps the loss drew."""
+    """Which denoising steps the loss drew; nothing of a loss on finished pictures."""
+    if not run.config.train.draws_steps:
+        return None
     counts, counted = _step_counts(run)
     if not counted:
         return None

@@ -24,6 +24,7 @@ class StepDraws:
 
     def __init__(self, config: Config) -> None:
         steps, train = config.steps, config.train
+        self._of_steps = train.draws_steps
         self._seed, self._groups, self._count = config.seed, train.batch_groups, steps.count
         self._replay: ReplayBuffer[int] = ReplayBuffer(config.stage.groups)
         self._replay.replace(range(config.stage.groups))
@@ -44,6 +45,10 @@ class StepDraws:
         plan = draw_batch(drawn, self._rewards, self._weights, draws=draws, **self._rest)
         counts: list[int] = torch.bincount(plan.steps.flatten(), minlength=self._count).tolist()
         return counts
+
+    def notes(self, step: int) -> dict[str, list[int]]:
+        """`step_draws` for a row of metrics; nothing of a loss on finished pictures. Args: as of `counts`."""
+        return {"step_draws": self.counts(step)} if self._of_steps else {}
 
 
 def draw_counts(config: Config, steps_taken: int) -> tuple[NDArray[np.int64], int]:

@@ -135,9 +135,14 @@ class StageConfig(Section):
         return min(2, self.count) if self.schedule == "overlapped" else 1
 
 
+Objective = Literal["dense_preference", "trajectory_preference", "policy_gradient", "diffusion_dpo"]
+
+
 class TrainConfig(Section):
     """The loss and the optimizer (METHOD §4)."""
 
+    objective: Objective = "dense_preference"
+    """What is minimised; trajectory_preference: the same with γ = 1; policy_gradient, diffusion_dpo: METHOD §10."""
     batch_groups: PositiveInt
     """Groups drawn for a gradient step."""
     tuple_size: Annotated[int, Field(ge=2)] = 2
@@ -160,6 +165,10 @@ class TrainConfig(Section):
     """Log-ratios to the policy that rolled out; with reg_to_pi_init, the sum of both."""
     no_reg_warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the run's steps, at its beginning, without a reference policy."""
+    kl: NonNegativeFloat = 0.0
+    """Of a policy gradient: weight of the divergence from the model with its LoRA off, a latent element's."""
+    dpo_beta: PositiveFloat = 5000.0
+    """β of diffusion_dpo; 5000 is what its authors' code has for Stable Diffusion 1.5."""
     lr: PositiveFloat
     """Learning rate of AdamW; constant."""
     weight_decay: NonNegativeFloat = 0.0
@@ -176,6 +185,28 @@ class TrainConfig(Section):
     """Whether samplers roll out with this average, too."""
 
     @property
+    def prefers(self) -> bool:
+        """Whether the loss is that of METHOD §4."""
+        return self.objective in ("dense_preference", "trajectory_preference")
+
+    @property
+    def draws_steps(self) -> bool:
+        """Whether the loss is on steps of the chain; else on finished pictures."""
+        return self.objective != "diffusion_dpo"
+
+    @property
+    def needs_old(self) -> bool:
+        """Whether the loss reads log π_old, which the sampler must compute as the learner does."""
+        return self.reg_to_pi_old or self.objective == "policy_gradient"
+
+    @property
+    def calls_initial(self) -> bool:
+        """Whether the loss needs the model with its LoRA off."""
+        if self.objective == "policy_gradient":
+            return self.kl > 0
+        return self.reg_to_pi_init or not self.prefers
+
+    @property
     def shown_clip(self) -> str:
         """δ, as tables show it."""
         return f"{self.clip:g}" if isinstance(self.clip, float) else f"{self.clip}, {self.clip_share:.0%} a step"
@@ -186,12 +217,21 @@ class TrainConfig(Section):
         return "of the last step" if self.ema is None else f"averaged over the steps, decay {self.ema:g} a step"
 
     @property
+    def shown_loss(self) -> str:
+        """What the loss is and hangs on, as tables show it."""
+        if self.objective == "policy_gradient":
+            return f"policy gradient, ratio clip ε = {self.shown_clip}, KL weight {self.kl:g}"
+        if self.objective == "diffusion_dpo":
+            return f"Diffusion-DPO, β = {self.dpo_beta:g}"
+        return f"C = {self.c:g}, clip δ = {self.shown_clip}"
+
+    @property
     def batch_tuples(self) -> int:
         return self.batch_groups * self.tuples
 
     @model_validator(mode="after")
     def _orders_can_be_summed(self) -> TrainConfig:
-        if self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
+        if self.prefers and self.ties == "marginal" and self.tuple_size > MARGINAL_TUPLE:
             raise ValueError(
                 f"tuple_size={self.tuple_size} has too many orders to sum over for ties=marginal; lower it to "
                 f"{MARGINAL_TUPLE} or set ties=random"
@@ -206,7 +246,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _some_reference(self) -> TrainConfig:
-        if not (self.reg_to_pi_init or self.reg_to_pi_old):
+        if self.prefers and not (self.reg_to_pi_init or self.reg_to_pi_old):
             raise ValueError("reg_to_pi_init and reg_to_pi_old are both false; the loss needs a reference policy")
         return self
 

@@ -27,12 +27,14 @@ from raydense.core.types import (
 )
 from raydense.fleets.collecting import SerialCollection
 from raydense.pipelines.pipeline_files import PipelineFiles
+from raydense.planning.compute import computed_rows
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import continue_inputs, pin_preferences
 from raydense.planning.placement import check_one_worker
 from raydense.planning.preflight import as_found, check_inputs
 from raydense.planning.units import stage_units
 from raydense.records.checkpoints import CheckpointStore
+from raydense.records.metrics import read_rows
 from raydense.records.mirror import Mirror
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
@@ -46,6 +48,7 @@ from raydense.training.stage_loop import run_stages
 from raydense.training.stopping import StopFlag
 from raydense.training.summary import summarise
 from raydense.wiring.devices import resolve_device
+from raydense.wiring.policies import family_for
 from raydense.wiring.roles import build_learner
 
 MAY_CHANGE = (
@@ -159,7 +162,9 @@ def train_offline(
                 run_stages(config, sets, fleet, learner, recorder)
         finally:
             recorder.close()
-    summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline")
+    guided = family_for(config, inputs.pipeline).guided
+    rows = replace(computed_rows(config, guided, read_rows(run_dir.metrics), judged=0), sampler=0)
+    summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline", rows)
     run_dir.write_summary(summary)
     run_dir.publish()
     return summary
@@ -185,6 +190,8 @@ def offline_config(source: Path, overrides: list[str]) -> Config:
 
 def _check_states(config: Config, sampled: StepsConfig, root: Path) -> None:
     """Raises: ConfigError if the loss would draw steps that the first group has no states of, or that had no noise."""
+    if not config.train.draws_steps:
+        return  # every group has its final states
     _, (group, *_) = read_segment(segment_path(root, 0, 0))
     noisy = range(*(sampled.window or (0, sampled.count)))
     held = [step for step in group.steps if step in noisy]

@@ -55,6 +55,8 @@ class Preferences:
 
 def read_preferences(path: Path, config: Config) -> Preferences:
     """Raises: ConfigError naming the file, and the group or column that cannot be used."""
+    if config.train.objective == "policy_gradient":
+        raise ConfigError(f"--preferences={path} holds orders, but train.objective=policy_gradient learns from scores")
     try:
         content = path.read_bytes()
         table = pq.read_table(pa.BufferReader(content))

@@ -164,8 +164,8 @@ class Recorder:
         self._tell_fleet(position.stages)
         for row in metrics:
             self._pulled_bytes += row.pulled_bytes
-            drawn = self._draws.counts(row.step)
-            self._log.metrics("step", position.stages, row.step, row.values, step_draws=drawn, **row.by_step)
+            notes = {**self._draws.notes(row.step), **row.by_step, "network_rows": row.network_rows}
+            self._log.metrics("step", position.stages, row.step, row.values, **notes)
         last, per_stage = metrics[-1], self._config.stage.steps
         self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
         self._stages.trained(position.stages, position.steps, per_stage, last.values.get("loss", math.nan))

@@ -14,12 +14,14 @@ from raydense.core.types import PolicyWeights
 from raydense.files.durable import write_text
 from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
+from raydense.planning.compute import computed_rows
+from raydense.planning.dry_run import count_judged
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
 from raydense.planning.preflight import Inputs, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
-from raydense.records.metrics import MetricSink
+from raydense.records.metrics import MetricSink, read_rows
 from raydense.records.mirror import Mirror
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
@@ -32,24 +34,33 @@ from raydense.training.stage_loop import StageState, run_stages
 from raydense.training.stopping import StopFlag
 from raydense.training.summary import summarise
 from raydense.training.watch import HackingSuspected
+from raydense.wiring.policies import family_for
 
 MAX_LEARNER_DEATHS = 3
 LearnerFactory = Callable[[], Learner[Any]]
 
 
 def train(
-    config: Config, out: Path, mirror: Mirror | None = None, *, local: bool, display: ProgressDisplay
+    config: Config,
+    out: Path,
+    mirror: Mirror | None = None,
+    *,
+    local: bool,
+    display: ProgressDisplay,
+    origin: Mapping[str, str] = {},  # never changed
 ) -> Mapping[str, Any]:
     """Runs `config` into the new directory `out`; returns the summary that it wrote there.
 
+    Args: origin: the `preset` or the `config` file that it is, for Ray's list of jobs.
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
     inputs = check_inputs(config)
-    with _settled(inputs.config, inputs.pipeline, local) as config:
+    about = _about(config, out, mirror, origin)
+    with _settled(inputs.config, inputs.pipeline, local, about) as config:
         pinned = pin_inputs(config, inputs.prompts)
         run_dir = RunDirectory.create(out, config, mirror)
         try:
-            return _Run(config, pinned, inputs, run_dir, local, display).execute()
+            return _Run(config, pinned, inputs, run_dir, local, display, about).execute()
         except ConfigError:  # nothing was started, so nothing is lost
             run_dir.discard()
             raise
@@ -78,7 +89,8 @@ def resume(
     pinned = continue_inputs(config, run_dir, accept_changes=accept_changes)
     inputs = check_inputs(pinned.config)
     try:
-        return _Run(config, pinned, inputs, run_dir, local, display).execute()
+        about = _about(config, root, mirror)
+        return _Run(config, pinned, inputs, run_dir, local, display, about).execute()
     except ConfigError:  # such as of a buffer that the first unit showed to be too small
         write_text(run_dir.config_file, before)
         raise
@@ -95,8 +107,10 @@ class _Run:
         run_dir: RunDirectory,
         local: bool,
         display: ProgressDisplay,
+        about: Mapping[str, str],
     ) -> None:
         self._config, self._pinned, self._dir, self._local = config, pinned, run_dir, local
+        self._about = about
         self._sets, self._pipeline = inputs.prompts, inputs.pipeline
         self._notes = (*pinned.notes, *inputs.notes)
         self._store = CheckpointStore.of_run(run_dir, config)
@@ -110,7 +124,8 @@ class _Run:
             for note in self._notes:
                 display.say(note)
             base, located = self._pinned.base_model(), self._pinned.config
-            with _components(located, self._pipeline, base, self._dir, self._local) as (fleet, make_learner):
+            components = _components(located, self._pipeline, base, self._dir, self._local, self._about)
+            with components as (fleet, make_learner):
                 for deaths in range(MAX_LEARNER_DEATHS + 1):
                     try:
                         learner = make_learner()
@@ -159,7 +174,9 @@ class _Run:
         finally:
             recorder.close()
         wall_s = time.perf_counter() - self._started
-        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner, last_step)
+        guided, judged = family_for(self._config, self._pipeline).guided, count_judged(self._config, self._sets)
+        rows = computed_rows(self._config, guided, read_rows(self._dir.metrics), judged)
+        summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner, rows, last_step)
         self._dir.write_scores(score_table(self._config, self._sets, before, after, last_step))
         self._dir.write_summary(summary)
         self._dir.publish()
@@ -220,21 +237,31 @@ def _next_step(checkpoint: Checkpoint | None) -> int:
     return checkpoint.learner["step"] + 1 if checkpoint else 0
 
 
+def _about(config: Config, root: Path, mirror: Mirror | None, origin: Mapping[str, str] = {}) -> Mapping[str, str]:
+    """The run, for Ray's list of jobs."""
+    return {"job_name": config.name, **origin, "directory": mirror.uri if mirror else str(root.absolute())}
+
+
 @contextmanager
-def _settled(config: Config, pipeline: PipelineFiles, local: bool) -> Iterator[Config]:
+def _settled(config: Config, pipeline: PipelineFiles, local: bool, about: Mapping[str, str]) -> Iterator[Config]:
     """The configuration with `learner.micro_batch: auto` as a number, which is then the run's own."""
     if local or config.learner.micro_batch != "auto":
         yield settled(config, pipeline, local_gpu)
     else:
         from raydense.fleets.ray_runner import settled_on_ray
 
-        with settled_on_ray(config, pipeline) as found:
+        with settled_on_ray(config, pipeline, about) as found:
             yield found
 
 
 @contextmanager
 def _components(
-    config: Config, pipeline: PipelineFiles, base: BaseModel, run_dir: RunDirectory, local: bool
+    config: Config,
+    pipeline: PipelineFiles,
+    base: BaseModel,
+    run_dir: RunDirectory,
+    local: bool,
+    about: Mapping[str, str],
 ) -> Iterator[tuple[Fleet[Any], LearnerFactory]]:
     if local:
         from raydense.fleets.local_runner import build_local
@@ -243,5 +270,5 @@ def _components(
     else:
         from raydense.fleets.ray_runner import build_on_ray
 
-        with build_on_ray(config, pipeline, base, run_dir.segments) as components:
+        with build_on_ray(config, pipeline, base, run_dir.segments, about) as components:
             yield components

@@ -10,6 +10,7 @@ from typing import Any
 
 from raydense.config import Config
 from raydense.files.durable import json_if_there
+from raydense.planning.compute import NetworkRows
 from raydense.records.scores import Judgement
 from raydense.records.tables import Sheet
 from raydense.training.judging import paired_gains
@@ -30,9 +31,10 @@ def summarise(
     seconds: Mapping[str, float],
     wall_s: float,
     runner: str,
+    rows: NetworkRows,
     last_step: Judgement | None = None,
 ) -> dict[str, Any]:
-    """Scores before and after with their paired gain (where they were judged), times, versions and the seed.
+    """Scores before and after with their paired gain (where they were judged), times, work, versions and the seed.
 
     Args: last_step: of its weights, where `after` is of the average.
     """
@@ -46,6 +48,7 @@ def summarise(
         **({} if config.train.ema is None else {"last_step": _gains(name, before, last_step)}),
         "wall_s": round(wall_s, 2),
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},
+        "network_rows": rows.as_dict(),
         "versions": versions(),
     }
 

@@ -50,10 +50,11 @@ def resolved(config: Config, family: Family) -> Config:
     last = steps.exclude_last
     if last is None:
         last = 0 if steps.window is not None else min(family.exclude_last, steps.count - 1)
+    gamma = 1.0 if config.train.objective == "trajectory_preference" else steps.gamma
     return config.model_copy(
         update={
             "policy": policy.model_copy(update={"lora_targets": policy.lora_targets or family.lora_targets}),
-            "steps": steps.model_copy(update={"dynamics": dynamics, "exclude_last": last}),
+            "steps": steps.model_copy(update={"dynamics": dynamics, "exclude_last": last, "gamma": gamma}),
             "evaluate": evaluate.model_copy(
                 update={
                     "steps": evaluate.steps or family.evaluated.steps,

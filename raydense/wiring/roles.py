@@ -14,7 +14,9 @@ from learner.batch_source import BatchSource
 from learner.clips import AutoClip, Clip, FixedClip
 from learner.gang import Gang
 from learner.losses import balancing_weights, loss_scale, step_weights
+from learner.objective import DensePreference, Objective
 from learner.references import ReferenceCache
+from learner.rival_objectives import DiffusionDPO, PolicyGradient
 from learner.sgd_learner import SGDLearner
 from raydense.config import Config
 from raydense.core.interfaces import Scorer
@@ -22,8 +24,9 @@ from raydense.core.replay import ReplayBuffer
 from raydense.core.threads import cpu_threads
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.lean import keep_less
+from raydense.diffusion.noising import NoiseLevels, make_noise_levels
 from raydense.diffusion.policy import Policy
-from raydense.pipelines.pipeline_files import PipelineFiles
+from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles
 from raydense.wiring.devices import resolve_device
 from raydense.wiring.policies import build_policy, compiles, initial_lora, resolved
 from raydense.wiring.scorers import build_scorer
@@ -119,21 +122,12 @@ def make_learner(
     elements = math.prod(policy.family.latent_shape)
     if config.policy.compile is not True:  # which sees for itself what the backward pass needs
         keep_less(policy.network)  # gives layers another class, in place
-    cached = config.learner.cache_references
-    if cached == "auto":  # elsewhere the bits of a log-probability depend on its place in a call
-        cached = policy.device.type == "cpu"
+    levels = None if train.draws_steps else make_noise_levels(policy.family.files[SCHEDULER] or {})
+    scale = {"policy_gradient": 1.0, "diffusion_dpo": train.dpo_beta}.get(train.objective, train.c)
     return SGDLearner(
         policy,
-        make_batches(config, fetch, policy.device, gang, capacity),
-        ReferenceCache(policy, capacity, config.sampler.keep, enabled=cached),
-        total_steps=config.stage.count * config.stage.steps,
-        c=train.c,
-        clip=_clip(config),
-        balance=_balance(config, policy),
-        ties=train.ties,
-        reg_to_pi_init=train.reg_to_pi_init,
-        reg_to_pi_old=train.reg_to_pi_old,
-        no_reg_warmup_ratio=train.no_reg_warmup_ratio,
+        make_batches(config, fetch, policy.device, gang, capacity, levels),
+        _objective(config, policy, capacity, levels),
         lr=train.lr,
         weight_decay=train.weight_decay,
         betas=train.betas,
@@ -142,7 +136,30 @@ def make_learner(
         threads=config.learner.threads,
         gang=gang,
         ema=train.ema,
-        loss_scale=loss_scale(elements, train.batch_tuples, train.c) if policy.dtype == torch.float16 else 1.0,
+        loss_scale=loss_scale(elements, train.batch_tuples, scale) if policy.dtype == torch.float16 else 1.0,
+    )
+
+
+def _objective(config: Config, policy: Policy, capacity: int, levels: NoiseLevels | None) -> Objective:
+    """Args: config: resolved. capacity: of the replay buffer. levels: of noise, for finished pictures."""
+    train = config.train
+    if train.objective == "policy_gradient":
+        return PolicyGradient(policy, _clip(config), kl=train.kl)
+    if levels is not None:
+        return DiffusionDPO(policy, levels, beta=train.dpo_beta, ties=train.ties)
+    cached = config.learner.cache_references
+    if cached == "auto":  # elsewhere the bits of a log-probability depend on its place in a call
+        cached = policy.device.type == "cpu"
+    return DensePreference(
+        policy,
+        ReferenceCache(policy, capacity, config.sampler.keep, enabled=cached),
+        _clip(config),
+        c=train.c,
+        ties=train.ties,
+        balance=_balance(config, policy),
+        to_init=train.reg_to_pi_init,
+        to_old=train.reg_to_pi_old,
+        warm_up_steps=int(train.no_reg_warmup_ratio * config.stage.count * config.stage.steps),
     )
 
 
@@ -168,8 +185,12 @@ def make_batches(
     device: torch.device,
     gang: Gang,
     capacity: int,
+    levels: NoiseLevels | None = None,
 ) -> BatchSource[Handle]:
-    """The batches of `config`, of which a worker of the gang has its share; `learner.micro_batch` is settled."""
+    """The batches of `config`, of which a worker of the gang has its share; `learner.micro_batch` is settled.
+
+    Args: levels: of noise that final latents are given; None: the chain's own transitions.
+    """
     assert config.learner.micro_batch != "auto"
     steps, train = config.steps, config.train
     return BatchSource(
@@ -177,13 +198,14 @@ def make_batches(
         fetch,
         run_seed=config.seed,
         batch_groups=train.batch_groups,
-        step_weights=step_weights(steps.drawn, steps.gamma),
+        step_weights=step_weights(steps.drawn, steps.gamma) if levels is None else levels.weights,
         tuple_size=train.tuple_size,
         tuples=train.tuples,
         tuple_choice=train.tuple_choice,
-        ties=train.ties,
+        ties="random" if train.objective == "policy_gradient" else train.ties,  # where ties take no part in the choice
         step_draws=steps.draws,
         micro_batch=config.learner.micro_batch,
         share=(gang.rank, gang.size),
         device=device,
+        levels=levels,
     )

@@ -25,7 +25,7 @@ SMALL = (
     "samplers.count=1", "evaluate.prompts=2", "evaluate.images_per_prompt=1", "evaluate.grid_prompts=1",
     "evaluate.grid_images=1",
 )  # fmt: skip
-ROLES = {"RaySampler": "sampler", "_LearnerActor": "learner", "raylet/raylet": "raylet", "gcs_server": "gcs"}
+ROLES = {"ray::Sampler": "sampler", "ray::Learner": "learner", "raylet/raylet": "raylet", "gcs_server": "gcs"}
 Series = list[tuple[int, float]]  # stages done, value
 
 

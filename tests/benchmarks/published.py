@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learner.objective import TransitionBatch
+from learner.transitions import TransitionBatch
 from raydense.config import Config
 from raydense.diffusion.policy import Policy
 

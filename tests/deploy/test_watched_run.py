@@ -1,9 +1,10 @@
-"""One run on a private Ray, from outside: who can reach it, what Prometheus and Grafana see, what it leaves."""
+"""One run on a private Ray, from outside: who can reach it, what metrics and the dashboard show, what it leaves."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -19,6 +20,8 @@ from urllib.request import urlopen
 import psutil
 import pytest
 import yaml
+from browsing import CHROMIUM, needs_chromium, open_browser
+from ray_pages import RayPages, grafana_stand_in
 from warm_python import process_of
 
 pytestmark = pytest.mark.ray
@@ -37,13 +40,14 @@ from pathlib import Path
 here = Path(__file__).parent
 
 def score(images, prompts):  # it waits for Prometheus: until Ray's exporter answers, and again after training
-    deadline = time.monotonic() + 50
+    deadline = time.monotonic() + 150
     while time.monotonic() < deadline:
         if (here / "answers").exists() and ((here / "seen").exists() or not (here / "{TRAINED}").exists()):
             break
         time.sleep(0.1)
     return images.mean(axis=(1, 2, 3))
 """
+DRIVER = "01000000"  # the first job of its Ray
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: apt-get install prometheus)"
@@ -87,6 +91,7 @@ class Watched:
     exit_code: int
     listening: set[tuple[str, str]] = field(default_factory=set)  # process, address
     prometheus: Prometheus | None = None
+    pages: dict[str, Any] = field(default_factory=dict)  # of Ray's dashboard, by name
 
 
 def _free_port() -> int:
@@ -123,6 +128,22 @@ def _listening(run: psutil.Process) -> set[tuple[str, str]]:
     return found
 
 
+def _look(session: Path, directory: Path) -> dict[str, Any]:
+    """At Ray's dashboard while the run is on."""
+    log = (session / "session_latest" / "logs" / "dashboard.log").read_text()
+    address = re.findall(r"Dashboard head http address: (\S+)", log)[-1]
+    with open_browser(directory / "profile") as browser:
+        ray = RayPages(browser, address, SECRETS["RAY_AUTH_TOKEN"])
+        return {
+            "actors": ray.actors(),
+            "jobs": ray.jobs(),
+            "tasks": ray.tasks(DRIVER),
+            "timeline": ray.timeline(DRIVER),
+            "overview": ray.embedded("overview", 2),
+            "metrics": ray.embedded("metrics", 1),
+        }
+
+
 @pytest.fixture(scope="module")
 def watched(
     warm_python: Path, small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
@@ -142,8 +163,12 @@ def watched(
                     "RAY_worker_niceness": "0"}  # fmt: skip
     prometheus = _start_prometheus(directory, ray_directory) if shutil.which("prometheus") else None
     command = [warm_python, "-m", "raydense.cli", "train", "config.yaml", "--out", "run", "--log-format", "json"]
+    pages: dict[str, Any] = {}
+    run = None
     try:
-        with open(directory / "output", "wb") as output:
+        with grafana_stand_in(DEPLOY / "grafana") as grafana, open(directory / "output", "wb") as output:
+            environment |= {"RAY_GRAFANA_HOST": grafana, "RAY_GRAFANA_DEFAULT_DASHBOARD_UID": "raydense",
+                            "RAY_PROMETHEUS_HOST": prometheus.url if prometheus else ""}  # fmt: skip
             run = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT)
             listening: set[tuple[str, str]] = set()
             here = [expression for _, expression in QUERIES if not _not_here(expression)]
@@ -153,12 +178,17 @@ def watched(
                 time.sleep(0.5)
                 if prometheus is None or prometheus.has("up == 1"):  # what is set before that is never exported
                     (directory / "answers").touch()
-                if (directory / TRAINED).exists() and (prometheus is None or prometheus.has(*here)):
-                    time.sleep(0 if (directory / "seen").exists() else 3)  # until it has the last values, too
+                if not (directory / TRAINED).exists() or (directory / "seen").exists():
+                    continue
+                if prometheus is None or prometheus.has(*here):
+                    pages = _look(ray_directory / "ray", directory) if CHROMIUM else {}
+                    time.sleep(3)  # until Prometheus has the last values, too
                     (directory / "seen").touch()
         text = (directory / "output").read_text()
-        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, prometheus)
+        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, prometheus, pages)
     finally:
+        if run and run.poll() is None:
+            process.kill()  # and what it started ends with it
         if prometheus:
             prometheus.process.terminate()
             prometheus.process.wait()
@@ -228,3 +258,61 @@ def test_alerts_see_living_samplers(watched: Watched) -> None:
     alive = rules["RaydenseNoLiveSampler"].split("unless on () ")[1]
     assert watched.prometheus.query(alive) != []
     assert max(float(v) for s in watched.prometheus.query(alive.removesuffix(" > 0")) for _, v in s["values"]) == 2
+
+
+@needs_prometheus
+def test_the_name_of_a_single_task_begins_no_series(watched: Watched) -> None:
+    assert watched.prometheus
+    assert watched.prometheus.query("ray_tasks") != []
+    assert watched.prometheus.query('ray_tasks{Name=~"(sample|judge|train) .+"}') == []
+    processes = {s["metric"]["Component"] for s in watched.prometheus.query("ray_component_uss_mb")}
+    ours = {name for name in processes if re.match("ray::(Sampler|Learner|sample|judge|train)", name)}
+    assert {name.split(".")[0] for name in ours} == {"ray::Sampler", "ray::Learner"}
+
+
+def _cells(watched: Watched, page: str, *columns: int) -> set[tuple[str, ...]]:
+    return {tuple(row[column] for column in columns) for row in watched.pages[page] if len(row) > max(columns)}
+
+
+@needs_chromium
+def test_the_actors_page_says_who_is_at_work_with_what(watched: Watched) -> None:
+    model = Path(yaml.safe_load((watched.out / "config.yaml").read_text())["policy"]["model"]).name
+    assert _cells(watched, "actors", 3, 4, 5, 6) == {
+        (role, f"watched/{role.lower()}-{number}", f"{role}({model}, cpu, float32)", "ALIVE")
+        for role in ("Sampler", "Learner")
+        for number in (0, 1)
+    }
+
+
+@needs_chromium
+def test_the_list_of_jobs_has_the_runs_name(watched: Watched) -> None:
+    assert _cells(watched, "jobs", 0, 1) == {(DRIVER, "watched")}
+
+
+@needs_chromium
+def test_the_table_of_tasks_reads_like_algorithm_1(watched: Watched) -> None:
+    listed = _cells(watched, "tasks", 1, 6)
+    learnt = {
+        (f"train stage {stage} step {30 * stage + step}", "Learner.train") for stage in (0, 1) for step in range(1, 31)
+    }
+    drawn = {(f"sample stage {stage} unit {unit}", "Sampler.sample") for stage in (0, 1) for unit in (0, 1, 2)}
+    assert listed >= learnt | drawn
+    assert ("judge weights 0 pictures 0 to 3", "Sampler.render") in listed
+
+
+@needs_chromium
+def test_the_timeline_has_the_same_words(watched: Watched) -> None:
+    slices = {(event["cat"], event["name"]) for event in watched.pages["timeline"]}
+    assert slices >= {("task::train stage 1 step 40", "train"), ("task::sample stage 1 unit 2", "sample")}
+
+
+@needs_chromium
+def test_the_metrics_page_is_our_grafana_dashboard(watched: Watched) -> None:
+    (shown,) = watched.pages["metrics"].values()
+    titles = [panel["title"] for panel in DASHBOARD["panels"]]
+    assert shown.split() == " ".join(("raydense", *titles)).split()
+
+
+@needs_chromium
+def test_the_overview_finds_the_panels_that_it_embeds(watched: Watched) -> None:
+    assert watched.pages["overview"] == {"Cluster Utilization": "Utilisation", "Node Count": "Nodes"}

@@ -25,8 +25,9 @@ from safetensors.numpy import save_file
 
 from actors.sampler import rollout
 from learner.batching import BatchDraws
-from learner.objective import batch_metrics, gather_transitions, preference_loss
+from learner.objective import batch_metrics, preference_loss
 from learner.references import ReferenceCache
+from learner.transitions import gather_transitions
 from raydense.core.types import PolicyWeights, TrajectoryGroup
 from raydense.diffusion.kernel import make_schedule
 from raydense.diffusion.policy import Policy
@@ -38,6 +39,13 @@ from raydense.pipelines.pipeline_files import PipelineFiles
 FILE = Path(__file__).with_name("golden.safetensors")
 STEPS = 10
 PROMPTS = ("a cat", "a dog")
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 PLAN = BatchDraws(
     groups=torch.tensor([0, 1]),
     trajectories=torch.tensor([[0, 2, 1], [2, 1, 0]]),
@@ -96,20 +104,13 @@ def make_policy() -> Policy:
             else:
                 fan_in = parameter[0].numel()
                 parameter.copy_(torch.from_numpy(draws(name, parameter.shape, fan_in**-0.5)))
-    scheduler = {
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-    }
     text = CharacterEmbedding()
     targets = ["to_q", "to_k", "to_v", "to_out.0"]
     lora = LoraConfig(r=2, lora_alpha=4, target_modules=targets)
     files = PipelineFiles("golden", parts={"unet": unet.config, "text_encoder": {}, "tokenizer": {}})
     family = family_of(files, guidance_scale=3.0)
     texts = {"text_encoder": TextEncoder(text, text)}
-    return Policy(family, unet, texts, None, make_schedule(scheduler, STEPS, 1.0), lora, seed=0)
+    return Policy(family, unet, texts, None, make_schedule(SCHEDULER, STEPS, 1.0), lora, seed=0)
 
 
 def bind(policy: Policy, which: str) -> None:

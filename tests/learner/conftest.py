@@ -12,9 +12,10 @@ from learner.batch_source import BatchSource
 from learner.batching import draw_batch
 from learner.clips import FixedClip
 from learner.losses import step_weights
-from learner.objective import TransitionBatch, gather_transitions
+from learner.objective import DensePreference, Objective
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
+from learner.transitions import TransitionBatch, gather_transitions
 from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
@@ -46,7 +47,10 @@ def make_batch() -> Callable[..., TransitionBatch]:
 
 @pytest.fixture(scope="session")
 def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
-    """A learner whose handles are the groups themselves: make_learner(policy, lr=1e-3)."""
+    """A learner whose handles are the groups themselves: make_learner(policy, lr=1e-3).
+
+    objective: made of the policy; None: the dense preference loss.
+    """
 
     def make(policy: Policy, *, capacity: int = 5, **changes: Any) -> SGDLearner[TrajectoryGroup]:
         draws: dict[str, Any] = {
@@ -57,15 +61,17 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "tuple_choice": "random",
             "step_draws": 2,
             "micro_batch": None,
+            "levels": None,
         }
-        options: dict[str, Any] = {
-            "total_steps": 4,
+        dense: dict[str, Any] = {
             "c": 10.0,
             "clip": 0.05,
             "balance": None,
-            "reg_to_pi_init": True,
-            "reg_to_pi_old": False,
-            "no_reg_warmup_ratio": 0.0,
+            "to_init": True,
+            "to_old": False,
+            "warm_up_steps": 0,
+        }
+        options: dict[str, Any] = {
             "lr": 1e-2,
             "weight_decay": 0.0,
             "betas": (0.9, 0.999),
@@ -74,19 +80,24 @@ def make_learner() -> Callable[..., SGDLearner[TrajectoryGroup]]:
             "threads": 1,
         }
         fetch, ties = changes.pop("fetch", lambda groups: groups), changes.pop("ties", "random")
+        drawn, loss = ({name: changes.pop(name, value) for name, value in of.items()} for of in (draws, dense))
+        weights = drawn["levels"].weights if drawn["levels"] else step_weights(range(policy.schedule.num_steps), 0.9)
         batches: BatchSource[TrajectoryGroup] = BatchSource(
             ReplayBuffer(capacity),
             fetch,
-            step_weights=step_weights(range(policy.schedule.num_steps), 0.9),
+            step_weights=weights,
             share=(0, 1),
             device=policy.device,
             ties=ties,
-            **{name: changes.pop(name, value) for name, value in draws.items()},
+            **drawn,
         )
-        references = ReferenceCache(policy, capacity, keep=4)
-        options |= changes
-        if isinstance(options["clip"], float):
-            options["clip"] = FixedClip(options["clip"])
-        return SGDLearner(policy, batches, references, ties=ties, **options)
+        if isinstance(loss["clip"], float):
+            loss["clip"] = FixedClip(loss["clip"])
+        make_objective: Callable[[Policy], Objective] | None = changes.pop("objective", None)
+        if make_objective is None:
+            objective: Objective = DensePreference(policy, ReferenceCache(policy, capacity, keep=4), ties=ties, **loss)
+        else:
+            objective = make_objective(policy)
+        return SGDLearner(policy, batches, objective, **options | changes)
 
     return make

@@ -12,8 +12,10 @@ import torch
 
 from learner.batch_source import BatchSource
 from learner.losses import step_weights
+from learner.transitions import NoisedBatch
 from raydense.core.replay import ReplayBuffer
 from raydense.core.types import TrajectoryGroup
+from raydense.diffusion.noising import make_noise_levels
 
 GROUPS, STEPS = 6, 4
 
@@ -50,7 +52,7 @@ def make_source(store: Store, **options: Any) -> BatchSource[int]:
         store.fetch,
         run_seed=5,
         batch_groups=4,
-        step_weights=step_weights(range(STEPS), 0.9),
+        step_weights=options.pop("step_weights", step_weights(range(STEPS), 0.9)),
         tuple_size=2,
         tuples=1,
         tuple_choice="random",
@@ -124,3 +126,25 @@ def test_the_workers_parts_are_the_batch(workers: int, micro_batch: int | None) 
     ]
     assert sorted(row for share in shares for row in share) == [0, 1, 2, 3]  # each once
     assert all(torch.equal(drawn, whole[row]) for share in shares for row, drawn in share.items())
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_noise_is_the_batchs_own_however_it_is_cut(micro_batch: int | None, workers: int) -> None:
+    """Pictures under noise, put together from the parts of all workers, against one part of one worker."""
+    levels = make_noise_levels({"num_train_timesteps": 50})
+
+    def take(step: int, **options: Any) -> list[tuple[slice, NoisedBatch]]:
+        source = make_source(Store(), levels=levels, step_weights=levels.weights, **options)
+        source.begin_stage(0, range(GROUPS))
+        return source.take(step).parts  # type: ignore[return-value]
+
+    ((_, whole),) = take(7)
+    parts = [part for w in range(workers) for part in take(7, micro_batch=micro_batch, share=(w, workers))]
+    assert [rows.start for rows, _ in parts] == sorted(rows.start for rows, _ in parts)
+    for name in ("x_t", "target", "t"):
+        assert torch.equal(torch.cat([getattr(part, name) for _, part in parts]), getattr(whole, name))
+    ((_, other),) = take(8)
+    assert not torch.equal(other.plan.noise, whole.plan.noise)  # type: ignore[arg-type]
+    flat = whole.plan.noise.flatten(2)  # type: ignore[union-attr]
+    assert len(torch.unique(flat.view(-1, flat.shape[-1]), dim=0)) == 4 * 2  # a noise for each draw of each pair

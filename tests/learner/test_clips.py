@@ -74,7 +74,7 @@ def test_a_learner_continues_with_it_to_the_same_bits(
 ) -> None:
     def begin() -> Any:
         policy = make_policy()
-        learner = make_learner(policy, lr=3e-3, batch_groups=5, clip=AutoClip(4, 0.3, floor=0.0), total_steps=12)
+        learner = make_learner(policy, lr=3e-3, batch_groups=5, clip=AutoClip(4, 0.3, floor=0.0))
         learner.begin_stage(0, groups)
         return learner
 

@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from learner import losses
 from learner.batching import BatchDraws
-from learner.objective import TransitionBatch, batch_metrics, gather_transitions, preference_loss
+from learner.objective import batch_metrics, preference_loss
 from learner.references import ReferenceCache
+from learner.transitions import TransitionBatch, gather_transitions
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 

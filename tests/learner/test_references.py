@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from learner.gang import Gang
-from learner.objective import TransitionBatch
 from learner.references import ReferenceCache
 from learner.sgd_learner import SGDLearner
+from learner.transitions import TransitionBatch
 from raydense.config import load_config
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy

@@ -142,13 +142,13 @@ def test_the_gradient_norm_is_reported_whole_and_applied_clipped(begin: Callable
 
 
 def test_the_warm_up_leaves_the_references_out_and_ends(begin: Callable[..., tuple[Policy, Learner]]) -> None:
-    _, learner = begin(total_steps=6, no_reg_warmup_ratio=0.5)
+    _, learner = begin(warm_up_steps=3)
     rows = learner.train(5)
     assert [row.values["log_ratio/abs_mean"] > 0 for row in rows] == [False, False, False, True, True]
 
 
 def test_training_raises_the_odds_of_the_better_trajectory(begin: Callable[..., tuple[Policy, Learner]]) -> None:
-    _, learner = begin(lr=3e-3, batch_groups=5, tuple_choice="best_worst", clip=0.1, total_steps=15)
+    _, learner = begin(lr=3e-3, batch_groups=5, tuple_choice="best_worst", clip=0.1)
     rows = learner.train(15)
     assert rows[0].values["loss"] == pytest.approx(np.log(2), rel=1e-6)
     assert np.mean([row.values["loss"] for row in rows[-3:]]) < rows[0].values["loss"] - 0.02
@@ -205,7 +205,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
     begin: Callable[..., tuple[Policy, Learner]], groups: Groups
 ) -> None:
     # torch's clamp passes no gradient for NaN, so a check of the gradient's norm alone would see a finite 0
-    _, learner = begin(reg_to_pi_init=False, reg_to_pi_old=True, weight_decay=0.1)
+    _, learner = begin(to_init=False, to_old=True, weight_decay=0.1)
     learner.train(1)
     before = learner.state_dict()
     learner.begin_stage(1, without_log_probs(groups, stage=1))
@@ -220,7 +220,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted(
 def test_several_such_steps_in_a_row_end_the_run_with_what_they_saw(
     begin: Callable[..., tuple[Policy, Learner]], groups: Groups
 ) -> None:
-    _, learner = begin(reg_to_pi_init=False, reg_to_pi_old=True)
+    _, learner = begin(to_init=False, to_old=True)
     learner.begin_stage(1, without_log_probs(groups, stage=1))
     learner.train(MAX_SKIPPED - 1)
     with pytest.raises(NonFiniteStepError, match=rf"{MAX_SKIPPED} gradient steps in a row .* of stage 1: groups \["):
@@ -230,12 +230,12 @@ def test_several_such_steps_in_a_row_end_the_run_with_what_they_saw(
 def test_a_good_step_ends_the_count_also_across_a_checkpoint(
     begin: Callable[..., tuple[Policy, Learner]], groups: Groups, tmp_path: Path
 ) -> None:
-    _, learner = begin(reg_to_pi_init=False, reg_to_pi_old=True)
+    _, learner = begin(to_init=False, to_old=True)
     learner.begin_stage(1, without_log_probs(groups, stage=1))
     learner.train(MAX_SKIPPED - 1)
     save_checkpoint(tmp_path / "checkpoint", Checkpoint(learner.state_dict(), Position(1, 2), learner.weights(), 0))
 
-    _, restored = begin(reg_to_pi_init=False, reg_to_pi_old=True)
+    _, restored = begin(to_init=False, to_old=True)
     restored.load_state_dict(load_checkpoint(tmp_path / "checkpoint").learner)
     assert restored.state_dict()["skipped"] == MAX_SKIPPED - 1
     assert restored.train(1)[0].values["skipped"] == 0.0

@@ -77,7 +77,7 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("train.learning_rate=1", "train.learning_rate is not a setting; allowed here: batch_groups"),
+        ("train.learning_rate=1", "train.learning_rate is not a setting; allowed here: objective, batch_groups"),
         ("train.cilp=1", "(did you mean clip?)"),
         ("reward.scorer.modle=x", "reward.scorer.modle is not a setting"),
         ("stages.count=2", "(did you mean stage?)"),
@@ -107,6 +107,10 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("train.ema=1", "train.ema=1: input should be less than 1"),
         ("train.ema=true", "train: ema=true should be a number, not true or false"),
         ("train.ema_rollouts=true", "ema_rollouts=true rolls out with an average that ema=null does not keep; set ema"),
+        ("train.objective=ppo", "train.objective='ppo': input should be 'dense_preference', 'trajectory_preference'"),
+        ("train.objective=policy_gradient", "objective=policy_gradient needs log-probabilities that the sampler comp"),
+        ("train.kl=0.1", "train.kl=0.1 is not read by train.objective=dense_preference; leave it at 0.0"),
+        ("train.dpo_beta=3", "train.dpo_beta=3.0 is not read by train.objective=dense_preference; leave it at 5000.0"),
         ("sampler.keep=5", "keep=5 exceeds trajectories=4; lower keep"),
         ("sampler.keep=1", "sampler.keep=1: input should be greater than or equal to 2"),
         ("sampler.storage_dtype=bfloat16", "input should be 'float16' or 'float32'"),
@@ -217,3 +221,40 @@ def test_of_a_setting_of_several_kinds_there_is_one_line(override: str, said: st
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=[override])
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("policy_gradient steps.balance=sensitivity", "steps.balance=sensitivity is not read by"),
+        ("policy_gradient train.reg_to_pi_init=false", "train.reg_to_pi_init=false is not read by"),
+        ("policy_gradient train.reg_to_pi_old=true", "train.reg_to_pi_old=true is not read by"),
+        ("policy_gradient train.no_reg_warmup_ratio=0.5", "train.no_reg_warmup_ratio=0.5 is not read by"),
+        ("policy_gradient train.dpo_beta=1", "train.dpo_beta=1.0 is not read by"),
+        ("diffusion_dpo train.kl=1", "train.kl=1.0 is not read by"),
+        ("diffusion_dpo train.tuple_size=3", "train.objective=diffusion_dpo learns from pairs; set it to 2"),
+        ("trajectory_preference steps.gamma=0.5", "steps.gamma=0.5: train.objective=trajectory_preference is γ = 1"),
+        ("trajectory_preference  steps.gamma =0.5", "steps.gamma=0.5: train.objective=trajectory_preference is γ = 1"),
+    ],
+)
+def test_what_an_objective_does_not_read_is_refused(small_file: Path, overrides: str, said: str) -> None:
+    objective, other = overrides.split(" ", 1)
+    settings = ["sampler.exact=true", f"train.objective={objective}", other]
+    with pytest.raises(ConfigError) as caught:
+        load_config(small_file, overrides=settings)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.objective=policy_gradient", "sampler.exact=true", "train.kl=0.1", "train.clip=auto"],
+        ["train.objective=diffusion_dpo", "train.dpo_beta=50"],
+        ["train.objective=trajectory_preference", "steps.gamma=1"],
+        ["train.objective=trajectory_preference"],  # beside the file's own γ
+        ["train.objective=dense_preference", "steps.gamma=0.5"],
+    ],
+)
+def test_what_an_objective_reads_is_taken(small_file: Path, overrides: list[str]) -> None:
+    assert load_config(small_file, overrides=overrides).train.objective == overrides[0].partition("=")[2]

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 import yaml
+from browsing import needs_chromium, open_browser
+from ray_pages import RayPages
 
 from raydense.records.status import read_status
 
@@ -132,6 +134,19 @@ def test_a_job_runs_to_its_end_and_its_logs_are_followed(
     actors_file, scorer_file = (tmp_path / "note.txt").read_text().splitlines()
     assert str(head.directory) in scorer_file  # Ray's copy of the working directory, in the sampler
     assert (str(head.directory) in actors_file) is with_code
+
+
+@needs_chromium
+def test_a_jobs_page_says_which_run_it_is_of_what_and_where(
+    head: Head, project: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, asked = tmp_path / "run", ["--metadata-json", '{"asked_by": "me"}']
+    options = ["--submission-id", "told", *asked, "--working-dir", project(False)]
+    head.job("submit", *options, "--", "raydense", "train", "config.yaml", "--out", out)
+    with open_browser(tmp_path / "profile") as browser:
+        page = RayPages(browser, head.dashboard.removeprefix("http://"), TOKEN).job("told")
+    shown = {"job_name": "small", "config": "config.yaml", "directory": str(out), "asked_by": "me"}
+    assert json.dumps(shown, indent=2) in page
 
 
 def test_a_relative_output_is_refused_with_its_exit_code(head: Head, project: Callable[..., Path]) -> None:

@@ -24,6 +24,27 @@ def test_an_actor_that_reserves_no_gpu_sees_none(ray_cluster: None) -> None:
     assert ray.get(visible.remote()) == ("0,1", "")
 
 
+@pytest.mark.ray
+def test_a_process_is_called_after_its_method_whatever_its_task_is_called(ray_cluster: None) -> None:
+    """Else every task would begin series of its own in Ray's metrics of processes."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    class Actor:
+        def work(self, keep: bool) -> str:
+            from pathlib import Path
+
+            from raydense.core.ray_actors import keep_title
+
+            if keep:
+                keep_title("Actor.work")
+            return Path("/proc/self/cmdline").read_bytes().rstrip(b"\0").decode()
+
+    named = Actor.remote().work.options(name="sample stage 3 unit 12")  # type: ignore[attr-defined]
+    assert ray.get(named.remote(False)) == "ray::sample stage 3 unit 12"
+    assert ray.get(named.remote(True)) == "ray::Actor.work"
+
+
 @pytest.mark.parametrize("name", ["ActorDiedError", "ActorUnavailableError", "OutOfMemoryError", "NodeDiedError"])
 def test_what_ray_says_of_a_dead_process_is_a_death(name: str) -> None:
     import ray.exceptions

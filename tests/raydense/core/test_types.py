@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raydense.core.types import PolicyWeights, TrajectoryGroup, stored_states, tensor_checksum
+from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit, stored_states, tensor_checksum
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -83,3 +83,9 @@ def test_stored_are_the_states_that_the_loss_can_draw_and_the_last(
     assert set(drawn) <= set(group.steps)
     for step in drawn:
         assert (group.state(0, step), group.state(0, step + 1)) == (step, step + 1)
+
+
+def test_work_is_listed_by_the_terms_of_algorithm_1() -> None:
+    unit = WorkUnit(3, 12, (24, 25), ("a cat", "a dog"), 120)
+    assert unit.task == "sample stage 3 unit 12"
+    assert RenderUnit(("a cat",) * 4, (32, 33, 34, 35), 120).task == "judge weights 120 pictures 32 to 35"

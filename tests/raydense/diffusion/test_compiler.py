@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from learner.batching import draw_batch
 from learner.losses import step_weights
-from learner.objective import gather_transitions, preference_loss
+from learner.objective import preference_loss
 from learner.references import ReferenceCache
+from learner.transitions import gather_transitions
 from raydense.cli import app
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.policy import Policy

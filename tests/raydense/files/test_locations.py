@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raydense.files.locations import resolve
+from raydense.files.locations import resolve, short
 
 
 def test_a_file_inside_an_installed_package() -> None:
@@ -30,3 +30,17 @@ def test_everything_else_is_left_as_it_is(location: str) -> None:
 def test_what_is_not_there_is_named(location: str, said: str) -> None:
     with pytest.raises(FileNotFoundError, match=said):
         resolve(location)
+
+
+@pytest.mark.parametrize(
+    ("location", "called"),
+    [
+        ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stable-diffusion-v1-5"),
+        ("/models/sd15", "sd15"),
+        ("/models/sd15/", "sd15"),
+        ("pkg://raydense.tiny/weights/pipeline", "raydense.tiny/weights/pipeline"),
+        (".", "."),
+    ],
+)
+def test_a_model_is_called_in_few_words(location: str, called: str) -> None:
+    assert short(location) == called

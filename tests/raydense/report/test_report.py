@@ -78,7 +78,7 @@ def test_a_finished_run_has_every_figure_and_each_has_a_text_alternative(finishe
     # 2 prompts: a strip of 3, 2 + 2 before and after; 2 sets of 2 judged prompts, before and after
     assert len(page.all("img")) == 2 * (3 + 4) + 2 * 2 * 2
     assert all(len(image["alt"] or "") > 10 for image in page.all("img"))
-    for said in ("finished", "reddish, a monitor, never trained on", "gradient steps", "a cat", "γ, C, δ"):
+    for said in ("finished", "reddish, a monitor, never trained on", "gradient steps", "a cat", "discount γ"):
         assert said in page.text
 
 

@@ -77,8 +77,8 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict
     config.write_text(yaml.safe_dump({**small_values, **LONG}))
     assert train(config, "--local", "--out", calm).exit_code == 0
     faults: list[Fault] = [
-        (lambda run: rows(run / "telemetry.jsonl", kind="unit", stage=1) >= 1, "RaySampler"),
-        (lambda run: rows(run / "metrics.jsonl", kind="step", stage=2) >= 2, "_LearnerActor"),
+        (lambda run: rows(run / "telemetry.jsonl", kind="unit", stage=1) >= 1, "ray::Sampler"),
+        (lambda run: rows(run / "metrics.jsonl", kind="step", stage=2) >= 2, "ray::Learner"),
     ]
     result = disturbed(run, faults, config)
     assert result.exit_code == 0, result.output
@@ -97,7 +97,7 @@ def test_a_killed_worker_of_the_learner_changes_no_byte(small_values: dict[str, 
     config.write_text(yaml.safe_dump({**small_values, **workers, "samplers": {"count": 1, "num_cpus": 0.5}}))
     assert train(config, "--out", calm).exit_code == 0
     result = disturbed(
-        run, [(lambda run: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2, "_LearnerActor")], config
+        run, [(lambda run: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2, "ray::Learner")], config
     )
     assert result.exit_code == 0, result.output
     assert "the learner died" in result.output
