@@ -40,7 +40,7 @@ from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Found:
     """What a run was found to be made of, for all that follows: it is read once.
 
     config: with what it left to the pipeline, `as_found`.
@@ -55,7 +55,7 @@ class Inputs:
         return (*self.pipeline.notes, *self.prompts.notes)
 
 
-def check_inputs(config: Config) -> Inputs:
+def check_inputs(config: Config) -> Found:
     """Reads prompts and pipeline, and checks them, the scorers' files and where metrics go.
 
     Raises: ConfigError in one line.
@@ -63,7 +63,7 @@ def check_inputs(config: Config) -> Inputs:
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
     prompts = replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts)))
-    return Inputs(as_found(config, pipeline), prompts, pipeline)
+    return Found(as_found(config, pipeline), prompts, pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
