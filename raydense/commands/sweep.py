@@ -38,23 +38,51 @@ def sweep(
         list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values of one setting; repeatable: all combinations.")
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="S1,S2", help="Each combination with each (default: the configuration's).")
+        str | None, typer.Option(metavar="S1,S2-S3", help="Each combination with each (default: the configuration's).")
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side (default: as many as fit).")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="SETTING", help="Whom the others are compared with (default: the first).")
+    ] = None,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Show differences seed by seed, and how many seeds would decide them.")
+    ] = False,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Add seeds after the given ones until one comparison is decided.")
+    ] = False,
+    max_seeds: Annotated[
+        int | None, typer.Option(min=3, max=200, help="Of --until-decided, the given ones included.", show_default="30")
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(metavar="SETTING", help="Which decides (default: the only other one).")
+    ] = None,
+    on: Annotated[
+        str | None, typer.Option(metavar="PROMPTS", help="On which it decides: train or unseen (default: unseen).")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(metavar="NAME", help="By whom it decides (default: who is trained on).")
+    ] = None,
     accept_changes: AcceptChanges = False,
     local: Local = False,
     debug: Debug = False,
 ) -> None:
     """Trains every combination of settings and seeds, then compares: a table, a plot. Continues where it was cut."""
     with explained(debug):
-        from raydense.evaluation.sweep import parse_grid, parse_seeds, plan_sweep
+        from raydense.evaluation.sweep import find_setting, more_seeds, parse_grid, parse_seeds, plan_sweep
         from raydense.evaluation.sweep_runs import SweepRunner, default_jobs
         from raydense.evaluation.sweep_table import write_results
+        from raydense.evaluation.until_decided import Asked, most_seeds, name_rule, run_until_decided
         from raydense.training.stopping import StopRequested
 
+        given, asked = parse_seeds(seeds), Asked(compare, on, judge, max_seeds)
+        most = most_seeds(until_decided, asked, given)
+        all_seeds = more_seeds(given, most) if given and most else given
         trials = plan_sweep(
-            out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds), accept_changes
+            out, config_file, preset, overrides or [], parse_grid(grid or []), all_seeds, accept_changes
         )
+        settings = list(dict.fromkeys(trial.settings for trial in trials))
+        first = find_setting("--against", against, settings) if against is not None else settings[0]
+        rule = name_rule(trials, len(given), first, asked) if given and most else None
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
         console = open_console()
         runner = SweepRunner(
@@ -65,11 +93,18 @@ def sweep(
             say=console.print,
         )
         try:
-            runner.run(trials)
+            if rule:
+                trials = run_until_decided(out, rule, trials, runner)
+            else:
+                runner.run(trials)
         except StopRequested as stop:
             fail(f"stopped; continue with: {command(*sys.argv[1:])}", 128 + stop.signal_number)
         if any(trial.finished for trial in trials):
-            console.print(write_results(out, trials).rich())
+            results = write_results(out, trials, first, paired=paired)
+            for sheet in results.sheets:
+                console.print(sheet.rich())
+            for note in results.notes:
+                console.print(note)
             console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png")
         if runner.failed:
             fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)

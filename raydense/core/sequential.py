@@ -1,9 +1,9 @@
 """When to stop adding pairs: bounds of t at every look that together keep one error rate.
 
 Lan and DeMets (Biometrika 70, 1983): the error that may be spent by n of N pairs is fixed beforehand, here 5 % · n / N
-(Kim and DeMets 1987, ρ = 1). The bounds are exact for Student's t, not the normal ones (Jennison and Turnbull 1991): the
-path of t under no difference hangs on neither mean nor spread, so it is simulated once. A mean with these bounds for a
-t quantile is a repeated confidence interval (Jennison and Turnbull 1989): all looks' intervals hold at once in 95 %.
+(Kim and DeMets 1987, ρ = 1). The bounds are exact for Student's t, not the normal ones (Jennison and Turnbull 1991):
+the path of t under no difference hangs on neither mean nor spread, so it is simulated once. A mean with these bounds
+for a t quantile is a repeated confidence interval (Jennison and Turnbull 1989): in 95 % of sweeps, all of them hold.
 """
 
 from __future__ import annotations

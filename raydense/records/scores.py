@@ -52,6 +52,12 @@ class Paired:
     def gain(self) -> NDArray[np.float64]:
         return self.after - self.before
 
+    @property
+    def known(self) -> Paired:
+        """The prompts of which every score is known."""
+        rows = ~np.isnan(self.gain).any(axis=1)
+        return Paired(self.before[rows], self.after[rows])
+
     def intervals(self) -> tuple[Interval, Interval, Interval]:
         """Of before, after and gain, clustered by prompt."""
         return clustered_interval(self.before), clustered_interval(self.after), clustered_interval(self.gain)
@@ -59,10 +65,14 @@ class Paired:
 
 @dataclass(frozen=True)
 class Scores:
-    """By prompt set: the prompts in their order, and the scores by judge."""
+    """By prompt set: the prompts in their order, and the scores by judge.
+
+    judged: of the run's result; current: of the weights as the last step left them, where the result is their average.
+    """
 
     prompts: Mapping[str, tuple[str, ...]]
     judged: Mapping[str, Mapping[str, Paired]]
+    current: Mapping[str, Mapping[str, Paired]] | None = None
 
 
 def read_scores(run: Path) -> Scores | None:
@@ -71,13 +81,20 @@ def read_scores(run: Path) -> Scores | None:
     if not path.is_file():
         return None
     content = {name: by_prompt for name, by_prompt in json.loads(path.read_text("utf-8")).items() if by_prompt}
-    judged = {
-        name: {
-            judge: Paired(
-                *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", "after"))
-            )
-            for judge in next(iter(by_prompt.values()))
-        }
-        for name, by_prompt in content.items()
+    rows = [row for by_prompt in content.values() for by_judge in by_prompt.values() for row in by_judge.values()]
+    averaged = bool(rows) and all("current" in row for row in rows)
+    return Scores(
+        {name: tuple(by_prompt) for name, by_prompt in content.items()},
+        {name: _paired(by_prompt, "after") for name, by_prompt in content.items()},
+        {name: _paired(by_prompt, "current") for name, by_prompt in content.items()} if averaged else None,
+    )
+
+
+def _paired(by_prompt: Mapping[str, Any], after: str) -> dict[str, Paired]:
+    """Of one prompt set, by judge. Args: after: the key of the scores to compare with those before."""
+    return {
+        judge: Paired(
+            *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", after))
+        )
+        for judge in next(iter(by_prompt.values()))
     }
-    return Scores({name: tuple(by_prompt) for name, by_prompt in content.items()}, judged)

@@ -1,0 +1,138 @@
+"""What a sweep found, arm by arm: gains with 95 % intervals over the seeds, U-Net evaluations, differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from raydense.core.statistics import Interval, clustered_interval, mean_interval
+from raydense.evaluation.paired import Arm, Difference, difference, reference, unequal_compute
+from raydense.evaluation.sweep import Settings, Trial
+from raydense.records.scores import Paired, Scores, read_scores
+from raydense.training.summary import read_summary
+
+Prompts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of one arm over its finished seeds, under one judge, on one prompt set.
+
+    gains: mean paired gain (same prompts, same noise) by seed.
+    gain: their mean with its interval over the seeds: what another seed may give. NaN bounds for one seed alone.
+    over_prompts: the same mean clustered by prompt: what other prompts may give these very LoRAs.
+    evaluations: U-Net evaluations of a run by kind, mean over the seeds; empty where a run did not count them.
+    difference: from the arm that the others are compared with; None for itself.
+    """
+
+    arm: Arm
+    prompts: str
+    judge: str
+    before: float
+    after: float
+    gains: Mapping[int, float]
+    gain: Interval
+    over_prompts: Interval
+    evaluations: Mapping[str, float]
+    difference: Difference | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "settings": dict(self.arm.settings),
+            "weights": self.arm.weights,
+            "prompts": self.prompts,
+            "judge": self.judge,
+            "seeds": list(self.gains),
+            "before": self.before,
+            "after": self.after,
+            "gain_by_seed": list(self.gains.values()),
+            "gain": self.gain.as_dict(),
+            "gain_over_prompts": self.over_prompts.as_dict(),
+            "evaluations": dict(self.evaluations),
+            "difference": self.difference.as_dict() if self.difference else None,
+        }
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Finished runs of one arm, by seed."""
+
+    judged: Mapping[int, Mapping[str, Mapping[str, Paired]]]  # by prompt set and judge
+    prompts: Mapping[str, Prompts]
+    evaluations: Mapping[str, float]
+
+
+def outcomes(trials: Sequence[Trial], against: Settings | None = None) -> list[Outcome]:
+    """Of all finished trials: the arms in their order, and each with its judges and prompt sets.
+
+    Args: against: the settings that the others are compared with; None: the first that has a finished run.
+    """
+    arms = _arms(trials)
+    found = [
+        _outcome(arm, prompts, judge, runs)
+        for arm, runs in arms.items()
+        for prompts, judges in next(iter(runs.judged.values())).items()
+        for judge in judges
+    ]
+    first = against if against is not None else next(iter(arms)).settings if arms else ()
+    by_place = {(o.arm, o.prompts, o.judge): o for o in found}
+    compared = []
+    for outcome in found:
+        other = reference(outcome.arm, first, list(arms))
+        theirs = by_place.get((other, outcome.prompts, outcome.judge)) if other else None
+        notes = _notes(arms[outcome.arm], arms[theirs.arm], outcome.prompts) if theirs else []
+        found_difference = difference(outcome.gains, theirs.gains, theirs.arm, notes) if theirs else None
+        compared.append(replace(outcome, difference=found_difference))
+    return compared
+
+
+def _arms(trials: Sequence[Trial]) -> dict[Arm, _Runs]:
+    by_setting: dict[Settings, dict[int, tuple[Scores, Mapping[str, float]]]] = {}
+    for trial in trials:
+        if trial.finished and (scores := read_scores(trial.directory)):
+            counted = (read_summary(trial.directory) or {}).get("evaluations") or {}
+            by_setting.setdefault(trial.settings, {})[trial.seed] = scores, counted
+    arms: dict[Arm, _Runs] = {}
+    for settings, by_seed in by_setting.items():
+        prompts = next(iter(by_seed.values()))[0].prompts
+        evaluations = _mean_counts([counted for _, counted in by_seed.values()])
+        judged = {seed: scores.judged for seed, (scores, _) in by_seed.items()}
+        current = {seed: scores.current for seed, (scores, _) in by_seed.items() if scores.current}
+        arms[Arm(settings, "averaged" if current else "")] = _Runs(judged, prompts, evaluations)
+        if current:
+            arms[Arm(settings, "current")] = _Runs(current, prompts, evaluations)
+    return arms
+
+
+def _mean_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    if not all(counts):
+        return {}
+    return {kind: float(np.mean([counted.get(kind, 0) for counted in counts])) for kind in counts[0]}
+
+
+def _outcome(arm: Arm, prompts: str, judge: str, runs: _Runs) -> Outcome:
+    tables = {seed: judged[prompts][judge] for seed, judged in runs.judged.items()}
+    known = {seed: paired.known for seed, paired in tables.items() if len(paired.known.gain)}
+    gains = {seed: float(paired.gain.mean()) for seed, paired in known.items()}
+    return Outcome(
+        arm,
+        prompts,
+        judge,
+        mean_interval([paired.before.mean() for paired in known.values()]).mean,
+        mean_interval([paired.after.mean() for paired in known.values()]).mean,
+        gains,
+        mean_interval(list(gains.values())),
+        clustered_interval(np.concatenate([paired.gain for paired in tables.values()], axis=1)),
+        runs.evaluations,
+    )
+
+
+def _notes(ours: _Runs, theirs: _Runs, prompts: str) -> list[str]:
+    other = ours.prompts.get(prompts) != theirs.prompts.get(prompts)
+    return [
+        *([f"judged on other {prompts} prompts: not like with like"] if other else []),
+        *unequal_compute(ours.evaluations, theirs.evaluations),
+    ]
