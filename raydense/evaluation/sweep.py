@@ -131,12 +131,11 @@ def plan_sweep(
         settings = tuple(zip(grid, values, strict=True))
         changes = (*overrides, *(f"{key}={value}" for key, value in settings))
         own = load_config(config_file, preset, list(changes))
-        pipeline = check_inputs(own).pipeline
+        config = as_found(own, check_inputs(own).pipeline)
         pins = pin_inputs(own).pins
         for seed in seeds or (own.seed,):
-            whole = (*changes, f"seed={seed}")
-            config = as_found(load_config(config_file, preset, list(whole)), pipeline)
-            trials.append(Trial(settings, seed, whole, config, out / _directory_name(settings, seed), pins))
+            seeded, directory = config.model_copy(update={"seed": seed}), out / _directory_name(settings, seed)
+            trials.append(Trial(settings, seed, (*changes, f"seed={seed}"), seeded, directory, pins))
     for trial in trials:
         _check_same(trial)
     if (changed := changes_since(trials)) and not accept_changes:
