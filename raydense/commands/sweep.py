@@ -105,6 +105,6 @@ def sweep(
                 console.print(sheet.rich())
             for note in results.notes:
                 console.print(note)
-            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png")
+            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/{', '.join(results.plots)}")
         if runner.failed:
             fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)

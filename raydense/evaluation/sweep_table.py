@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from raydense.config import Config
 from raydense.core.statistics import Interval
+from raydense.evaluation.gain_figure import draw_gains
 from raydense.evaluation.outcomes import Outcome, outcomes
 from raydense.evaluation.sweep import Settings, Trial, changes_since, label
 from raydense.evaluation.sweep_plot import plot
@@ -24,10 +26,11 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class Results:
-    """What there is to show: tables, and lines below them."""
+    """What there is to show: tables, lines below them, and the names of the files."""
 
     sheets: tuple[Sheet, ...]
     notes: tuple[str, ...]
+    plots: tuple[str, ...] = ()
 
 
 def write_results(
@@ -37,7 +40,7 @@ def write_results(
     *,
     paired: bool = False,
 ) -> Results:
-    """Writes sweep.json, sweep.csv, sweep.md and sweep.png into `out`.
+    """Writes sweep.json, sweep.csv, sweep.md and sweep.png into `out`; gain.svg too if runs were judged on the way.
 
     Args:
         against: the settings that the others are compared with; None: the first.
@@ -55,7 +58,12 @@ def write_results(
     below = "".join(f"\n{note}\n" for note in results.notes)
     write_text(out / "sweep.md", "\n".join(sheet.markdown() for sheet in sheets) + below)
     plot(out / "sweep.png", found, paired=bool(pairs))
-    return results
+    arms: dict[str, list[tuple[Path, Config]]] = {}
+    for trial in trials:
+        if trial.finished:
+            arms.setdefault(label(trial.settings), []).append((trial.directory, trial.config))
+    drawn = draw_gains(out / "gain.svg", arms)
+    return replace(results, plots=("sweep.png", *(["gain.svg"] if drawn else [])))
 
 
 def gain_sheet(found: Sequence[Outcome]) -> Sheet:
