@@ -12,7 +12,6 @@ import numpy as np
 from raydense.core.statistics import Interval
 from raydense.evaluation.outcomes import Outcome
 from raydense.evaluation.paired import Arm
-from raydense.evaluation.sweep import label
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,8 @@ def _draw(panel: Any, points: Sequence[_Point], places: Sequence[Any], series: S
         intervals = [point.interval for point in own]
         low, high = (np.array([abs(getattr(i, end) - i.mean) for i in intervals]) for end in ("low", "high"))
         panel.errorbar(x, [i.mean for i in intervals], yerr=[low, high], fmt="o", color=colour,
-                       label=rest.name if rest.settings else rest.weights or label(()), capsize=4)  # fmt: skip
+                       label=rest.name if rest.settings or len(series) == 1 else rest.weights or "not averaged",
+                       capsize=4)  # fmt: skip
         for place, point in zip(x, own, strict=True):
             panel.plot([place] * len(point.by_seed), list(point.by_seed.values()), "_", color=colour, alpha=0.6)
     panel.axhline(0, color="grey", linewidth=0.8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from raydense.evaluation.until_decided import decision_notes
 from raydense.files.durable import write_text
 from raydense.records.tables import Sheet, shown, write_csv, write_json
 
+FEW_SEEDS = 4  # whose gains a cell lists
 DIFFERENCES = "difference of the gains, seed by seed [95 % over seeds]"
 NEEDED = (
     "seeds needed: a paired t test at 5 %, two-sided, shows a difference of this size and spread in 80 % of cases with "
@@ -48,7 +49,12 @@ def write_results(
     """
     found = outcomes(trials, against)
     pairs = [o for o in found if o.difference] if paired else []
-    sheets = (gain_sheet(found), *([difference_sheet(pairs)] if pairs else []))
+    counted = any(o.evaluations for o in found)
+    sheets = (
+        gain_sheet(found),
+        *([compute_sheet(found)] if counted else []),
+        *([difference_sheet(pairs)] if pairs else []),
+    )
     results = Results(sheets, (*decision_notes(out), *_notes(found, pairs)))
     missing = [trial.name for trial in trials if not trial.finished]
     facts = {"missing": missing, "accepted_changes": changes_since(trials), "notes": results.notes}
@@ -76,18 +82,26 @@ def gain_sheet(found: Sequence[Outcome]) -> Sheet:
             f"{o.after:.4f}",
             shown(o.gain, "+"),
             f"[{o.over_prompts.low:+.4f}, {o.over_prompts.high:+.4f}]",
-            ", ".join(f"{gain:+.3f}" for gain in o.gains.values()),
-            *([_counts(o.evaluations)] if counted else []),
+            _by_seed(list(o.gains.values())),
+            *([_count(sum(o.evaluations.values()))] if counted else []),
         )
         for o in found
     )
     names = _name_columns(found)
     return Sheet(
         "gain in mean score, same prompts and noise before and after",
-        (*names, *columns, *(["U-Net evaluations a run"] if counted else [])),
+        (*names, *columns, *(["U-Net evaluations"] if counted else [])),
         rows,
         names=len(names),
     )
+
+
+def compute_sheet(found: Sequence[Outcome]) -> Sheet:
+    """A row a setting, a column a kind of evaluations."""
+    kinds = list(dict.fromkeys(kind for o in found for kind in o.evaluations))
+    by_setting = {o.arm.settings: o.evaluations for o in found}
+    rows = tuple((label(s), *(_count(counts.get(kind, 0)) for kind in kinds)) for s, counts in by_setting.items())
+    return Sheet("U-Net evaluations a run, mean over the seeds", ("setting", *kinds), rows)
 
 
 def difference_sheet(found: Sequence[Outcome]) -> Sheet:
@@ -130,8 +144,15 @@ def _names(o: Outcome, found: Sequence[Outcome]) -> tuple[str, ...]:
     return (label(o.arm.settings), *weights, o.prompts, o.judge)
 
 
-def _counts(evaluations: Mapping[str, float]) -> str:
-    return ", ".join(f"{kind} {count:,.0f}" for kind, count in evaluations.items()) or "-"
+def _count(evaluations: float) -> str:
+    return f"{evaluations:,.0f}" if evaluations else "-"
+
+
+def _by_seed(gains: Sequence[float]) -> str:
+    """Each of a few; of many the ends."""
+    if len(gains) <= FEW_SEEDS:
+        return ", ".join(f"{gain:+.3f}" for gain in gains)
+    return f"{len(gains)} seeds: {min(gains):+.3f} to {max(gains):+.3f}"
 
 
 def _flat(o: Outcome) -> dict[str, Any]:

@@ -107,6 +107,15 @@ def test_the_table_says_it_in_words(swept: list[Trial], tmp_path: Path) -> None:
     assert "| gamma=1 | unseen | clip | gamma=0.8 | +0.0320 [" in (tmp_path / "sweep.md").read_text()
 
 
+def test_a_cell_lists_a_few_gains_and_of_many_the_ends(swept: list[Trial], tmp_path: Path) -> None:
+    assert [row[-1] for row in write_results(tmp_path, swept).sheets[0].rows] == [
+        "5 seeds: +0.010 to +0.030",
+        "5 seeds: +0.010 to +0.080",
+    ]
+    few = [trial for trial in swept if trial.seed < 2]
+    assert write_results(tmp_path, few).sheets[0].rows[0][-1] == "+0.010, +0.020"
+
+
 def test_machines_get_all_of_it(swept: list[Trial], tmp_path: Path) -> None:
     write_results(tmp_path, swept)
     first, second = json.loads((tmp_path / "sweep.json").read_text())["outcomes"]
@@ -153,11 +162,14 @@ def test_other_prompts_are_said(trials: Trials, tmp_path: Path) -> None:
 
 
 def test_compute_is_a_column_where_a_run_has_it(trials: Trials, swept: list[Trial], tmp_path: Path) -> None:
-    assert "U-Net evaluations a run" not in write_results(tmp_path, swept).sheets[0].columns
+    assert "U-Net evaluations" not in write_results(tmp_path, swept).sheets[0].columns
     for trial in trials(HIGH):
         write_run(trial.directory, {"unseen": 0.1}, evaluations={"sampler": 2000 + trial.seed, "learner_forward": 40})
     results = write_results(tmp_path, swept)
-    assert [row[-1] for row in results.sheets[0].rows] == ["-", "sampler 2,002, learner_forward 40"]
+    assert results.sheets[0].columns[-1] == "U-Net evaluations"
+    assert [row[-1] for row in results.sheets[0].rows] == ["-", "2,042"]
+    assert results.sheets[1].columns == ("setting", "sampler", "learner_forward")
+    assert results.sheets[1].rows == (("gamma=0.8", "-", "-"), ("gamma=1", "2,002", "40"))
     assert results.notes == ()  # what is not known is not unequal
     with (tmp_path / "sweep.csv").open() as file:
         assert [row["evaluations"] for row in csv.DictReader(file)] == ["", "2042.0"]
