@@ -37,6 +37,9 @@ def sweep(
     grid: Annotated[
         list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values of one setting; repeatable: all combinations.")
     ] = None,
+    arm: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=V,KEY=V", help="Settings that go together; repeatable: each alone.")
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(metavar="S1,S2-S3", help="Each combination with each (default: the configuration's).")
     ] = None,
@@ -68,7 +71,7 @@ def sweep(
 ) -> None:
     """Trains every combination of settings and seeds, then compares: a table, a plot. Continues where it was cut."""
     with explained(debug):
-        from raydense.evaluation.sweep import find_setting, more_seeds, parse_grid, parse_seeds, plan_sweep
+        from raydense.evaluation.sweep import find_setting, more_seeds, parse_arms, parse_grid, parse_seeds, plan_sweep
         from raydense.evaluation.sweep_runs import SweepRunner, default_jobs
         from raydense.evaluation.sweep_table import write_results
         from raydense.evaluation.until_decided import Asked, most_seeds, name_rule, run_until_decided
@@ -77,9 +80,9 @@ def sweep(
         given, asked = parse_seeds(seeds), Asked(compare, on, judge, max_seeds)
         most = most_seeds(until_decided, asked, given)
         all_seeds = more_seeds(given, most) if given and most else given
-        trials = plan_sweep(
-            out, config_file, preset, overrides or [], parse_grid(grid or []), all_seeds, accept_changes
-        )
+        cells = parse_grid(grid or [])
+        arms = parse_arms(arm or [], cells)
+        trials = plan_sweep(out, config_file, preset, overrides or [], cells, all_seeds, accept_changes, arms)
         settings = list(dict.fromkeys(trial.settings for trial in trials))
         first = find_setting("--against", against, settings) if against is not None else settings[0]
         rule = name_rule(trials, len(given), first, asked) if given and most else None

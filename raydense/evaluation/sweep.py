@@ -16,7 +16,7 @@ from raydense.planning.preflight import as_found, check_inputs
 from raydense.records.inputs import Pin, read_pins
 from raydense.sections.values import split_values
 
-Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --grid
+Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --arm and --grid
 SEEDS, MOST_SEEDS = re.compile(r"([0-9]+)(?:-([0-9]+))?"), 1000
 HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
 
@@ -73,6 +73,29 @@ def parse_grid(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return grid
 
 
+def parse_arms(options: Sequence[str], grid: Mapping[str, Sequence[str]]) -> list[Settings]:
+    """`key=v,key=v` of each --arm: settings that go together, where a grid would combine each with each.
+
+    Raises: ConfigError for what is not of this form, and for a key that is there twice or in the grid too.
+    """
+    arms: list[Settings] = []
+    for option in options:
+        try:
+            parts = [part.partition("=") for part in split_values(option)]
+        except ValueError:
+            parts = []
+        arm = tuple((key.strip(), value.strip()) for key, _, value in parts)
+        keys = [key for key, _ in arm]
+        whole = bool(arm) and all(key and value for key, value in arm)
+        if not whole or arm in arms or len(set(keys)) < len(keys) or {"seed", *grid} & set(keys):
+            raise ConfigError(
+                f"--arm {option!r}: expected key=value,key=value, each arm once and no key of --grid or --seeds, such as "
+                "--arm steps.gamma=1,train.lr=1e-4"
+            )
+        arms.append(arm)
+    return arms
+
+
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:
     """`101,102` or `101-110` or both. Raises: ConfigError unless it is a list of different whole numbers."""
     if text is None:
@@ -119,16 +142,19 @@ def plan_sweep(
     grid: dict[str, tuple[str, ...]],
     seeds: tuple[int, ...] | None,
     accept_changes: bool = False,
+    arms: Sequence[Settings] = (),
 ) -> list[Trial]:
-    """Every run of the sweep: the settings in the order of the grid, and each with every seed.
+    """Every run of the sweep: the settings in the order of arms and grid, and each with every seed.
 
-    Args: accept_changes: whether runs that are there may be of other files.
+    Args:
+        accept_changes: whether runs that are there may be of other files.
+        arms: each is combined with all of the grid.
     Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings or made
         from other files.
     """
     trials = []
-    for values in itertools.product(*grid.values()):
-        settings = tuple(zip(grid, values, strict=True))
+    for arm, values in itertools.product(arms or [()], itertools.product(*grid.values())):
+        settings = (*arm, *zip(grid, values, strict=True))
         changes = (*overrides, *(f"{key}={value}" for key, value in settings))
         own = load_config(config_file, preset, list(changes))
         config = as_found(own, check_inputs(own).pipeline)

@@ -150,6 +150,17 @@ def test_many_differences_come_with_a_warning(trials: Trials, swept: list[Trial]
     )
 
 
+def test_arms_with_other_keys_are_one_spreadsheet(trials: Trials, tmp_path: Path) -> None:
+    arms = ((("train.objective", "a"), ("train.lr", "1e-4")), (("steps.gamma", "1"),))
+    for settings in arms:
+        for trial in trials(settings, 2):
+            write_run(trial.directory, {"unseen": 0.1})
+    write_results(tmp_path, [trial for settings in arms for trial in trials(settings, 2)], paired=True)
+    with (tmp_path / "sweep.csv").open() as file:
+        rows = [[row[key] for key in ("train.objective", "train.lr", "steps.gamma")] for row in csv.DictReader(file)]
+    assert rows == [["a", "1e-4", ""], ["", "", "1"]]
+
+
 # -- what is not like with like -------------------------------------------------------------------------------
 
 

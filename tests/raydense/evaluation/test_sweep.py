@@ -26,7 +26,7 @@ from raydense.config import Config, ConfigError, load_config
 from raydense.core.statistics import Interval, mean_interval
 from raydense.evaluation.outcomes import Outcome, outcomes
 from raydense.evaluation.paired import Arm
-from raydense.evaluation.sweep import Trial, find_setting, more_seeds, parse_grid, parse_seeds, plan_sweep
+from raydense.evaluation.sweep import Trial, find_setting, more_seeds, parse_arms, parse_grid, parse_seeds, plan_sweep
 from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.sweep_runs import SweepRunner
 from raydense.evaluation.sweep_table import write_results
@@ -90,6 +90,23 @@ def test_a_grid_that_is_none_is_refused(option: str) -> None:
         parse_grid([option])
     with pytest.raises(ConfigError, match="each key once"):
         parse_grid(["steps.gamma=1", "steps.gamma=2"])
+
+
+def test_arms_are_settings_that_go_together(config: Path, tmp_path: Path) -> None:
+    grid = parse_grid(["steps.exclude_last=0,1"])
+    arms = parse_arms(["steps.gamma=0.8,train.lr=1e-4", "steps.gamma=1"], grid)
+    assert arms == [(("steps.gamma", "0.8"), ("train.lr", "1e-4")), (("steps.gamma", "1"),)]
+    trials = plan_sweep(tmp_path, config, None, [], grid, (1, 2), arms=arms)
+    assert [(t.config.steps.gamma, t.config.train.lr, t.config.steps.exclude_last, t.seed) for t in trials] == [
+        (gamma, lr, last, seed) for gamma, lr in ((0.8, 1e-4), (1.0, 1e-2)) for last in (0, 1) for seed in (1, 2)
+    ]
+    assert trials[0].name == "steps.gamma=0.8,train.lr=1e-4,steps.exclude_last=0,seed=1"
+
+
+@pytest.mark.parametrize("arm", ["", "a", "a=", "=1", "a=1,a=2", "seed=1", "g.h=1", "a=1,,b=2", "a=[1", "x.y=1"])
+def test_an_arm_that_is_none_is_refused(arm: str) -> None:
+    with pytest.raises(ConfigError, match="expected key=value,key=value, each arm once"):
+        parse_arms(["x.y=1", arm], {"g.h": ("1", "2")})
 
 
 @pytest.mark.parametrize(
