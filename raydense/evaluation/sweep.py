@@ -89,7 +89,7 @@ def parse_arms(options: Sequence[str], grid: Mapping[str, Sequence[str]]) -> lis
         whole = bool(arm) and all(key and value for key, value in arm)
         if not whole or arm in arms or len(set(keys)) < len(keys) or {"seed", *grid} & set(keys):
             raise ConfigError(
-                f"--arm {option!r}: expected key=value,key=value, each arm once and no key of --grid or --seeds, such as "
+                f"--arm {option!r}: expected key=value,key=value, each arm once, no key of --grid or --seeds, such as "
                 "--arm steps.gamma=1,train.lr=1e-4"
             )
         arms.append(arm)
