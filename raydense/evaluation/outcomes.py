@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raydense.core.statistics import Interval, clustered_interval, mean_interval
-from raydense.evaluation.paired import Arm, Difference, difference, reference, unequal_compute
+from raydense.evaluation.paired import AVERAGED, LAST_STEP, Arm, Difference, difference, reference, unequal_compute
 from raydense.evaluation.sweep import Settings, Trial
 from raydense.records.scores import Paired, Scores, read_scores
 from raydense.training.summary import read_summary
@@ -100,10 +100,10 @@ def _arms(trials: Sequence[Trial]) -> dict[Arm, _Runs]:
         prompts = next(iter(by_seed.values()))[0].prompts
         evaluations = _mean_counts([counted for _, counted in by_seed.values()])
         judged = {seed: scores.judged for seed, (scores, _) in by_seed.items()}
-        current = {seed: scores.current for seed, (scores, _) in by_seed.items() if scores.current}
-        arms[Arm(settings, "averaged" if current else "")] = _Runs(judged, prompts, evaluations)
-        if current:
-            arms[Arm(settings, "current")] = _Runs(current, prompts, evaluations)
+        last_step = {seed: scores.last_step for seed, (scores, _) in by_seed.items() if scores.last_step}
+        arms[Arm(settings, AVERAGED if last_step else "")] = _Runs(judged, prompts, evaluations)
+        if last_step:
+            arms[Arm(settings, LAST_STEP)] = _Runs(last_step, prompts, evaluations)
     return arms
 
 

@@ -10,6 +10,7 @@ from raydense.core.sequential import excludes_zero
 from raydense.core.statistics import Interval, mean_interval, pairs_needed, sign_test
 from raydense.evaluation.sweep import Settings, label
 
+AVERAGED, LAST_STEP = "averaged", "last step"
 CLOSE = 0.01  # arms whose U-Net evaluations differ by no more than this share are at equal compute
 
 
@@ -17,7 +18,7 @@ CLOSE = 0.01  # arms whose U-Net evaluations differ by no more than this share a
 class Arm:
     """What is compared: settings, and which weights of their runs.
 
-    weights: `averaged` or `current` of runs that average them; empty of those that do not.
+    weights: of runs with `train.ema`, whether the average, which is their result, or the last step's; else empty.
     """
 
     settings: Settings
@@ -75,10 +76,10 @@ def difference(
 
 def reference(arm: Arm, against: Settings, arms: Sequence[Arm]) -> Arm | None:
     """Whom an arm is compared with: the same weights of `against`, or else its result; None for that result itself."""
-    results = [other for other in arms if other.settings == against and other.weights != "current"]
+    results = [other for other in arms if other.settings == against and other.weights != LAST_STEP]
     same = [other for other in arms if other.settings == against and other.weights == arm.weights != ""]
     if arm.settings == against:
-        same = []  # its current weights are compared with their own average
+        same = []  # its last step is compared with their own average
     found = next(iter([*same, *results]), None)
     return None if found == arm else found
 

@@ -129,8 +129,8 @@ def _notes(found: Sequence[Outcome], pairs: Sequence[Outcome]) -> list[str]:
     unlike = [f"{o.arm.name} against {o.difference.against.name}: {note}"
               for o in found if o.difference for note in o.difference.notes]  # fmt: skip
     several = (
-        f"{len(pairs)} differences of 95 % each: where nothing differs, one in twenty still excludes 0; name the one "
-        "that is to decide before the runs (--until-decided does)"
+        f"{len(pairs)} differences of 95 % each: where nothing differs, one in twenty still excludes 0; settle before "
+        "the runs which one is to decide"
     )
     return [*dict.fromkeys(unlike), *([NEEDED] if pairs else []), *([several] if len(pairs) > 1 else [])]
 

@@ -18,6 +18,7 @@ from raydense.core.messages import first_few
 from raydense.core.sequential import bounds, excludes_zero, repeated_interval
 from raydense.core.statistics import Interval
 from raydense.evaluation.outcomes import outcomes
+from raydense.evaluation.paired import LAST_STEP
 from raydense.evaluation.sweep import Settings, Trial, find_setting, label
 from raydense.evaluation.sweep_runs import SweepRunner
 from raydense.records.tables import shown, write_json
@@ -187,7 +188,7 @@ def _differences(rule: Rule, both: Sequence[Trial]) -> dict[int, float]:
     found: dict[int, float] = {}
     for o in outcomes(both, rule.against):
         named = o.arm.settings == rule.arm and (o.prompts, o.judge) == (rule.prompts, rule.judge)
-        if named and o.arm.weights != "current" and o.difference:
+        if named and o.arm.weights != LAST_STEP and o.difference:
             found = dict(o.difference.by_seed)
     for seed in rule.seeds:
         if seed not in found and all(trial.finished for trial in both if trial.seed == seed):

@@ -67,12 +67,12 @@ class Paired:
 class Scores:
     """By prompt set: the prompts in their order, and the scores by judge.
 
-    judged: of the run's result; current: of the weights as the last step left them, where the result is their average.
+    judged: of the run's result; last_step: where that is an average (`train.ema`), of the weights of the last step.
     """
 
     prompts: Mapping[str, tuple[str, ...]]
     judged: Mapping[str, Mapping[str, Paired]]
-    current: Mapping[str, Mapping[str, Paired]] | None = None
+    last_step: Mapping[str, Mapping[str, Paired]] | None = None
 
 
 def read_scores(run: Path) -> Scores | None:
@@ -81,20 +81,23 @@ def read_scores(run: Path) -> Scores | None:
     if not path.is_file():
         return None
     content = {name: by_prompt for name, by_prompt in json.loads(path.read_text("utf-8")).items() if by_prompt}
-    rows = [row for by_prompt in content.values() for by_judge in by_prompt.values() for row in by_judge.values()]
-    averaged = bool(rows) and all("current" in row for row in rows)
+    rows = [scores for by_prompt in content.values() for by_judge in by_prompt.values() for scores in by_judge.values()]
+    averaged = bool(rows) and all("last_step" in scores for scores in rows)
     return Scores(
         {name: tuple(by_prompt) for name, by_prompt in content.items()},
-        {name: _paired(by_prompt, "after") for name, by_prompt in content.items()},
-        {name: _paired(by_prompt, "current") for name, by_prompt in content.items()} if averaged else None,
+        _paired(content, "after"),
+        _paired(content, "last_step") if averaged else None,
     )
 
 
-def _paired(by_prompt: Mapping[str, Any], after: str) -> dict[str, Paired]:
-    """Of one prompt set, by judge. Args: after: the key of the scores to compare with those before."""
+def _paired(content: Mapping[str, Mapping[str, Any]], then: str) -> dict[str, dict[str, Paired]]:
+    """By prompt set and judge: the base model's scores beside those of `then`."""
     return {
-        judge: Paired(
-            *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", after))
-        )
-        for judge in next(iter(by_prompt.values()))
+        name: {
+            judge: Paired(
+                *(np.array([row[judge][when] for row in by_prompt.values()], float) for when in ("before", then))
+            )
+            for judge in next(iter(by_prompt.values()))
+        }
+        for name, by_prompt in content.items()
     }

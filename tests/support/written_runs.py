@@ -14,7 +14,7 @@ def write_run(
     run: Path,
     gains: Gains,
     *,
-    current: Gains | None = None,
+    last_step: Gains | None = None,
     evaluations: Mapping[str, int] | None = None,
     judge: str = "clip",
     prompts: tuple[str, ...] = ("a cat", "a dog"),
@@ -23,7 +23,7 @@ def write_run(
     """A run whose mean gains are these, on two prompts with two pictures each.
 
     Args:
-        current: of the weights as the last step left them, in a run whose result is their average.
+        last_step: of the last step's weights, in a run whose result is their average.
         evaluations: of the U-Net, by kind.
         judged: gains that were judged during training, by gradient step.
     """
@@ -31,7 +31,7 @@ def write_run(
     def row(name: str, index: int) -> dict[str, Any]:
         before = [0.2 + 0.1 * index, 0.3]
         scores = {"before": before, "after": _more(before, gains[name])}
-        return {judge: scores | ({} if current is None else {"current": _more(before, current[name])})}
+        return {judge: scores | ({} if last_step is None else {"last_step": _more(before, last_step[name])})}
 
     run.mkdir(parents=True, exist_ok=True)
     scores = {name: {f"{name}: {p}": row(name, index) for index, p in enumerate(prompts)} for name in gains}

@@ -219,20 +219,20 @@ def test_runs_that_average_their_weights_have_a_row_for_each(
     trials: Trials, swept: list[Trial], tmp_path: Path
 ) -> None:
     for trial, gain in zip(trials(HIGH), GAINS[HIGH], strict=True):
-        write_run(trial.directory, {"unseen": gain}, current={"unseen": gain - 0.02 * (trial.seed % 2)})
+        write_run(trial.directory, {"unseen": gain}, last_step={"unseen": gain - 0.02 * (trial.seed % 2)})
     found = outcomes(swept)
-    assert [o.arm for o in found] == [Arm(LOW), Arm(HIGH, "averaged"), Arm(HIGH, "current")]
+    assert [o.arm for o in found] == [Arm(LOW), Arm(HIGH, "averaged"), Arm(HIGH, "last step")]
     assert list(found[2].gains.values()) == pytest.approx(np.subtract(GAINS[HIGH], [0, 0.02, 0, 0.02, 0]))
     assert found[1].difference is not None and found[1].difference.against == Arm(LOW)
     sheet = write_results(tmp_path, swept).sheets[0]
     assert sheet.columns[:2] == ("setting", "weights")
-    assert [row[:2] for row in sheet.rows] == [("gamma=0.8", "–"), ("gamma=1", "averaged"), ("gamma=1", "current")]
+    assert [row[:2] for row in sheet.rows] == [("gamma=0.8", "–"), ("gamma=1", "averaged"), ("gamma=1", "last step")]
     with (tmp_path / "sweep.csv").open() as file:
-        assert [row["weights"] for row in csv.DictReader(file)] == ["", "averaged", "current"]
+        assert [row["weights"] for row in csv.DictReader(file)] == ["", "averaged", "last step"]
 
 
 def test_whom_an_arm_is_compared_with() -> None:
-    both = [Arm(s, w) for s in (LOW, HIGH) for w in ("averaged", "current")]
+    both = [Arm(s, w) for s in (LOW, HIGH) for w in ("averaged", "last step")]
     assert [reference(arm, LOW, both) for arm in both] == [None, both[0], both[0], both[1]]
     mixed = [Arm(LOW), *both[2:]]
     assert [reference(arm, LOW, mixed) for arm in mixed] == [None, Arm(LOW), Arm(LOW)]
