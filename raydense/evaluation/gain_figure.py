@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from raydense.config import Config
 from raydense.core.statistics import Interval, mean_interval
+from raydense.evaluation.compute import Counts, read_counts, rows_until
 from raydense.files.durable import replacing
 from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
-from raydense.training.summary import read_summary
 
 Panel = tuple[str, str]  # judge and prompt set
 Points = dict[float, float]  # the gain, by compute or by gradient steps
@@ -22,40 +21,35 @@ STYLE: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "path", "svg.
 
 @dataclass(frozen=True)
 class _Run:
-    """gains: by panel and gradient step. evaluations: of the U-Net by kind, in all; empty where not counted."""
+    """gains: by panel and gradient step. rows: of the network in all; empty where they were not counted."""
 
     gains: Mapping[Panel, Points]
-    evaluations: Mapping[str, float]
+    rows: Counts
     config: Config
-
-    def compute(self, step: float) -> float:
-        """Evaluations up to a gradient step: the learner's grow with the steps, the others' with the stages begun."""
-        stage = self.config.stage
-        learned = step / (stage.count * stage.steps)
-        begun = math.ceil(step / stage.steps) / stage.count
-        return sum(n * (learned if kind.startswith("learner") else begun) for kind, n in self.evaluations.items())
 
 
 def draw_gains(path: Path, arms: Mapping[str, Sequence[tuple[Path, Config]]]) -> bool:
     """Writes the figure of finished runs, a panel a judge and prompt set; the same runs give the same bytes.
 
-    Along U-Net evaluations where every run counted them (`evaluations` in summary.json), else along gradient steps.
+    Along rows of the network where every run counted them, else along gradient steps.
 
     Args: arms: by name, each with the directories of its seeds and their configuration.
     Returns: whether there was anything to draw: no run without `evaluate.every_steps` has more than its ends.
     """
     runs = {name: [_read(*run) for run in of] for name, of in arms.items()}
     every = [run for of in runs.values() for run in of]
-    counted = bool(every) and all(run.evaluations for run in every)
+    counted = bool(every) and all(run.rows for run in every)
     panels: dict[Panel, dict[str, list[Points]]] = {}
     for name, of in runs.items():
         for run in of:
             for panel, gains in run.gains.items():
-                points = {run.compute(step) if counted else step: gain for step, gain in gains.items()}
+                points = {
+                    rows_until(step, run.rows, run.config) if counted else step: gain for step, gain in gains.items()
+                }
                 panels.setdefault(panel, {}).setdefault(name, []).append(points)
     if not panels:
         return False
-    _paint(path, panels, "U-Net evaluations, forward and backward" if counted else "gradient steps")
+    _paint(path, panels, "rows of the network, forward and backward" if counted else "gradient steps")
     return True
 
 
@@ -77,7 +71,7 @@ def _read(root: Path, config: Config) -> _Run:
         for panel, scores in by_step.items()
         if 0 in scores and len(scores) > 2  # with the ends alone there is no curve
     }
-    return _Run(gains, (read_summary(root) or {}).get("evaluations") or {}, config)
+    return _Run(gains, read_counts(root), config)
 
 
 def _paint(path: Path, panels: Mapping[Panel, Mapping[str, Sequence[Points]]], axis: str) -> None:

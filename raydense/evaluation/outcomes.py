@@ -1,4 +1,4 @@
-"""What a sweep found, arm by arm: gains with 95 % intervals over the seeds, U-Net evaluations, differences."""
+"""What a sweep found, arm by arm: gains with 95 % intervals over the seeds, compute, differences."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from raydense.core.statistics import Interval, clustered_interval, mean_interval
-from raydense.evaluation.paired import AVERAGED, LAST_STEP, Arm, Difference, difference, reference, unequal_compute
+from raydense.evaluation.compute import Counts, mean_counts, read_counts, unequal
+from raydense.evaluation.paired import AVERAGED, LAST_STEP, Arm, Difference, difference, reference
 from raydense.evaluation.sweep import Settings, Trial
 from raydense.records.scores import Paired, Scores, read_scores
-from raydense.training.summary import read_summary
 
 Prompts = tuple[str, ...]
 
@@ -24,7 +24,7 @@ class Outcome:
     gains: mean paired gain (same prompts, same noise) by seed.
     gain: their mean with its interval over the seeds: what another seed may give. NaN bounds for one seed alone.
     over_prompts: the same mean clustered by prompt: what other prompts may give these very LoRAs.
-    evaluations: U-Net evaluations of a run by kind, mean over the seeds; empty where a run did not count them.
+    rows: of the network in a run, by kind, mean over the seeds; empty where a run did not count them.
     difference: from the arm that the others are compared with; None for itself.
     """
 
@@ -36,7 +36,7 @@ class Outcome:
     gains: Mapping[int, float]
     gain: Interval
     over_prompts: Interval
-    evaluations: Mapping[str, float]
+    rows: Counts
     difference: Difference | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Outcome:
             "gain_by_seed": list(self.gains.values()),
             "gain": self.gain.as_dict(),
             "gain_over_prompts": self.over_prompts.as_dict(),
-            "evaluations": dict(self.evaluations),
+            "network_rows": dict(self.rows),
             "difference": self.difference.as_dict() if self.difference else None,
         }
 
@@ -62,7 +62,7 @@ class _Runs:
 
     judged: Mapping[int, Mapping[str, Mapping[str, Paired]]]  # by prompt set and judge
     prompts: Mapping[str, Prompts]
-    evaluations: Mapping[str, float]
+    rows: Counts
 
 
 def outcomes(trials: Sequence[Trial], against: Settings | None = None) -> list[Outcome]:
@@ -90,27 +90,20 @@ def outcomes(trials: Sequence[Trial], against: Settings | None = None) -> list[O
 
 
 def _arms(trials: Sequence[Trial]) -> dict[Arm, _Runs]:
-    by_setting: dict[Settings, dict[int, tuple[Scores, Mapping[str, float]]]] = {}
+    by_setting: dict[Settings, dict[int, tuple[Scores, Counts]]] = {}
     for trial in trials:
         if trial.finished and (scores := read_scores(trial.directory)):
-            counted = (read_summary(trial.directory) or {}).get("evaluations") or {}
-            by_setting.setdefault(trial.settings, {})[trial.seed] = scores, counted
+            by_setting.setdefault(trial.settings, {})[trial.seed] = scores, read_counts(trial.directory)
     arms: dict[Arm, _Runs] = {}
     for settings, by_seed in by_setting.items():
         prompts = next(iter(by_seed.values()))[0].prompts
-        evaluations = _mean_counts([counted for _, counted in by_seed.values()])
+        rows = mean_counts([counts for _, counts in by_seed.values()])
         judged = {seed: scores.judged for seed, (scores, _) in by_seed.items()}
         last_step = {seed: scores.last_step for seed, (scores, _) in by_seed.items() if scores.last_step}
-        arms[Arm(settings, AVERAGED if last_step else "")] = _Runs(judged, prompts, evaluations)
+        arms[Arm(settings, AVERAGED if last_step else "")] = _Runs(judged, prompts, rows)
         if last_step:
-            arms[Arm(settings, LAST_STEP)] = _Runs(last_step, prompts, evaluations)
+            arms[Arm(settings, LAST_STEP)] = _Runs(last_step, prompts, rows)
     return arms
-
-
-def _mean_counts(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    if not all(counts):
-        return {}
-    return {kind: float(np.mean([counted.get(kind, 0) for counted in counts])) for kind in counts[0]}
 
 
 def _outcome(arm: Arm, prompts: str, judge: str, runs: _Runs) -> Outcome:
@@ -126,7 +119,7 @@ def _outcome(arm: Arm, prompts: str, judge: str, runs: _Runs) -> Outcome:
         gains,
         mean_interval(list(gains.values())),
         clustered_interval(np.concatenate([paired.gain for paired in tables.values()], axis=1)),
-        runs.evaluations,
+        runs.rows,
     )
 
 
@@ -134,5 +127,5 @@ def _notes(ours: _Runs, theirs: _Runs, prompts: str) -> list[str]:
     other = ours.prompts.get(prompts) != theirs.prompts.get(prompts)
     return [
         *([f"judged on other {prompts} prompts: not like with like"] if other else []),
-        *unequal_compute(ours.evaluations, theirs.evaluations),
+        *unequal(ours.rows, theirs.rows),
     ]

@@ -11,7 +11,6 @@ from raydense.core.statistics import Interval, mean_interval, pairs_needed, sign
 from raydense.evaluation.sweep import Settings, label
 
 AVERAGED, LAST_STEP = "averaged", "last step"
-CLOSE = 0.01  # arms whose U-Net evaluations differ by no more than this share are at equal compute
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,3 @@ def reference(arm: Arm, against: Settings, arms: Sequence[Arm]) -> Arm | None:
         same = []  # its last step is compared with their own average
     found = next(iter([*same, *results]), None)
     return None if found == arm else found
-
-
-def unequal_compute(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[str]:
-    """A note if one arm took over 1 % more U-Net evaluations of a kind. Args: both by kind; empty where not known."""
-    kinds = [kind for kind in {**ours, **theirs} if not _close(ours.get(kind, 0), theirs.get(kind, 0))]
-    if not (ours and theirs and kinds):
-        return []
-    shown = ", ".join(f"{kind} {ours.get(kind, 0):,.0f} against {theirs.get(kind, 0):,.0f}" for kind in kinds)
-    return [f"not at equal compute: U-Net evaluations a run: {shown}"]
-
-
-def _close(one: float, other: float) -> bool:
-    return abs(one - other) <= CLOSE * min(one, other)

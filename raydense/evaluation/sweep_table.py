@@ -49,7 +49,7 @@ def write_results(
     """
     found = outcomes(trials, against)
     pairs = [o for o in found if o.difference] if paired else []
-    counted = any(o.evaluations for o in found)
+    counted = any(o.rows for o in found)
     sheets = (
         gain_sheet(found),
         *([compute_sheet(found)] if counted else []),
@@ -73,7 +73,7 @@ def write_results(
 
 
 def gain_sheet(found: Sequence[Outcome]) -> Sheet:
-    counted = any(o.evaluations for o in found)
+    counted = any(o.rows for o in found)
     columns = ("before", "after", "gain [95 % over seeds]", "[over prompts]", "by seed")
     rows = tuple(
         (
@@ -83,25 +83,25 @@ def gain_sheet(found: Sequence[Outcome]) -> Sheet:
             shown(o.gain, "+"),
             f"[{o.over_prompts.low:+.4f}, {o.over_prompts.high:+.4f}]",
             _by_seed(list(o.gains.values())),
-            *([_count(sum(o.evaluations.values()))] if counted else []),
+            *([_count(sum(o.rows.values()))] if counted else []),
         )
         for o in found
     )
     names = _name_columns(found)
     return Sheet(
         "gain in mean score, same prompts and noise before and after",
-        (*names, *columns, *(["U-Net evaluations"] if counted else [])),
+        (*names, *columns, *(["network rows"] if counted else [])),
         rows,
         names=len(names),
     )
 
 
 def compute_sheet(found: Sequence[Outcome]) -> Sheet:
-    """A row a setting, a column a kind of evaluations."""
-    kinds = list(dict.fromkeys(kind for o in found for kind in o.evaluations))
-    by_setting = {o.arm.settings: o.evaluations for o in found}
+    """A row a setting, a column a kind of rows."""
+    kinds = list(dict.fromkeys(kind for o in found for kind in o.rows))
+    by_setting = {o.arm.settings: o.rows for o in found}
     rows = tuple((label(s), *(_count(counts.get(kind, 0)) for kind in kinds)) for s, counts in by_setting.items())
-    return Sheet("U-Net evaluations a run, mean over the seeds", ("setting", *kinds), rows)
+    return Sheet("rows of the network in a run, judging left out, mean over the seeds", ("setting", *kinds), rows)
 
 
 def difference_sheet(found: Sequence[Outcome]) -> Sheet:
@@ -144,8 +144,8 @@ def _names(o: Outcome, found: Sequence[Outcome]) -> tuple[str, ...]:
     return (label(o.arm.settings), *weights, o.prompts, o.judge)
 
 
-def _count(evaluations: float) -> str:
-    return f"{evaluations:,.0f}" if evaluations else "-"
+def _count(rows: float) -> str:
+    return f"{rows:,.0f}" if rows else "-"
 
 
 def _by_seed(gains: Sequence[float]) -> str:
@@ -169,7 +169,7 @@ def _flat(o: Outcome) -> dict[str, Any]:
         **_ends("gain", o.gain),
         "over_prompts_low": o.over_prompts.low,
         "over_prompts_high": o.over_prompts.high,
-        "evaluations": sum(o.evaluations.values()) if o.evaluations else "",
+        "network_rows": sum(o.rows.values()) if o.rows else "",
         "against": difference.against.name if difference else "",
         "pairs": len(difference.by_seed) if difference else "",
         **_ends("difference", difference.interval if difference else None),

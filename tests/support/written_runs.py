@@ -15,7 +15,7 @@ def write_run(
     gains: Gains,
     *,
     last_step: Gains | None = None,
-    evaluations: Mapping[str, int] | None = None,
+    rows: Mapping[str, Mapping[str, int | None]] | None = None,
     judge: str = "clip",
     prompts: tuple[str, ...] = ("a cat", "a dog"),
     judged: Mapping[int, Gains] | None = None,
@@ -24,7 +24,7 @@ def write_run(
 
     Args:
         last_step: of the last step's weights, in a run whose result is their average.
-        evaluations: of the U-Net, by kind.
+        rows: of the network, by role and kind.
         judged: gains that were judged during training, by gradient step.
     """
 
@@ -41,7 +41,7 @@ def write_run(
         for step, by in ({0: dict.fromkeys(gains, 0.0), **judged} if judged else {}).items()
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "summary.json").write_text(json.dumps({"evaluations": evaluations} if evaluations else {}))
+    (run / "summary.json").write_text(json.dumps({"network_rows": rows} if rows else {}))
 
 
 def _more(values: list[float], gain: float) -> list[float]:

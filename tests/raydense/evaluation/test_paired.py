@@ -16,7 +16,7 @@ from written_runs import write_run
 from raydense.config import load_config
 from raydense.core.statistics import mean_interval
 from raydense.evaluation.outcomes import Outcome, outcomes
-from raydense.evaluation.paired import Arm, reference, unequal_compute
+from raydense.evaluation.paired import Arm, reference
 from raydense.evaluation.sweep import Settings, Trial
 from raydense.evaluation.sweep_table import write_results
 
@@ -173,42 +173,26 @@ def test_other_prompts_are_said(trials: Trials, tmp_path: Path) -> None:
 
 
 def test_compute_is_a_column_where_a_run_has_it(trials: Trials, swept: list[Trial], tmp_path: Path) -> None:
-    assert "U-Net evaluations" not in write_results(tmp_path, swept).sheets[0].columns
+    assert "network rows" not in write_results(tmp_path, swept).sheets[0].columns
     for trial in trials(HIGH):
-        write_run(trial.directory, {"unseen": 0.1}, evaluations={"sampler": 2000 + trial.seed, "learner_forward": 40})
+        rows = {"sampler": {"forward": 2000 + trial.seed}, "learner": {"backward": 40}, "judging": {"forward": 9}}
+        write_run(trial.directory, {"unseen": 0.1}, rows=rows)
     results = write_results(tmp_path, swept)
-    assert results.sheets[0].columns[-1] == "U-Net evaluations"
+    assert results.sheets[0].columns[-1] == "network rows"
     assert [row[-1] for row in results.sheets[0].rows] == ["-", "2,042"]
-    assert results.sheets[1].columns == ("setting", "sampler", "learner_forward")
+    assert results.sheets[1].columns == ("setting", "sampler forward", "learner backward")
     assert results.sheets[1].rows == (("gamma=0.8", "-", "-"), ("gamma=1", "2,002", "40"))
     assert results.notes == ()  # what is not known is not unequal
     with (tmp_path / "sweep.csv").open() as file:
-        assert [row["evaluations"] for row in csv.DictReader(file)] == ["", "2042.0"]
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs", "said"),
-    [
-        ({"a": 100}, {"a": 100}, None),
-        ({"a": 101}, {"a": 100}, None),
-        ({"a": 102}, {"a": 100}, "a 102 against 100"),
-        ({"a": 100}, {"a": 102}, "a 100 against 102"),
-        ({"a": 5, "b": 3000}, {"a": 5, "b": 1000}, "b 3,000 against 1,000"),
-        ({"a": 5, "b": 1}, {"a": 5}, "b 1 against 0"),
-        ({}, {"a": 100}, None),
-    ],
-)
-def test_arms_of_unequal_compute_are_told(ours: dict[str, float], theirs: dict[str, float], said: str | None) -> None:
-    found = unequal_compute(ours, theirs)
-    assert found == ([f"not at equal compute: U-Net evaluations a run: {said}"] if said else [])
+        assert [row["network_rows"] for row in csv.DictReader(file)] == ["", "2042.0"]
 
 
 def test_unequal_compute_is_said_once(trials: Trials, tmp_path: Path) -> None:
     for settings, rows in ((LOW, 100), (HIGH, 150)):
         for trial in trials(settings):
-            write_run(trial.directory, {"train": 0.1, "unseen": 0.1}, evaluations={"sampler": rows})
+            write_run(trial.directory, {"train": 0.1, "unseen": 0.1}, rows={"sampler": {"forward": rows}})
     notes = write_results(tmp_path, [*trials(LOW), *trials(HIGH)]).notes
-    said = "not at equal compute: U-Net evaluations a run: sampler 150 against 100"
+    said = "not at equal compute: rows of the network: sampler forward 150 against 100"
     assert notes == (f"gamma=1 against gamma=0.8: {said}",)
 
 
