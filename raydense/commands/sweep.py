@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,53 +23,105 @@ from raydense.commands.common import (
 from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from raydense.evaluation.sweep_table import Results
+
 EXAMPLE = (
     "Example: `raydense sweep --local --grid steps.gamma=0.8,1 --grid steps.exclude_last=0,2 --seeds 101,102,103 "
     f"--out runs/gamma`\n\n{EXIT_CODES}"
 )
 
 
+Out = Annotated[Path, typer.Option(help="For the runs and the results; finished runs in it are kept.")]
+Grid = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values of one setting; repeatable: all combinations.")
+]
+Arms = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=V,KEY=V", help="Settings that go together; repeatable: each alone.")
+]
+Seeds = Annotated[
+    str | None, typer.Option(metavar="S1,S2-S3", help="Each combination with each (default: the configuration's).")
+]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Runs side by side (default: as many as fit).")]
+Against = Annotated[
+    str | None, typer.Option(metavar="SETTING", help="Whom the others are compared with (default: the first).")
+]
+Paired = Annotated[
+    bool, typer.Option("--paired", help="Show differences seed by seed, and how many seeds would decide them.")
+]
+UntilDecided = Annotated[
+    bool, typer.Option("--until-decided", help="Add seeds after the given ones until one comparison is decided.")
+]
+MaxSeeds = Annotated[
+    int | None, typer.Option(min=3, max=200, help="Of --until-decided, the given ones included (default: 30).")
+]
+Compare = Annotated[
+    str | None, typer.Option(metavar="SETTING", help="Whose difference is decided (default: the only other one's).")
+]
+On = Annotated[
+    str | None, typer.Option(metavar="PROMPTS", help="On which it is: train or unseen (default: unseen if there are).")
+]
+Judge = Annotated[str | None, typer.Option(metavar="NAME", help="By whom it is (default: who is trained on).")]
+
+
 def sweep(
-    out: Annotated[Path, typer.Option(help="For the runs and the results; finished runs in it are kept.")],
+    out: Out,
     config_file: ConfigFile = None,
     preset: Preset = None,
     overrides: Overrides = None,
-    grid: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=V1,V2", help="Values of one setting; repeatable: all combinations.")
-    ] = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="S1,S2", help="Each combination with each (default: the configuration's).")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Runs side by side (default: as many as fit).")] = None,
+    grid: Grid = None,
+    arm: Arms = None,
+    seeds: Seeds = None,
+    jobs: Jobs = None,
+    against: Against = None,
+    paired: Paired = False,
+    until_decided: UntilDecided = False,
+    max_seeds: MaxSeeds = None,
+    compare: Compare = None,
+    on: On = None,
+    judge: Judge = None,
     accept_changes: AcceptChanges = False,
     local: Local = False,
     debug: Debug = False,
 ) -> None:
-    """Trains every combination of settings and seeds, then compares: a table, a plot. Continues where it was cut."""
+    """Trains every combination of settings and seeds, then compares: tables, plots. Continues where it was cut."""
     with explained(debug):
-        from raydense.evaluation.sweep import parse_grid, parse_seeds, plan_sweep
+        from raydense.evaluation.sweep import find_setting, more_seeds, parse_arms, parse_grid, parse_seeds, plan_sweep
         from raydense.evaluation.sweep_runs import SweepRunner, default_jobs
         from raydense.evaluation.sweep_table import write_results
+        from raydense.evaluation.until_decided import Asked, most_seeds, name_rule, run_until_decided
         from raydense.training.stopping import StopRequested
 
-        trials = plan_sweep(
-            out, config_file, preset, overrides or [], parse_grid(grid or []), parse_seeds(seeds), accept_changes
-        )
+        given, asked = parse_seeds(seeds), Asked(compare, on, judge, max_seeds)
+        most = most_seeds(until_decided, asked, given)
+        all_seeds = more_seeds(given, most) if given and most else given
+        cells = parse_grid(grid or [])
+        arms = parse_arms(arm or [], cells)
+        trials = plan_sweep(out, config_file, preset, overrides or [], cells, all_seeds, accept_changes, arms)
+        settings = list(dict.fromkeys(trial.settings for trial in trials))
+        first = find_setting("--against", against, settings) if against is not None else settings[0]
+        rule = name_rule(trials, len(given), first, asked) if given and most else None
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
-        console = open_console()
-        runner = SweepRunner(
-            source,
-            local=local,
-            jobs=jobs or default_jobs(trials[0].config, local),
-            accept_changes=accept_changes,
-            say=console.print,
-        )
+        side_by_side, console = jobs or default_jobs(trials[0].config, local), open_console()
+        runner = SweepRunner(source, local=local, jobs=side_by_side, accept_changes=accept_changes, say=console.print)
         try:
-            runner.run(trials)
+            if rule:
+                trials = run_until_decided(out, rule, trials, runner)
+            else:
+                runner.run(trials)
         except StopRequested as stop:
             fail(f"stopped; continue with: {command(*sys.argv[1:])}", 128 + stop.signal_number)
         if any(trial.finished for trial in trials):
-            console.print(write_results(out, trials).rich())
-            console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/sweep.png")
+            _show(console, out, write_results(out, trials, first, paired=paired))
         if runner.failed:
             fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)
+
+
+def _show(console: Console, out: Path, results: Results) -> None:
+    for sheet in results.sheets:
+        console.print(sheet.rich())
+    for note in results.notes:
+        console.print(note)
+    console.print(f"table  {out}/sweep.md, sweep.csv, sweep.json\nplot   {out}/{', '.join(results.plots)}")

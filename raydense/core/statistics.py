@@ -1,4 +1,4 @@
-"""Means with standard errors and 95 % intervals: plain, and clustered by prompt.
+"""Means with standard errors and 95 % intervals, plain and clustered by prompt; and what pairs of runs can tell.
 
 A score that a monitor did not give is NaN, and its row, a prompt's, is left out; of none, everything is NaN.
 """
@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # not `stats`, which takes most of a second to load
 
 CONFIDENCE = 0.95  # of every interval
+POWER = 0.8  # which `pairs_needed` asks for
+MOST_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,43 @@ def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:
     low = float(special.betaincinv(won, lost + 1, tail)) if won > 0 else 0.0
     high = float(special.betaincinv(won + 1, lost, 1 - tail)) if lost > 0 else 1.0
     return Interval(share, low, high)
+
+
+def sign_test(differences: ArrayLike) -> float:
+    """The exact two-sided p of as many differences [n] above 0, were either sign as likely; those of 0 are left out."""
+    flat = known_rows(differences)
+    above, below = int((flat > 0).sum()), int((flat < 0).sum())
+    return min(1.0, 2 * float(special.bdtr(min(above, below), above + below, 0.5))) if above + below else 1.0
+
+
+def pairs_needed(differences: ArrayLike) -> int | None:
+    """So many pairs show a difference as large as the mean of these [n], with their spread, in 80 % of cases.
+
+    By the two-sided paired t test at 5 %, from the noncentral t distribution. None where no number of pairs up to
+    100,000 does, and of fewer than two.
+    """
+    flat = known_rows(differences)
+    if len(flat) < 2 or flat.mean() == 0:
+        return None
+    spread = float(flat.std(ddof=1))
+    effect = abs(_mean(flat)) / spread if spread > 0 else math.inf
+    low, high = 1, 2  # too few; perhaps enough
+    while _power(effect, high) < POWER:
+        low, high = high, 2 * high
+        if low >= MOST_PAIRS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _power(effect, middle) >= POWER else (middle, high)
+    return high
+
+
+def _power(effect: float, pairs: int) -> float:
+    """Of the two-sided paired t test at 5 %. Args: effect: the mean difference in standard deviations."""
+    shift, bound = effect * math.sqrt(pairs), _quantile(pairs)
+    if shift > 2 * bound + 10:
+        return 1.0  # where the noncentral distribution itself is out of scipy's reach
+    return float(special.nctdtr(pairs - 1, -shift, -bound) + special.nctdtr(pairs - 1, shift, -bound))
 
 
 def known_rows(values: ArrayLike) -> NDArray[np.float64]:

@@ -100,7 +100,8 @@ class RenderUnit:
     @property
     def task(self) -> str:
         """As Ray lists the work on it."""
-        return f"judge weights {self.weights_version} pictures {self.seeds[0]} to {self.seeds[-1]}"
+        which = "weights" if self.weights_version >= 0 else "averaged weights"
+        return f"judge {which} {steps_of(self.weights_version)} pictures {self.seeds[0]} to {self.seeds[-1]}"
 
 
 @dataclass(frozen=True)

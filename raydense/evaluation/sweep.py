@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raydense.config import Config, ConfigError, changed_settings, load_config, load_run_config
+from raydense.core.messages import first_few
 from raydense.planning.pinning import changed_inputs, pin_inputs
 from raydense.planning.preflight import as_found, check_inputs
 from raydense.records.inputs import Pin, read_pins
 from raydense.sections.values import split_values
 
-Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --grid
+Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --arm and --grid
+SEEDS, MOST_SEEDS = re.compile(r"([0-9]+)(?:-([0-9]+))?"), 1000
 HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
 
 
@@ -71,14 +73,65 @@ def parse_grid(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return grid
 
 
+def parse_arms(options: Sequence[str], grid: Mapping[str, Sequence[str]]) -> list[Settings]:
+    """`key=v,key=v` of each --arm: settings that go together, where a grid would combine each with each.
+
+    Raises: ConfigError for what is not of this form, and for a key that is there twice or in the grid too.
+    """
+    arms: list[Settings] = []
+    for option in options:
+        try:
+            parts = [part.partition("=") for part in split_values(option)]
+        except ValueError:
+            parts = []
+        arm = tuple((key.strip(), value.strip()) for key, _, value in parts)
+        keys = [key for key, _ in arm]
+        whole = bool(arm) and all(key and value for key, value in arm)
+        if not whole or arm in arms or len(set(keys)) < len(keys) or {"seed", *grid} & set(keys):
+            raise ConfigError(
+                f"--arm {option!r}: expected key=value,key=value, each arm once, no key of --grid or --seeds, such as "
+                "--arm steps.gamma=1,train.lr=1e-4"
+            )
+        arms.append(arm)
+    return arms
+
+
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:
-    """`101,102`. Raises: ConfigError unless it is a list of different whole numbers."""
+    """`101,102` or `101-110` or both. Raises: ConfigError unless it is a list of different whole numbers."""
     if text is None:
         return None
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"--seeds={text}: expected different whole numbers, such as --seeds 101,102,103")
-    return tuple(map(int, parts))
+    seeds: list[int] = []
+    for part in text.split(","):
+        ends = SEEDS.fullmatch(part.strip())
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
+        if not 0 <= last - first < MOST_SEEDS:
+            raise ConfigError(
+                f"--seeds={text}: expected different whole numbers and ranges of up to {MOST_SEEDS:,}, such as "
+                "--seeds 101,102,103 or --seeds 101-120"
+            )
+        seeds += range(first, last + 1)
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"--seeds={text}: expected different whole numbers; one is there twice")
+    return tuple(seeds)
+
+
+def more_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
+    """The given ones, and then the numbers that follow the largest of them, until there are `count`."""
+    return (*seeds, *range(max(seeds) + 1, max(seeds) + 1 + count - len(seeds)))
+
+
+def find_setting(option: str, text: str, known: Sequence[Settings]) -> Settings:
+    """The one that a person names as a table shows it (`gamma=0.8, exclude_last=2`) or by whole keys.
+
+    Raises: ConfigError if none or more than one has this name.
+    """
+    wanted = "".join(text.split())
+    names = {settings: (label(settings), ",".join(f"{k}={v}" for k, v in settings)) for settings in known}
+    found = [settings for settings, both in names.items() if wanted in {"".join(name.split()) for name in both}]
+    if len(found) != 1:
+        shown = first_few([repr(both[0]) for both in names.values()])
+        raise ConfigError(f"{option}={text}: names {len(found)} settings of this sweep; give one of {shown}")
+    return found[0]
 
 
 def plan_sweep(
@@ -89,24 +142,26 @@ def plan_sweep(
     grid: dict[str, tuple[str, ...]],
     seeds: tuple[int, ...] | None,
     accept_changes: bool = False,
+    arms: Sequence[Settings] = (),
 ) -> list[Trial]:
-    """Every run of the sweep: the settings in the order of the grid, and each with every seed.
+    """Every run of the sweep: the settings in the order of arms and grid, and each with every seed.
 
-    Args: accept_changes: whether runs that are there may be of other files.
+    Args:
+        accept_changes: whether runs that are there may be of other files.
+        arms: each is combined with all of the grid.
     Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings or made
         from other files.
     """
     trials = []
-    for values in itertools.product(*grid.values()):
-        settings = tuple(zip(grid, values, strict=True))
+    for arm, values in itertools.product(arms or [()], itertools.product(*grid.values())):
+        settings = (*arm, *zip(grid, values, strict=True))
         changes = (*overrides, *(f"{key}={value}" for key, value in settings))
         own = load_config(config_file, preset, list(changes))
-        pipeline = check_inputs(own).pipeline
+        config = as_found(own, check_inputs(own).pipeline)
         pins = pin_inputs(own).pins
         for seed in seeds or (own.seed,):
-            whole = (*changes, f"seed={seed}")
-            config = as_found(load_config(config_file, preset, list(whole)), pipeline)
-            trials.append(Trial(settings, seed, whole, config, out / _directory_name(settings, seed), pins))
+            seeded, directory = config.model_copy(update={"seed": seed}), out / _directory_name(settings, seed)
+            trials.append(Trial(settings, seed, (*changes, f"seed={seed}"), seeded, directory, pins))
     for trial in trials:
         _check_same(trial)
     if (changed := changes_since(trials)) and not accept_changes:

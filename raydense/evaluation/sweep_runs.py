@@ -51,12 +51,13 @@ class SweepRunner:
         self, arguments: Sequence[str], *, local: bool, jobs: int, say: Say, accept_changes: bool = False
     ) -> None:
         self._accept = ["--accept-changes"] if accept_changes else []
-        self._arguments, self._local, self._jobs, self._say = list(arguments), local, jobs, say
+        self._arguments, self._local, self._say = list(arguments), local, say
+        self.jobs = jobs
         self._stop = StopFlag()
         self.failed: list[Trial] = []
 
     def run(self, trials: Sequence[Trial]) -> None:
-        """Returns when every run has finished or failed; `failed` then names those.
+        """Returns when every run has finished or failed; `failed` then names those of all calls.
 
         Raises: StopRequested on SIGINT or SIGTERM, after the runs at work have stopped where they continue;
             ConfigError if a run is still at work for another sweep.
@@ -69,7 +70,7 @@ class SweepRunner:
         with self._stop.listening(self._say):
             try:
                 while running or (waiting and not self._stopping):
-                    while waiting and len(running) < self._jobs and not self._stopping:
+                    while waiting and len(running) < self.jobs and not self._stopping:
                         running.append(self._start(waiting.popleft()))
                     if self._stop.signal_number is not None and not told:
                         told = True

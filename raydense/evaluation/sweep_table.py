@@ -1,198 +1,183 @@
-"""What a sweep found: a row a setting, prompt set and judge, with 95 % intervals over the seeds; and its plot."""
+"""The tables of a sweep: for a screen, as Markdown, JSON and a spreadsheet; and what has to be known to read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from raydense.core.statistics import Interval, clustered_interval, mean_interval
+from raydense.config import Config
+from raydense.core.statistics import Interval
+from raydense.evaluation.gain_figure import draw_gains
+from raydense.evaluation.outcomes import Outcome, outcomes
 from raydense.evaluation.sweep import Settings, Trial, changes_since, label
-from raydense.records.scores import Paired, Scores, read_scores
+from raydense.evaluation.sweep_plot import plot
+from raydense.evaluation.until_decided import decision_notes
+from raydense.files.durable import write_text
 from raydense.records.tables import Sheet, shown, write_csv, write_json
+
+FEW_SEEDS = 4  # whose gains a cell lists
+DIFFERENCES = "difference of the gains, seed by seed [95 % over seeds]"
+NEEDED = (
+    "seeds needed: a paired t test at 5 %, two-sided, shows a difference of this size and spread in 80 % of cases with "
+    "so many; size and spread are themselves known only as well as these seeds tell"
+)
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Scores of one setting over its finished seeds, under one judge, on one prompt set.
+class Results:
+    """What there is to show: tables, lines below them, and the names of the files."""
 
-    gains: mean paired gain (same prompts, same noise) by seed.
-    gain: their mean with its interval over the seeds: what another seed may give. NaN bounds for one seed alone.
-    over_prompts: the same mean clustered by prompt: what other prompts may give these very LoRAs.
-    difference: of the gains from those of the first setting, seed by seed; None with fewer than two in common.
+    sheets: tuple[Sheet, ...]
+    notes: tuple[str, ...]
+    plots: tuple[str, ...] = ()
+
+
+def write_results(
+    out: Path,
+    trials: Sequence[Trial],
+    against: Settings | None = None,
+    *,
+    paired: bool = False,
+) -> Results:
+    """Writes sweep.json, sweep.csv, sweep.md and sweep.png into `out`; gain.svg too if runs were judged on the way.
+
+    Args:
+        against: the settings that the others are compared with; None: the first.
+        paired: whether the table of differences is shown, in the plot too; the files for machines always have them.
     """
-
-    settings: Settings
-    prompts: str
-    judge: str
-    seeds: tuple[int, ...]
-    before: float
-    after: float
-    gains: tuple[float, ...]
-    gain: Interval
-    over_prompts: Interval
-    difference: Interval | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "settings": dict(self.settings),
-            "prompts": self.prompts,
-            "judge": self.judge,
-            "seeds": list(self.seeds),
-            "before": self.before,
-            "after": self.after,
-            "gain_by_seed": list(self.gains),
-            "gain": self.gain.as_dict(),
-            "gain_over_prompts": self.over_prompts.as_dict(),
-            "difference_from_first": self.difference.as_dict() if self.difference else None,
-        }
-
-
-def outcomes(trials: Sequence[Trial]) -> list[Outcome]:
-    """Of all finished trials: the settings in their order, and each with its judges and prompt sets."""
-    by_setting: dict[Settings, dict[int, Scores]] = {}
+    found = outcomes(trials, against)
+    pairs = [o for o in found if o.difference] if paired else []
+    counted = any(o.rows for o in found)
+    sheets = (
+        gain_sheet(found),
+        *([compute_sheet(found)] if counted else []),
+        *([difference_sheet(pairs)] if pairs else []),
+    )
+    results = Results(sheets, (*decision_notes(out), *_notes(found, pairs)))
+    missing = [trial.name for trial in trials if not trial.finished]
+    facts = {"missing": missing, "accepted_changes": changes_since(trials), "notes": results.notes}
+    write_json(out / "sweep.json", {"outcomes": [o.as_dict() for o in found], **facts})
+    keys = dict.fromkeys(key for trial in trials for key, _ in trial.settings)
+    write_csv(out / "sweep.csv", [{**dict.fromkeys(keys, ""), **_flat(o)} for o in found])
+    below = "".join(f"\n{note}\n" for note in results.notes)
+    write_text(out / "sweep.md", "\n".join(sheet.markdown() for sheet in sheets) + below)
+    plot(out / "sweep.png", found, paired=bool(pairs))
+    arms: dict[str, list[tuple[Path, Config]]] = {}
     for trial in trials:
-        if trial.finished and (scores := read_scores(trial.directory)):
-            by_setting.setdefault(trial.settings, {})[trial.seed] = scores
-    found: list[Outcome] = []
-    firsts: dict[tuple[str, str], dict[int, float]] = {}
-    for settings, by_seed in by_setting.items():
-        any_run = next(iter(by_seed.values()))
-        for prompts, judges in any_run.judged.items():
-            for judge in judges:
-                tables = {seed: scores.judged[prompts][judge] for seed, scores in by_seed.items()}
-                gains = {seed: float(paired.gain.mean()) for seed, paired in tables.items()}
-                first = firsts.setdefault((prompts, judge), gains)
-                found.append(_outcome(settings, prompts, judge, tables, gains, first))
-    return found
+        if trial.finished:
+            arms.setdefault(label(trial.settings), []).append((trial.directory, trial.config))
+    drawn = draw_gains(out / "gain.svg", arms)
+    return replace(results, plots=("sweep.png", *(["gain.svg"] if drawn else [])))
 
 
-def _outcome(
-    settings: Settings,
-    prompts: str,
-    judge: str,
-    tables: dict[int, Paired],
-    gains: dict[int, float],
-    first: dict[int, float],
-) -> Outcome:
-    shared = [seed for seed in gains if seed in first]
-    return Outcome(
-        settings,
-        prompts,
-        judge,
-        tuple(gains),
-        float(np.mean([paired.before.mean() for paired in tables.values()])),
-        float(np.mean([paired.after.mean() for paired in tables.values()])),
-        tuple(gains.values()),
-        mean_interval(list(gains.values())),
-        clustered_interval(np.concatenate([paired.gain for paired in tables.values()], axis=1)),
-        mean_interval([gains[s] - first[s] for s in shared]) if gains is not first and len(shared) > 1 else None,
-    )
-
-
-def sheet(found: Sequence[Outcome]) -> Sheet:
-    columns = (
-        "setting",
-        "prompts",
-        "judge",
-        "before",
-        "after",
-        "gain [95 % over seeds]",
-        "[over prompts]",
-        "by seed",
-        "difference from the first",
-    )
+def gain_sheet(found: Sequence[Outcome]) -> Sheet:
+    counted = any(o.rows for o in found)
+    columns = ("before", "after", "gain [95 % over seeds]", "[over prompts]", "by seed")
     rows = tuple(
         (
-            label(o.settings),
-            o.prompts,
-            o.judge,
+            *_names(o, found),
             f"{o.before:.4f}",
             f"{o.after:.4f}",
             shown(o.gain, "+"),
             f"[{o.over_prompts.low:+.4f}, {o.over_prompts.high:+.4f}]",
-            ", ".join(f"{gain:+.3f}" for gain in o.gains),
-            shown(o.difference, "+") if o.difference else "",
+            _by_seed(list(o.gains.values())),
+            *([_count(sum(o.rows.values()))] if counted else []),
         )
         for o in found
     )
-    return Sheet("gain in mean score, same prompts and noise before and after", columns, rows, names=3)
+    names = _name_columns(found)
+    return Sheet(
+        "gain in mean score, same prompts and noise before and after",
+        (*names, *columns, *(["network rows"] if counted else [])),
+        rows,
+        names=len(names),
+    )
 
 
-def write_results(out: Path, trials: Sequence[Trial]) -> Sheet:
-    """Writes sweep.json, sweep.csv, sweep.md and sweep.png into `out`; returns the table."""
-    found = outcomes(trials)
-    table = sheet(found)
-    missing = [trial.name for trial in trials if not trial.finished]
-    facts = {"missing": missing, "accepted_changes": changes_since(trials)}
-    write_json(out / "sweep.json", {"outcomes": [o.as_dict() for o in found], **facts})
-    write_csv(out / "sweep.csv", [_flat(o) for o in found])
-    (out / "sweep.md").write_text(table.markdown(), encoding="utf-8")
-    plot(out / "sweep.png", found)
-    return table
+def compute_sheet(found: Sequence[Outcome]) -> Sheet:
+    """A row a setting, a column a kind of rows."""
+    kinds = list(dict.fromkeys(kind for o in found for kind in o.rows))
+    by_setting = {o.arm.settings: o.rows for o in found}
+    rows = tuple((label(s), *(_count(counts.get(kind, 0)) for kind in kinds)) for s, counts in by_setting.items())
+    return Sheet("rows of the network in a run, judging left out, mean over the seeds", ("setting", *kinds), rows)
+
+
+def difference_sheet(found: Sequence[Outcome]) -> Sheet:
+    """Of the outcomes that have a difference."""
+    rows = tuple(
+        (
+            *_names(o, found),
+            d.against.name,
+            shown(d.interval, "+"),
+            d.verdict,
+            f"{sum(value > 0 for value in d.by_seed.values())} of {len(d.by_seed)}",
+            f"{d.sign_p:.3f}",
+            f"{d.needed:,}" if d.needed else "–",
+        )
+        for o in found
+        if (d := o.difference)
+    )
+    columns = ("against", "difference", "95 % says", "seeds above 0", "sign test p", "seeds needed")
+    names = _name_columns(found)
+    return Sheet(DIFFERENCES, (*names, *columns), rows, names=len(names) + 1)
+
+
+def _notes(found: Sequence[Outcome], pairs: Sequence[Outcome]) -> list[str]:
+    """What else a reader has to know."""
+    unlike = [f"{o.arm.name} against {o.difference.against.name}: {note}"
+              for o in found if o.difference for note in o.difference.notes]  # fmt: skip
+    several = (
+        f"{len(pairs)} differences of 95 % each: where nothing differs, one in twenty still excludes 0; settle before "
+        "the runs which one is to decide"
+    )
+    return [*dict.fromkeys(unlike), *([NEEDED] if pairs else []), *([several] if len(pairs) > 1 else [])]
+
+
+def _name_columns(found: Sequence[Outcome]) -> tuple[str, ...]:
+    return ("setting", *(["weights"] if any(o.arm.weights for o in found) else []), "prompts", "judge")
+
+
+def _names(o: Outcome, found: Sequence[Outcome]) -> tuple[str, ...]:
+    weights = [o.arm.weights or "–"] if any(other.arm.weights for other in found) else []
+    return (label(o.arm.settings), *weights, o.prompts, o.judge)
+
+
+def _count(rows: float) -> str:
+    return f"{rows:,.0f}" if rows else "-"
+
+
+def _by_seed(gains: Sequence[float]) -> str:
+    """Each of a few; of many the ends."""
+    if len(gains) <= FEW_SEEDS:
+        return ", ".join(f"{gain:+.3f}" for gain in gains)
+    return f"{len(gains)} seeds: {min(gains):+.3f} to {max(gains):+.3f}"
 
 
 def _flat(o: Outcome) -> dict[str, Any]:
+    """For a spreadsheet; empty cells where there is nothing."""
+    difference = o.difference
     return {
-        **dict(o.settings),
+        **dict(o.arm.settings),
+        "weights": o.arm.weights,
         "prompts": o.prompts,
         "judge": o.judge,
-        "seeds": len(o.seeds),
+        "seeds": len(o.gains),
         "before": o.before,
         "after": o.after,
-        "gain": o.gain.mean,
-        "gain_low": o.gain.low,
-        "gain_high": o.gain.high,
+        **_ends("gain", o.gain),
         "over_prompts_low": o.over_prompts.low,
         "over_prompts_high": o.over_prompts.high,
+        "network_rows": sum(o.rows.values()) if o.rows else "",
+        "against": difference.against.name if difference else "",
+        "pairs": len(difference.by_seed) if difference else "",
+        **_ends("difference", difference.interval if difference else None),
+        "sign_test_p": difference.sign_p if difference else "",
+        "seeds_needed": difference.needed if difference else "",
     }
 
 
-def plot(path: Path, found: Sequence[Outcome]) -> None:
-    """A panel a judge and prompt set: gains along the first key of the grid, a colour for the rest of the setting.
-
-    Bars are intervals over the seeds, or over the prompts where there is one seed; dashes are the seeds.
-    """
-    from matplotlib import rc_context
-
-    with rc_context({"text.parse_math": False}):  # a name with two $ is no formula
-        _plot(path, found)
-
-
-def _plot(path: Path, found: Sequence[Outcome]) -> None:
-    from matplotlib.figure import Figure
-
-    judges, sets = (list(dict.fromkeys(getattr(o, name) for o in found)) for name in ("judge", "prompts"))
-    figure = Figure(figsize=(1.5 + 4 * len(sets), 1 + 3 * len(judges)), layout="constrained")
-    panels = figure.subplots(len(judges), len(sets), squeeze=False, sharex=True, sharey="row")
-    for row, judge in enumerate(judges):
-        for column, prompts in enumerate(sets):
-            panel = panels[row][column]
-            _draw(panel, [o for o in found if (o.judge, o.prompts) == (judge, prompts)])
-            panel.set_title(f"{judge}, {prompts} prompts")
-        panels[row][0].set_ylabel("gain, 95 % interval")
-    for panel in panels[-1]:
-        panel.set_xlabel(found[0].settings[0][0] if found[0].settings else "")
-    if len(found[0].settings) > 1:
-        panels[0][-1].legend(fontsize="small")
-    figure.savefig(path, dpi=120)
-
-
-def _draw(panel: Any, found: Sequence[Outcome]) -> None:
-    places = list(dict.fromkeys(o.settings[:1] for o in found))
-    series = list(dict.fromkeys(o.settings[1:] for o in found))
-    for index, rest in enumerate(series):
-        shift, colour = 0.5 * ((index + 0.5) / len(series) - 0.5), f"C{index}"
-        own = [o for o in found if o.settings[1:] == rest]
-        x = np.array([places.index(o.settings[:1]) + shift for o in own])
-        intervals = [o.gain if len(o.gains) > 1 else o.over_prompts for o in own]
-        low, high = (np.array([abs(getattr(i, end) - i.mean) for i in intervals]) for end in ("low", "high"))
-        panel.errorbar(x, [o.gain.mean for o in own], yerr=[low, high], fmt="o", color=colour, label=label(rest),
-                       capsize=4)  # fmt: skip
-        for place, o in zip(x, own, strict=True):
-            panel.plot([place] * len(o.gains), o.gains, "_", color=colour, alpha=0.6)
-    panel.axhline(0, color="grey", linewidth=0.8)
-    panel.set_xticks(range(len(places)), [place[0][1] if place else "as configured" for place in places])
+def _ends(name: str, interval: Interval | None) -> dict[str, Any]:
+    ends = interval.as_dict() if interval else {"mean": "", "low": "", "high": ""}
+    return {name: ends["mean"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}

@@ -52,6 +52,12 @@ class Paired:
     def gain(self) -> NDArray[np.float64]:
         return self.after - self.before
 
+    @property
+    def known(self) -> Paired:
+        """The prompts of which every score is known."""
+        rows = ~np.isnan(self.gain).any(axis=1)
+        return Paired(self.before[rows], self.after[rows])
+
     def intervals(self) -> tuple[Interval, Interval, Interval]:
         """Of before, after and gain, clustered by prompt."""
         return clustered_interval(self.before), clustered_interval(self.after), clustered_interval(self.gain)

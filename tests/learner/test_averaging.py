@@ -104,7 +104,7 @@ def listed(learner: Learner) -> dict[str, Any]:
 
 
 def test_a_step_that_was_skipped_leaves_it(begin: Callable[..., Learner], groups: list[TrajectoryGroup]) -> None:
-    learner = begin(ema=0.7, reg_to_pi_init=False, reg_to_pi_old=True)
+    learner = begin(ema=0.7, to_init=False, to_old=True)
     learner.train(2)
     before, state = learner.averaged(), listed(learner)
     learner.begin_stage(1, [replace(g, stage=1, log_probs=np.full_like(g.log_probs, np.nan)) for g in groups])

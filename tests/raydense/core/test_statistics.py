@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydense.core.statistics import clustered_interval, estimate, known_rows, mean_interval, win_rate
+from raydense.core.statistics import (
+    clustered_interval,
+    estimate,
+    known_rows,
+    mean_interval,
+    pairs_needed,
+    sign_test,
+    win_rate,
+)
 
 
 def test_a_hand_computed_case() -> None:
@@ -115,3 +123,49 @@ def test_of_no_score_there_is_no_figure(nothing: Any) -> None:
     assert estimate(nothing).as_dict() == {"mean": None, "se": None, "n": 0, "se_by_prompt": None}
     for interval in (clustered_interval(nothing), win_rate(nothing, nothing), mean_interval(np.ravel(nothing)[:0])):
         assert interval.as_dict() == {"mean": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([1.0] * 5, 2 / 32),
+        ([-1.0] * 5, 2 / 32),
+        ([1, 2, 3, -1], 10 / 16),  # 0 or 1 of 4, and as far on the other side: 2 · (1 + 4) / 16
+        ([1, 2, 3, -1, 0, 0], 10 / 16),  # ties say nothing
+        ([1, 2, 3, -1, math.nan], 10 / 16),
+        ([1, -1], 1.0),
+        ([0.0], 1.0),
+        ([], 1.0),
+    ],
+)
+def test_the_sign_test_counted_by_hand(differences: list[float], p: float) -> None:
+    assert sign_test(differences) == pytest.approx(p)
+
+
+@pytest.mark.parametrize(  # the published sample sizes of the paired t test, 80 % power at 5 % two-sided (G*Power 3)
+    ("effect", "pairs"), [(0.2, 199), (0.3, 90), (0.5, 34), (0.6, 24), (0.8, 15), (1.0, 10), (1.5, 6)]
+)
+def test_pairs_needed_are_the_published_numbers(effect: float, pairs: int) -> None:
+    for sign in (1, -1):
+        assert pairs_needed(sign * (np.array([-1.0, 1.0]) / math.sqrt(2) + effect)) == pairs
+
+
+def test_pairs_needed_give_the_power_that_they_promise() -> None:
+    draws, differences = np.random.default_rng(0), np.array([0.4, 1.9, 1.3, -0.1, 0.6])
+    effect, needed = differences.mean() / differences.std(ddof=1), pairs_needed(differences)
+    assert needed is not None
+    for pairs, enough in ((needed - 1, False), (needed, True)):
+        values = draws.standard_normal((40_000, pairs)) + effect
+        t = values.mean(axis=1) / values.std(axis=1, ddof=1) * math.sqrt(pairs)
+        one = mean_interval(values[0])
+        margin = (one.high - one.mean) / values[0].std(ddof=1) * math.sqrt(pairs)
+        assert (np.mean(np.abs(t) > margin) >= 0.8) == enough
+
+
+def test_pairs_needed_where_no_number_would_do_and_where_two_do() -> None:
+    assert pairs_needed([1.0]) is None
+    assert pairs_needed([]) is None
+    assert pairs_needed([1.0, -1.0]) is None  # no difference at all
+    assert pairs_needed(np.array([-1.0, 1.0]) + 1e-3) is None
+    assert pairs_needed([2.0, 2.0, 2.0]) == 2
+    assert pairs_needed(np.array([-1.0, 1.0]) + 1e6) == 2

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raydense.core.types import PolicyWeights, RenderUnit, TrajectoryGroup, WorkUnit, stored_states, tensor_checksum
+from raydense.core.types import (
+    PolicyWeights,
+    RenderUnit,
+    TrajectoryGroup,
+    WorkUnit,
+    averaged_version,
+    stored_states,
+    tensor_checksum,
+)
 
 
 def tensors() -> dict[str, np.ndarray]:
@@ -89,3 +97,4 @@ def test_work_is_listed_by_the_terms_of_algorithm_1() -> None:
     unit = WorkUnit(3, 12, (24, 25), ("a cat", "a dog"), 120)
     assert unit.task == "sample stage 3 unit 12"
     assert RenderUnit(("a cat",) * 4, (32, 33, 34, 35), 120).task == "judge weights 120 pictures 32 to 35"
+    assert RenderUnit(("a cat",), (7,), averaged_version(120)).task == "judge averaged weights 120 pictures 7 to 7"

@@ -24,9 +24,12 @@ from typer.testing import CliRunner
 from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.statistics import Interval, mean_interval
-from raydense.evaluation.sweep import Trial, parse_grid, parse_seeds, plan_sweep
+from raydense.evaluation.outcomes import Outcome, outcomes
+from raydense.evaluation.paired import Arm
+from raydense.evaluation.sweep import Trial, find_setting, more_seeds, parse_arms, parse_grid, parse_seeds, plan_sweep
+from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.sweep_runs import SweepRunner
-from raydense.evaluation.sweep_table import Outcome, outcomes, plot, write_results
+from raydense.evaluation.sweep_table import write_results
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 GRID = ("--grid", "steps.gamma=0.8,1", "--seeds", "3,4", "--jobs", "2")
@@ -89,12 +92,59 @@ def test_a_grid_that_is_none_is_refused(option: str) -> None:
         parse_grid(["steps.gamma=1", "steps.gamma=2"])
 
 
-def test_seeds_are_different_whole_numbers() -> None:
-    assert parse_seeds("101, 102") == (101, 102)
-    assert parse_seeds(None) is None
-    for wrong in ("1,1", "a", "", "1,-2"):
-        with pytest.raises(ConfigError, match="expected different whole numbers"):
-            parse_seeds(wrong)
+def test_arms_are_settings_that_go_together(config: Path, tmp_path: Path) -> None:
+    grid = parse_grid(["steps.exclude_last=0,1"])
+    arms = parse_arms(["steps.gamma=0.8,train.lr=1e-4", "steps.gamma=1"], grid)
+    assert arms == [(("steps.gamma", "0.8"), ("train.lr", "1e-4")), (("steps.gamma", "1"),)]
+    trials = plan_sweep(tmp_path, config, None, [], grid, (1, 2), arms=arms)
+    assert [(t.config.steps.gamma, t.config.train.lr, t.config.steps.exclude_last, t.seed) for t in trials] == [
+        (gamma, lr, last, seed) for gamma, lr in ((0.8, 1e-4), (1.0, 1e-2)) for last in (0, 1) for seed in (1, 2)
+    ]
+    assert trials[0].name == "steps.gamma=0.8,train.lr=1e-4,steps.exclude_last=0,seed=1"
+
+
+@pytest.mark.parametrize("arm", ["", "a", "a=", "=1", "a=1,a=2", "seed=1", "g.h=1", "a=1,,b=2", "a=[1", "x.y=1"])
+def test_an_arm_that_is_none_is_refused(arm: str) -> None:
+    with pytest.raises(ConfigError, match="expected key=value,key=value, each arm once"):
+        parse_arms(["x.y=1", arm], {"g.h": ("1", "2")})
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("101, 102", (101, 102)),
+        ("201-204", (201, 202, 203, 204)),
+        ("9,3-4,0", (9, 3, 4, 0)),
+        ("7-7", (7,)),
+        (None, None),
+    ],
+)
+def test_seeds_are_a_list_or_a_range(text: str | None, seeds: tuple[int, ...] | None) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["1,1", "a", "", "1,-2", "1-3,2", "3-1", "1-", "1--2", "1-2-3", "0-1000", "1.5"])
+def test_seeds_are_different_whole_numbers(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected different whole numbers"):
+        parse_seeds(text)
+
+
+def test_further_seeds_follow_the_largest() -> None:
+    assert more_seeds((201, 202), 5) == (201, 202, 203, 204, 205)
+    assert more_seeds((9, 3), 4) == (9, 3, 10, 11)
+    assert more_seeds((1, 2), 2) == (1, 2)
+
+
+def test_a_setting_is_named_as_the_table_shows_it() -> None:
+    known = [(("steps.gamma", gamma), ("a.b", "[1, 2]")) for gamma in ("0.8", "1")]
+    for name in ("gamma=1, b=[1, 2]", "gamma=1,b=[1,2]", "steps.gamma=1,a.b=[1, 2]"):
+        assert find_setting("--against", name, known) == known[1]
+    with pytest.raises(ConfigError, match=r"--against=gamma=2: names 0 settings.*'gamma=0.8, b=\[1, 2\]', 'gamma=1"):
+        find_setting("--against", "gamma=2", known)
+    twice = [(("a.lr", "1"),), (("b.lr", "1"),)]
+    with pytest.raises(ConfigError, match="names 2 settings"):
+        find_setting("--compare", "lr=1", twice)
+    assert find_setting("--compare", "b.lr=1", twice) == twice[1]
 
 
 def test_every_combination_meets_every_seed_in_a_directory_of_its_own(config: Path, tmp_path: Path) -> None:
@@ -281,8 +331,11 @@ def test_the_table_follows_from_the_single_scores(swept: tuple[Path, Result]) ->
     assert found[1]["gain_by_seed"] == pytest.approx(gains["0.8"])
     assert found[3]["gain"] == pytest.approx(mean_interval(gains["1"]).as_dict())
     paired = mean_interval(np.subtract(gains["1"], gains["0.8"]))
-    assert found[3]["difference_from_first"] == pytest.approx(paired.as_dict())
-    assert found[1]["difference_from_first"] is None
+    assert [found[3]["difference"][key] for key in ("mean", "low", "high")] == pytest.approx(
+        [paired.mean, paired.low, paired.high]
+    )
+    assert found[3]["difference"]["against"] == {"steps.gamma": "0.8", "weights": ""}
+    assert found[1]["difference"] is None
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert float(rows[3]["gain"]) == found[3]["gain"]["mean"]
@@ -300,9 +353,7 @@ def test_the_plot_is_a_picture_with_a_panel_a_prompt_set(swept: tuple[Path, Resu
 def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
     sure = Interval(0.1, 0.0, 0.2)
     both = [
-        Outcome(
-            (("name", name), ("prompts.train", "$^$")), "train", "$a$ $b{", (1,), 0.0, 0.1, (0.1,), sure, sure, None
-        )
+        Outcome(Arm((("name", name), ("prompts.train", "$^$"))), "train", "$a$ $b{", 0.0, 0.1, {1: 0.1}, sure, sure, {})
         for name in ("$x_{$", "$")
     ]
     plot(tmp_path / "plot.png", both)
@@ -313,7 +364,7 @@ def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
 def test_one_seed_has_an_interval_over_its_prompts(swept: tuple[Path, Result], config: Path) -> None:
     alone = Trial((), 3, (), load_config(config), swept[0] / "steps.gamma=1,seed=3")
     train, _ = outcomes([alone])
-    assert train.seeds == (3,)
+    assert list(train.gains) == [3]
     assert math.isnan(train.gain.low)  # another seed is not known
     assert train.over_prompts.low < train.gain.mean < train.over_prompts.high
     assert train.over_prompts.mean == train.gain.mean
