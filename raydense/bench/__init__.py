@@ -1,5 +1,5 @@
 """What a device sustains: sampler, learner and scorer, measured on models of known size with random weights.
 
 Enters: a model to measure, a clock, a rate. No run depends on it.
-Uses: the wiring, planning and all below; never Ray.
+Uses: planning, wiring and all below; never Ray.
 """

@@ -18,7 +18,7 @@ from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED, SD15
 from raydense.rewards.clip import ClipScorer
 from raydense.tiny.networks import build_scheduler, build_tokenizer
-from raydense.wiring.policies import build_policy, chain, compiles, family_for, lora_config, resolved
+from raydense.wiring.policies import build_policy, compiles, family_for, policy_of
 from raydense.wiring.scorers import build_scorer
 
 TOKENS = 77
@@ -111,18 +111,12 @@ def bench_policy(
     parts = {"unet": model.unet, "vae": model.vae, "text_encoder": text, "scheduler": dict(build_scheduler().config)}
     family = family_for(config, PipelineFiles(name, parts={**parts, "tokenizer": {}}))
     encoder = _random(lambda: CLIPTextModel(CLIPTextConfig(**text)), torch.float32, device)
-    config = resolved(config, family)
-    return Policy(
+    return policy_of(
+        config,
         family,
         _random(lambda: UNet2DConditionModel(**model.unet), dtype, device),
         {"text_encoder": TextEncoder(encoder, _tokenizer())},
         _random(lambda: AutoencoderKL(**model.vae), dtype, device) if with_decoder else None,
-        chain(config, family),
-        lora_config(config),
-        config.seed,
-        decode_batch=config.sampler.decode_batch,
-        gradient_checkpointing=config.learner.gradient_checkpointing,
-        channels_last=config.policy.channels_last,
         **how,
     )
 

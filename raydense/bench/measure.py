@@ -12,7 +12,7 @@ import torch
 
 from raydense.bench.architectures import MODELS
 from raydense.bench.clock import device_name
-from raydense.bench.roles import Job, Progress, measure_learner, measure_sampler, measure_scorer
+from raydense.bench.timed_roles import Progress, Workload, measure_learner, measure_sampler, measure_scorer
 from raydense.config import ConfigError
 from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.micro_batch import local_gpu, settled
@@ -23,7 +23,7 @@ from raydense.wiring.devices import resolve_device
 PACKAGES = ("raydense", "torch", "diffusers", "transformers")
 
 
-def plan_jobs(models: Sequence[str], overrides: Sequence[str]) -> list[Job]:
+def plan_workloads(models: Sequence[str], overrides: Sequence[str]) -> list[Workload]:
     """Finds all that can be wrong before any work. Raises: ConfigError."""
     for name in models:
         if name not in MODELS:
@@ -31,7 +31,7 @@ def plan_jobs(models: Sequence[str], overrides: Sequence[str]) -> list[Job]:
     return [_plan(name, overrides) for name in dict.fromkeys(models)]
 
 
-def _plan(name: str, overrides: Sequence[str]) -> Job:
+def _plan(name: str, overrides: Sequence[str]) -> Workload:
     model, whole = MODELS[name], MODELS[name].config(*overrides)
     devices = [_device("sampler", whole.sampler.device), _device("learner", whole.learner.device)]
     given = {override.partition("=")[0].strip() for override in overrides}
@@ -41,7 +41,7 @@ def _plan(name: str, overrides: Sequence[str]) -> Job:
     pipeline = check_models(config) if model.unet is None else read_pipeline(config.policy.model, None, fetch=False)
     config = settled(config, pipeline, local_gpu)
     units = tuple(stage_units(config, read_prompt_sets(config).train, 0, 0))
-    return Job(name, config, units, whole.steps.count, cut)
+    return Workload(name, config, units, whole.steps.count, cut)
 
 
 def _device(role: str, name: str) -> torch.device:
@@ -50,10 +50,10 @@ def _device(role: str, name: str) -> torch.device:
     return resolve_device(name, f"{role}.device")
 
 
-def machine(jobs: Sequence[Job]) -> dict[str, Any]:
+def machine(workloads: Sequence[Workload]) -> dict[str, Any]:
     """What the figures are measured on and with."""
     return {
-        "device": device_name(resolve_device(jobs[0].config.sampler.device, "sampler.device")),
+        "device": device_name(resolve_device(workloads[0].config.sampler.device, "sampler.device")),
         "cpus": os.cpu_count(),
         "versions": {
             **{name: version(name) for name in PACKAGES},
@@ -64,9 +64,9 @@ def machine(jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def measure(job: Job, rounds: int, progress: Progress) -> dict[str, Any]:
+def measure(workload: Workload, rounds: int, progress: Progress) -> dict[str, Any]:
     """Rates of each role; one is gone before the next is built."""
-    sampler, groups = measure_sampler(job, rounds, progress)
-    learner = measure_learner(job, groups, rounds, progress)
-    scorer = measure_scorer(job, sampler["image_size"], rounds, progress)
-    return {"cut": list(job.cut), "sampler": sampler, "learner": learner, "scorer": scorer}
+    sampler, groups = measure_sampler(workload, rounds, progress)
+    learner = measure_learner(workload, groups, rounds, progress)
+    scorer = measure_scorer(workload, sampler["image_size"], rounds, progress)
+    return {"cut": list(workload.cut), "sampler": sampler, "learner": learner, "scorer": scorer}

@@ -25,7 +25,7 @@ from raydense.families.conditioning import repeated
 from raydense.planning.dry_run import Plan, count_judged, plan_run, size
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.placement import place
-from raydense.planning.preflight import Inputs, check_inputs
+from raydense.planning.preflight import Found, check_inputs
 from raydense.planning.units import PromptSets, stage_units
 from raydense.wiring.roles import build_learner, build_sampler
 
@@ -38,20 +38,20 @@ def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
     yield from _versions()
     yield _devices(config)
     try:
-        inputs = check_inputs(config)
-        plan = plan_run(config, inputs.pipeline, inputs.prompts, tflops)
+        found = check_inputs(config)
+        plan = plan_run(config, found.pipeline, found.prompts, tflops)
     except ConfigError as error:
         yield Check("model, scorer, prompts", False, str(error))
         return
-    sets = inputs.prompts
-    notes = "; ".join(inputs.notes) or f"{len(sets.train):,} train and {len(sets.unseen):,} unseen prompts"
+    sets = found.prompts
+    notes = "; ".join(found.notes) or f"{len(sets.train):,} train and {len(sets.unseen):,} unseen prompts"
     yield Check("model, scorer, prompts", True, notes)
     yield _disk(out, plan)
 
     from raydense.checks.ray_doctor import check_ray
 
     yield from check_ray(config, plan)
-    yield from _trial(config, inputs)
+    yield from _trial(found)
 
 
 def _versions() -> Iterator[Check]:
@@ -87,13 +87,13 @@ def _disk(out: Path, plan: Plan) -> Check:
     return Check("disk", free > needed, f"{size(free)} free at {existing}, {size(needed)} needed")
 
 
-def _trial(config: Config, inputs: Inputs) -> Iterator[Check]:
+def _trial(found: Found) -> Iterator[Check]:
     """One work unit and one learner step in this process, twice each: the first of a kind warms up."""
-    sets = inputs.prompts
+    config, sets, files = found.config, found.prompts, found.pipeline
     unit = stage_units(config, sets.train, 0, 0)[0]
     try:
-        learner: Any = build_learner(settled(config, inputs.pipeline, local_gpu), fetch=lambda groups: groups)
-        sampler = build_sampler(config)
+        learner: Any = build_learner(settled(config, files, local_gpu), lambda groups: groups, files=files)
+        sampler = build_sampler(config, files=files)
         sampler.sample(unit, learner.weights())
         started = time.perf_counter()
         report, groups = sampler.sample(unit, learner.weights())

@@ -45,7 +45,7 @@ ON_THE_CLUSTER = "samplers={max: 2, num_cpus: 0, num_gpus: 1, hang_s: 60, hang_f
 
 
 @dataclass
-class Outcome:
+class Disturbance:
     """What one disturbed run shows."""
 
     schedule: str
@@ -77,9 +77,9 @@ class Chaos:
             subprocess.run([*self._fresh(out, schedule), "--local"], check=True, capture_output=True)
         return out
 
-    def disturb(self, cluster: Cluster, nodes: list[Any], schedule: str, name: str, budget: int) -> Outcome:
+    def disturb(self, cluster: Cluster, nodes: list[Any], schedule: str, name: str, budget: int) -> Disturbance:
         """One run with at most `budget` faults, started again until it ends by itself."""
-        calm, out, outcome = self.calm(schedule), self._root / name, Outcome(schedule)
+        calm, out, outcome = self.calm(schedule), self._root / name, Disturbance(schedule)
         environment = {**os.environ, "RAY_ADDRESS": cluster.address}
         fresh = [*self._fresh(out, schedule), "--set", ON_THE_CLUSTER]
         started = time.monotonic()
@@ -106,7 +106,7 @@ class Chaos:
         return [*TRAIN, str(self._config), "--out", str(out), *(a for s in settings for a in ("--set", s))]
 
     def _harass(
-        self, driver: Any, cluster: Cluster, nodes: list[Any], out: Path, outcome: Outcome, budget: int
+        self, driver: Any, cluster: Cluster, nodes: list[Any], out: Path, outcome: Disturbance, budget: int
     ) -> None:
         """Injects faults until the driver ends."""
         while driver.poll() is None:
@@ -225,5 +225,5 @@ def _progress(run: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def as_json(outcomes: list[Outcome]) -> str:
+def as_json(outcomes: list[Disturbance]) -> str:
     return json.dumps([{**vars(outcome), "ok": outcome.ok} for outcome in outcomes], indent=1)

@@ -38,17 +38,17 @@ def bench(
         if json_file is not None:
             check_new_file("--json", json_file)
 
-        from raydense.bench.measure import machine, measure, plan_jobs
+        from raydense.bench.measure import machine, measure, plan_workloads
         from raydense.bench.table import bench_table, versions_line
         from raydense.records.progress import ProgressDisplay
 
-        jobs = plan_jobs(models or ["tiny"], overrides or [])
-        found: dict[str, Any] = {**machine(jobs), "command": command(*sys.argv[1:]), "models": {}}
+        workloads = plan_workloads(models or ["tiny"], overrides or [])
+        found: dict[str, Any] = {**machine(workloads), "command": command(*sys.argv[1:]), "models": {}}
         console = open_console(soft_wrap=not sys.stdout.isatty())
         console.print(versions_line(found))
-        for job in jobs:
+        for workload in workloads:
             with ProgressDisplay(open_console(stderr=True)) as display:
-                found["models"][job.model] = measure(job, rounds, display.update)
-            console.print(bench_table(job.model, found["models"][job.model]))
+                found["models"][workload.model] = measure(workload, rounds, display.update)
+            console.print(bench_table(workload.model, found["models"][workload.model]))
             if json_file is not None:  # whatever becomes of the next model
                 json_file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -25,7 +25,7 @@ from raydense.commands.common import (
 from raydense.config import load_config
 
 if TYPE_CHECKING:
-    from raydense.checks.ray_chaos import Outcome
+    from raydense.checks.ray_chaos import Disturbance
 
 EXAMPLE = "Example: `raydense chaos --faults 10 --seed 1`"
 SHORT = ("stage={count: 4, groups: 24, steps: 6}", "sampler.unit_prompts=4", "train.batch_groups=8",
@@ -65,7 +65,7 @@ def chaos(
             typer.echo(line, err=as_json)
 
         trouble = Chaos(root / "config.yaml", root, seed, pause, say)
-        outcomes: list[Outcome] = []
+        outcomes: list[Disturbance] = []
         with chaos_cluster() as (cluster, nodes):
             while (left := faults - sum(outcome.faults.total() for outcome in outcomes)) > 0:
                 schedule = ("synchronous", "overlapped")[len(outcomes) % 2]
@@ -81,13 +81,13 @@ def chaos(
             fail(f"{wrong} of {len(outcomes)} runs differ from the undisturbed one; see {root}", EXIT_FAILED)
 
 
-def _line(name: str, outcome: Outcome) -> str:
+def _line(name: str, outcome: Disturbance) -> str:
     verdict = "the same bytes" if outcome.same_bytes else "OTHER BYTES"
     balance = "the ledger balances" if outcome.balanced else "THE LEDGER DOES NOT BALANCE"
     return f"{name} ({outcome.schedule}): {verdict}, {balance}; {_counts(outcome.ledger)}; {outcome.wall_s:.0f} s"
 
 
-def _totals(outcomes: list[Outcome]) -> str:
+def _totals(outcomes: list[Disturbance]) -> str:
     faults: Counter[str] = sum((outcome.faults for outcome in outcomes), Counter())
     ledger: Counter[str] = sum((Counter(outcome.ledger) for outcome in outcomes), Counter())
     return f"{faults.total()} faults in {len(outcomes)} runs: {_counts(faults)}; {_counts(ledger)}"

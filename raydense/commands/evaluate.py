@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,10 @@ from raydense.commands.common import (
 )
 from raydense.config import ConfigError, changed_config, load_config
 from raydense.core.terminal import open_console
+
+if TYPE_CHECKING:
+    from raydense.evaluation.evaluate import Evaluation
+    from raydense.records.progress import ProgressDisplay
 
 EXAMPLE = (
     "Example: `raydense evaluate runs/one runs/two --prompts set://hpsv2-benchmark --scorer hpsv2 --out runs/table`"
@@ -53,39 +57,39 @@ def evaluate(
         from raydense.evaluation.candidates import continue_sources, find_sources, shared_config
         from raydense.evaluation.evaluate import evaluate as judge_models
         from raydense.evaluation.evaluate import read_columns, with_scorers
-        from raydense.evaluation.table import sheets, write_evaluation
         from raydense.planning.preflight import check_models
         from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(models)
         chosen = load_config(config_file, preset) if config_file or preset else None
         config, notes = shared_config(sources, chosen)
-        config = changed_config(config, overrides or [], MAY_CHANGE, "an evaluation")
-        config = with_scorers(config, scorer or [])
+        config = with_scorers(changed_config(config, overrides or [], MAY_CHANGE, "an evaluation"), scorer or [])
         given = (("prompts.", prompts or chosen), ("scorer ", scorer or chosen))
-        pinned = continue_sources(
-            config, sources, accept_changes=accept_changes, leave_out=tuple(setting for setting, by in given if by)
-        )
+        unread = tuple(setting for setting, by in given if by)
+        pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
         pipeline = check_models(pinned.config)
         columns = read_columns(pinned.config, prompts or [], limit)
-        out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
-        if (out / "evaluation.json").exists():
-            raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
+        out = _new_directory(out)
+        images = images or config.evaluate.images_per_prompt
         display = ProgressDisplay(open_console(), log_format)
         with display:
             for note in (*notes, *pinned.notes, *pipeline.notes, *columns.notes):
                 display.say(note)
-            found = judge_models(
-                config,
-                pinned,
-                pipeline,
-                sources,
-                columns,
-                images or config.evaluate.images_per_prompt,
-                local=local,
-                display=display,
-            )
-        write_evaluation(out, found)
-        for sheet in sheets(found):
-            display.result({"table": sheet.title, "columns": sheet.columns, "rows": sheet.rows}, sheet.rich())
-        display.say(f"tables  {out}/evaluation.md, evaluation.csv, evaluation.json")
+            found = judge_models(config, pinned, pipeline, sources, columns, images, local=local, display=display)
+        _write(out, found, display)
+
+
+def _new_directory(out: Path | None) -> Path:
+    out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
+    if (out / "evaluation.json").exists():
+        raise ConfigError(f"--out={out} holds an evaluation already and is never overwritten; give a new directory")
+    return out
+
+
+def _write(out: Path, found: Evaluation, display: ProgressDisplay) -> None:
+    from raydense.evaluation.table import sheets, write_evaluation
+
+    write_evaluation(out, found)
+    for sheet in sheets(found):
+        display.result({"table": sheet.title, "columns": sheet.columns, "rows": sheet.rows}, sheet.rich())
+    display.say(f"tables  {out}/evaluation.md, evaluation.csv, evaluation.json")

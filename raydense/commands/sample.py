@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from raydense.commands.common import AcceptChanges, Debug, Overrides, check_new_file, explained
-from raydense.config import ConfigError, changed_config, load_config
+from raydense.config import Config, ConfigError, changed_config, load_config
 from raydense.core.terminal import open_console
+
+if TYPE_CHECKING:
+    from raydense.evaluation.candidates import Model
+    from raydense.evaluation.sample import Drawing
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
 MAY_CHANGE = ("seed", "policy", "steps", "sampler", "evaluate")
@@ -38,46 +43,60 @@ def sample(
     with explained(debug):
         if not lora and not base:
             raise ConfigError("nothing to draw: give --lora, --base or both")
-
-        from raydense.records.grids import FORMATS
-
-        out = out or Path(f"sample-{datetime.now():%Y%m%d-%H%M%S}.png")
-        if out.suffix.lower() not in FORMATS:
-            raise ConfigError(f"--out={out} does not say what to write; give a name that ends in {', '.join(FORMATS)}")
-        from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
-        from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
-        from raydense.planning.preflight import as_found, check_pipeline
+        out = _picture_file(out)
+        chosen = load_config(config_file, preset) if config_file or preset or not lora else None
+        changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
+        config, models, notes = _models(lora or [], base, chosen, changes, accept_changes)
+        strip = out.with_name(f"{out.stem}-trajectory{out.suffix}") if trajectory else None
+        for path in (out, *([strip] if strip else [])):
+            check_new_file("--out", path, make_parent=True)
+        from raydense.evaluation.sample import draw, save_pictures
         from raydense.records.progress import ProgressDisplay
 
-        sources = find_sources(lora or [])
-        chosen = load_config(config_file, preset) if config_file or preset or not sources else None
-        config, notes = shared_config(sources, chosen)
-        changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-        config = changed_config(config, changes, MAY_CHANGE, "a drawing")
-        unread = ("prompts.", "scorer ")
-        pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
-        pipeline = check_pipeline(pinned.config)
-        joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
-        if not base:
-            models = [model for model in models if model.name != BASE]
-        strip = out.with_name(f"{out.stem}-trajectory{out.suffix}")
-        for path in (out, *([strip] if trajectory else [])):
-            check_new_file("--out", path, make_parent=True)
         with ProgressDisplay(open_console()) as display:
-            for note in (*notes, *pinned.notes, *pipeline.notes):
+            for note in notes:
                 display.say(note)
-            drawings = draw(
-                joint,
-                models,
-                prompts,
-                images,
-                chains=trajectory,
-                progress=lambda done, total: display.update("drawing", done, total),
-            )
+
+            def progress(done: int, total: int) -> None:
+                display.update("drawing", done, total)
+
+            drawings = draw(config, models, prompts, images, chains=trajectory, progress=progress)
         typer.echo(f"pictures    {save_pictures(out, drawings)}")
-        if trajectory:
-            shown = save_chains(strip, joint, drawings)
-            typer.echo(f"trajectory  {shown}; distance of x̂0 from the finished picture, by step:")
-            for drawing in drawings:
-                steps = zip(shown_steps(joint), distances(drawing), strict=True)
-                typer.echo(f"  {drawing.model}: {drawing.prompt}: " + ", ".join(f"{t}: {d:.3f}" for t, d in steps))
+        if strip:
+            _show_chains(strip, config, drawings)
+
+
+def _picture_file(out: Path | None) -> Path:
+    from raydense.records.grids import FORMATS
+
+    out = out or Path(f"sample-{datetime.now():%Y%m%d-%H%M%S}.png")
+    if out.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--out={out} does not say what to write; give a name that ends in {', '.join(FORMATS)}")
+    return out
+
+
+def _models(
+    lora: list[str], base: bool, chosen: Config | None, changes: list[str], accept_changes: bool
+) -> tuple[Config, list[Model], tuple[str, ...]]:
+    """What to draw with: the configuration, the models by their LoRAs, and what is to be said of their files."""
+    from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
+    from raydense.planning.preflight import as_found, check_pipeline
+
+    sources = find_sources(lora)
+    config, notes = shared_config(sources, chosen)
+    config = changed_config(config, changes, MAY_CHANGE, "a drawing")
+    pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=("prompts.", "scorer "))
+    pipeline = check_pipeline(pinned.config)
+    joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
+    drawn = [model for model in models if base or model.name != BASE]
+    return joint, drawn, (*notes, *pinned.notes, *pipeline.notes)
+
+
+def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> None:
+    from raydense.evaluation.sample import distances, save_chains, shown_steps
+
+    shown = save_chains(strip, config, drawings)
+    typer.echo(f"trajectory  {shown}; distance of x̂0 from the finished picture, by step:")
+    for drawing in drawings:
+        steps = zip(shown_steps(config), distances(drawing), strict=True)
+        typer.echo(f"  {drawing.model}: {drawing.prompt}: " + ", ".join(f"{t}: {d:.3f}" for t, d in steps))

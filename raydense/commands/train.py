@@ -88,13 +88,13 @@ def train(
 
 
 def _dry_run(config: Config, tflops: float, rates: str | None, price: float | None, as_json: bool) -> None:
-    from raydense.planning.cost import Rates, estimate
+    from raydense.planning.cost import Rates, estimate_cost
     from raydense.planning.dry_run import check_and_plan
     from raydense.planning.plan_table import show_plan
 
     plan = check_and_plan(config, tflops)
     found = Rates.measured(rates, config) if rates is not None else Rates.assumed(config, plan)
-    cost = estimate(config, plan, found, price)
+    cost = estimate_cost(config, plan, found, price)
     if as_json:
         typer.echo(json.dumps({**plan.as_dict(), "cost": cost.as_dict()}))
     else:

@@ -110,17 +110,8 @@ def model_card(
     """
     orders = _orders(learned_from or {})
     policy, stage, sampler, steps = config.policy, config.stage, config.sampler, config.steps
-    is_hub_id = not policy.model.startswith((PACKAGE_SCHEME, "/", ".", "~"))
-    front = ModelCardData(
-        base_model=policy.model if is_hub_id else None,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        license="other",
-        license_name="see-below",
-        tags=["lora", "text-to-image", "preference-alignment", "raydense"],
-    )
     return CARD.format(
-        front=front.to_yaml(),
+        front=_front_matter(policy.model),
         name=config.name,
         paper=PAPERS[config.train.objective],
         base=policy.model if policy.revision is None else f"{policy.model}@{policy.revision}",
@@ -150,6 +141,19 @@ def model_card(
         picture=f"\n![The same prompts and seeds before and after]({PICTURE})\n" if has_picture else "",
         licence=_licence(config, orders or config.reward.scorer.name),
     )
+
+
+def _front_matter(model: str) -> str:
+    is_hub_id = not model.startswith((PACKAGE_SCHEME, "/", ".", "~"))
+    front: str = ModelCardData(
+        base_model=model if is_hub_id else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        license="other",
+        license_name="see-below",
+        tags=["lora", "text-to-image", "preference-alignment", "raydense"],
+    ).to_yaml()
+    return front
 
 
 def results_sheet(config: Config, scores: Scores) -> Sheet:

@@ -1,5 +1,5 @@
 """The kinds of models, a file each: how a prompt, a latent and a guidance scale become a call of the network.
 
 Enters: a further kind, as one more file here and its layout in `raydense.pipelines.pipeline_files`; README.md has how.
-Uses: core, pipelines. Takes plain arguments, never a configuration.
+Uses: pipelines, config's error. Takes plain arguments, never a configuration.
 """

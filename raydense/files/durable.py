@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 REMEMBERED_BYTES = 2**20  # of a file, from which on its checksum is kept in the user's cache
 SETTLED_S = 2.0  # after its last change, before it is: what is written again at once may keep its times
@@ -35,6 +37,11 @@ def write_text(path: Path, text: str) -> None:
     """UTF-8, in one step; see `replacing`."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def json_if_there(path: Path) -> Any:
+    """What a file written so says; None where there is none."""
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def sync(path: Path) -> None:

@@ -78,7 +78,7 @@ def build_local(
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups
 
-    sampler = build_sampler(config)
+    sampler = build_sampler(config, files=pipeline)
     base.admit("the sampler", "this machine", base.look()())
     fleet = ArchivingFleet(
         LocalFleet(sampler, config.seed),
@@ -89,4 +89,4 @@ def build_local(
         keep=config.replay.keep_segments,
         older=config.stage.held - 1,
     )
-    return fleet, lambda: build_learner(config, fetch=same)
+    return fleet, lambda: build_learner(config, fetch=same, files=pipeline)

@@ -14,7 +14,6 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import ray
-from ray._private import ray_constants
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 
@@ -25,6 +24,7 @@ from raydense.fleets.ray_job import tell_job
 from raydense.planning.placement import Placement, of_workers
 
 NAMESPACE = "raydense"
+TESTED_RAY = "2.60.0"
 GB = 1e9
 PROBE_S = 5.0  # for a cluster's head to take a connection
 TOKEN_ADVICE = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or put the cluster's token into ~/.ray/auth_token"
@@ -107,11 +107,20 @@ def starting_here() -> Iterator[None]:
 def _loopback_only() -> Iterator[None]:
     """Ray takes a loopback address only where it has no cluster support, as on macOS; its ports then bind to it.
 
-    It decides by a private constant, which is flipped for as long as `ray.init` takes. A Ray without it raises an
-    AttributeError here, before anything listens; a Ray that no longer heeds it is caught by
+    It decides by a private constant, which is flipped for as long as `ray.init` takes. A Ray without it is refused
+    here, before anything listens; a Ray that no longer heeds it is caught by
     `tests/deploy/test_watched_run.py::test_nothing_listens_beyond_loopback`.
+    Raises: ConfigError.
     """
-    before = ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        from ray._private import ray_constants
+
+        before = ray_constants.ENABLE_RAY_CLUSTER
+    except (ImportError, AttributeError):
+        raise ConfigError(
+            f"Ray {ray.__version__} has no ray_constants.ENABLE_RAY_CLUSTER, and a private cluster would listen beyond "
+            f"this machine; install ray=={TESTED_RAY}, or start a cluster yourself and set RAY_ADDRESS"
+        ) from None
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield

@@ -6,10 +6,6 @@ import json
 import os
 from collections.abc import Mapping
 
-from ray._private.ray_constants import KV_NAMESPACE_JOB
-from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
-
 from raydense.records.run_dir import JOB_VARIABLE
 
 
@@ -18,12 +14,20 @@ def tell_job(about: Mapping[str, str]) -> None:
 
     Ray takes metadata at a submission only, but lists what lies in its head's store. The job's supervisor writes there
     before the entry point begins and after it has ended, so that the two never meet. Where a Ray keeps no such record,
-    nothing is added.
+    or has these private names no more, nothing is added.
     """
+    try:
+        from ray._private.ray_constants import KV_NAMESPACE_JOB
+        from ray.dashboard.modules.job.common import JOB_ID_METADATA_KEY, JobInfoStorageClient
+        from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+        job_key = JobInfoStorageClient.JOB_DATA_KEY
+    except (ImportError, AttributeError):
+        return
     given = json.loads(os.environ.get(JOB_VARIABLE, "{}")).get("metadata", {})
     if (submission := given.get(JOB_ID_METADATA_KEY)) is None:
         return
-    key = JobInfoStorageClient.JOB_DATA_KEY.format(job_id=submission).encode()
+    key = job_key.format(job_id=submission).encode()
     if record := _internal_kv_get(key, namespace=KV_NAMESPACE_JOB):
         info = json.loads(record)
         info["metadata"] = {**about, **(info.get("metadata") or {})}

@@ -1,5 +1,5 @@
 """What a run needs and whether it fits, found out before anything starts; and its work units.
 
 Enters: a check of the input, an estimate of work, memory, hours or money, a rule of placement.
-Uses: the wiring, prompts, records, diffusion and below; loads no weights and never Ray.
+Uses: wiring, rewards and all below; loads no weights and never Ray.
 """

@@ -86,7 +86,7 @@ class Cost:
         return asdict(self)
 
 
-def estimate(config: Config, plan: Plan, rates: Rates, price_per_gpu_hour: float | None = None) -> Cost:
+def estimate_cost(config: Config, plan: Plan, rates: Rates, price_per_gpu_hour: float | None = None) -> Cost:
     """Hours at these rates: images rolled out and judged, transitions with a gradient; nothing else is counted."""
     one_sampler = (plan.images + plan.judged_images) / rates.images_per_s / 3600
     workers = config.learner.num_workers

@@ -19,6 +19,7 @@ from raydense.diffusion.lora_files import KNOWN_FILES, PEFT_CONFIG
 from raydense.files.durable import known_checksum
 from raydense.pipelines.base_model import BaseModel, Checksums, differing, model_checksums
 from raydense.pipelines.pipeline_files import FOLDERS
+from raydense.planning.units import PromptSets
 from raydense.prompts.prompt_sets import absolute, file_of, load_prompts
 from raydense.records.inputs import Pin, kept_prompts, prompts_checksum, read_pins
 from raydense.records.run_dir import RunDirectory
@@ -42,9 +43,9 @@ class Input:
     def checksums(self, location: str) -> Checksums:
         return self.look(location, self.revision)
 
-    def pinned(self) -> Pin:
-        """As it lies there now."""
-        return Pin(self.written, self.resolved(self.written), self.checksums(self.written))
+    def pinned(self, known: Checksums | None = None) -> Pin:
+        """As it lies there now. Args: known: its checksums, where it has been read."""
+        return Pin(self.written, self.resolved(self.written), known or self.checksums(self.written))
 
     def resolved(self, location: str) -> str:
         if self.keys[0] == "prompts":
@@ -77,9 +78,11 @@ class Pinned:
         return replace(self, pins=pins, accepted=())
 
 
-def pin_inputs(config: Config) -> Pinned:
-    """The inputs of a run that begins. They must have been checked."""
-    return Pinned(config, {one.setting: one.pinned() for one in inputs_of(config)})
+def pin_inputs(config: Config, sets: PromptSets | None = None) -> Pinned:
+    """The inputs of a run that begins; they must have been checked. Args: sets: its prompts, where they were read."""
+    named = sets.named() if sets else {}
+    known = {f"prompts.{name}": {WHOLE: prompts_checksum(prompts)} for name, prompts in named.items()}
+    return Pinned(config, {one.setting: one.pinned(known.get(one.setting)) for one in inputs_of(config)})
 
 
 def continue_inputs(

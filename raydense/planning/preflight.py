@@ -40,9 +40,13 @@ from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a run was found to be made of, for all that follows: it is read once."""
+class Found:
+    """What a run was found to be made of, for all that follows: it is read once.
 
+    config: with what it left to the pipeline, `as_found`.
+    """
+
+    config: Config
     prompts: PromptSets
     pipeline: PipelineFiles
 
@@ -51,14 +55,15 @@ class Inputs:
         return (*self.pipeline.notes, *self.prompts.notes)
 
 
-def check_inputs(config: Config) -> Inputs:
+def check_inputs(config: Config) -> Found:
     """Reads prompts and pipeline, and checks them, the scorers' files and where metrics go.
 
     Raises: ConfigError in one line.
     """
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
-    return Inputs(replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts))), pipeline)
+    prompts = replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts)))
+    return Found(as_found(config, pipeline), prompts, pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:

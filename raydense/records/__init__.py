@@ -1,5 +1,5 @@
 """The run directory: every file that a run writes, and how it is read again.
 
 Enters: a file format, a place to keep runs, a sink for metrics, the run's display.
-Uses: core, and config for the configuration that lies in a run.
+Uses: diffusion, config, sections, files, core; config for the configuration that lies in a run.
 """

@@ -34,7 +34,7 @@ FORMATS = {".png": Format("PNG"), ".jpg": JPEG, ".jpeg": JPEG, ".webp": Format("
 
 
 @dataclass(frozen=True)
-class Layout:
+class SheetLayout:
     """Where the pictures lie: rows, columns in blocks with a title each, a picture's shown size, its magnification."""
 
     rows: int
@@ -80,7 +80,7 @@ def save_grid(
     """
     rows, columns, height, width, _ = images.shape
     scale = max(1, -(-CELL // min(height, width)))
-    layout = Layout(rows, columns, len(titles), height * scale, width * scale, scale)
+    layout = SheetLayout(rows, columns, len(titles), height * scale, width * scale, scale)
     sheet = Image.new("RGB", layout.size, "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
     for block, title in enumerate(titles):
@@ -114,7 +114,7 @@ def read_grid(path: Path) -> Grid:
             raise ValueError(f"{path} is no image grid: it has no text {TEXT!r}")
         pixels = np.asarray(sheet.convert("RGB"))
     facts = json.loads(text)
-    layout = Layout(**facts["layout"])
+    layout = SheetLayout(**facts["layout"])
 
     def cut(row: int, column: int) -> NDArray[np.uint8]:
         top, left = layout.top(row) + LABEL, layout.left(column)

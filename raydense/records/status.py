@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raydense.config import Config, ConfigError
 from raydense.core.interfaces import FAULTS
 from raydense.core.messages import command
+from raydense.files.durable import json_if_there
 from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 
@@ -38,7 +38,7 @@ def read_status(root: Path) -> dict[str, Any]:
     run_dir = RunDirectory(root)
     config = run_dir.read_config()
     metrics, telemetry = list(read_rows(run_dir.metrics)), list(read_rows(run_dir.telemetry))
-    summary = _json(root / "summary.json")
+    summary = json_if_there(root / "summary.json")
     return {
         "run": str(root),
         "name": config.name,
@@ -129,10 +129,6 @@ def _checkpoints(run_dir: RunDirectory) -> list[dict[str, Any]]:
         {"name": path.name, "complete": (path / "manifest.json").is_file()}
         for path in sorted(run_dir.checkpoints.iterdir())
     ]
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
 def _last_write(root: Path) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config, load_run_config
+from raydense.files.durable import json_if_there
 from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 from raydense.records.status import read_status
@@ -94,14 +94,14 @@ def read_run(root: Path) -> RunData:
     """Raises: ConfigError if `root` holds no run."""
     status = read_status(root)
     run_dir = RunDirectory(root)
-    failure = _json(root / "failure.json")
+    failure = json_if_there(root / "failure.json")
     return RunData(
         root,
         load_run_config(run_dir.config_file),
         status,
         list(read_rows(run_dir.metrics)),
         list(read_rows(run_dir.telemetry)),
-        _json(root / "scores.json"),
+        json_if_there(root / "scores.json"),
         failure["what"] if failure else None,
     )
 
@@ -109,7 +109,3 @@ def read_run(root: Path) -> RunData:
 def _ends(row: Row, name: str) -> tuple[float, float] | None:
     low, high = row.get("intervals", {}).get(name, (None, None))
     return None if low is None else (low, high)
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None

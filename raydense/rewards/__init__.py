@@ -1,5 +1,5 @@
 """Judges of pictures, a file each: (images, prompts) in, a number a picture out.
 
 Enters: a scorer, with its section in `raydense.sections.rewards` and its line in `raydense.wiring`.
-Uses: core, and diffusion's `hub` for downloads. Takes plain arguments, never a configuration.
+Uses: pipelines, config's error, files, core. Takes plain arguments, never a configuration.
 """

@@ -92,10 +92,10 @@ class Section(BaseModel):
             field = cls.model_fields.get(key)
             if isinstance(value, bool) and field is not None and "bool" not in str(field.annotation):
                 raise ValueError(
-                    f"{key}={str(value).lower()} should be a {_plain(field.annotation)}, not true or false"
+                    f"{key}={str(value).lower()} should be a {_expected(field.annotation)}, not true or false"
                 )
         return values
 
 
-def _plain(annotation: Any) -> str:
+def _expected(annotation: Any) -> str:
     return "number" if annotation in (int, float) or "int" in str(annotation) or "float" in str(annotation) else "text"

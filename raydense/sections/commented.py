@@ -45,7 +45,7 @@ def _mapping(
             for item, inner in items:
                 yield from (f"  {line}" for line in _as_item(_mapping(reference, item, inner)))
         else:
-            yield from (*comment, *_plain(name, value))
+            yield from (*comment, *_dumped(name, value))
 
 
 def _items(reference: Reference, schema: Schema, value: Any) -> list[tuple[Mapping[str, Any], Schema]]:
@@ -65,7 +65,7 @@ def _as_item(lines: Iterable[str]) -> Iterator[str]:
         mark = mark and "  "
 
 
-def _plain(name: str, value: Any) -> list[str]:
+def _dumped(name: str, value: Any) -> list[str]:
     flow = None if isinstance(value, list | dict) else False  # a list within a line
     text: str = yaml.safe_dump(
         {name: value}, default_flow_style=flow, sort_keys=False, allow_unicode=True, width=math.inf

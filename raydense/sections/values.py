@@ -54,7 +54,7 @@ class _Values(UniqueKeys):
 
     def construct_text(self, node: Any) -> Any:
         text = node.value.replace(HASH, "#")
-        return text if node.style else _plain(text)
+        return text if node.style else _unquoted(text)
 
 
 _Values.add_constructor("tag:yaml.org,2002:str", _Values.construct_text)
@@ -68,7 +68,7 @@ def read_value(text: str, *, as_text: bool = False) -> Any:
     """
     text = text.strip(BLANKS)
     if not text.startswith(("[", "{", "'", '"')):
-        return text if as_text and text and text not in NULL else _plain(text)
+        return text if as_text and text and text not in NULL else _unquoted(text)
     try:
         return yaml.load(text.replace("#", HASH), Loader=_Values)
     except yaml.YAMLError as error:
@@ -95,7 +95,7 @@ def takes_text(annotation: Any, keys: Sequence[str]) -> bool:
     return bool(found) and all(map(_is_text, found))
 
 
-def _plain(text: str) -> Any:
+def _unquoted(text: str) -> Any:
     """A value without quotes. Raises: ValueError if it is empty."""
     if not text:
         raise ValueError("a value is missing; give one, null for none, or '\"\"' for an empty text")

@@ -1,5 +1,5 @@
 """The embedded default: a small diffusion model, its preference scorer, an independent judge, and what made them.
 
 Enters: what the embedded model needs, and nothing that another model would. Presets name it by its path.
-Uses: prompts; its weights are files beside the code.
+Uses: prompts, diffusion; its weights are files beside the code.
 """

@@ -150,7 +150,7 @@ def build_pipeline(vae: Any, unet: Any, text_encoder: Any, tokenizer: Any) -> An
     )
 
 
-def build_scorer(tokenizer: Any, seed: int) -> Any:
+def build_clip(tokenizer: Any, seed: int) -> Any:
     """CLIPModel that embeds [B, 3, 64, 64] images and captions of 16 tokens into 64 dimensions."""
     torch.manual_seed(seed)
     config = CLIPConfig(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
-from raydense.tiny.networks import build_scorer, build_tokenizer, tokenize
+from raydense.tiny.networks import build_clip, build_tokenizer, tokenize
 from raydense.tiny.renderings import decode, encode, render_bank, to_pixels
 from raydense.tiny.scenes import COLOURS, RELATIONS, SHAPES, Scene, SceneObject, parse, training_captions
 from raydense.tiny.training import Trainer, cosine_rate
@@ -113,7 +113,7 @@ def train_scorer(
 ) -> Any:
     """Returns the trained CLIPModel; checkpoints lie in `folder`."""
     settings = settings or ScorerSettings()
-    scorer = build_scorer(build_tokenizer(), seed)
+    scorer = build_clip(build_tokenizer(), seed)
     trainer = Trainer(
         "scorer",
         {"scorer": scorer},

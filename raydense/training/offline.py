@@ -26,6 +26,7 @@ from raydense.core.types import (
     WorkUnit,
 )
 from raydense.fleets.collecting import SerialCollection
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.compute import computed_rows
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import continue_inputs, pin_preferences
@@ -119,21 +120,21 @@ def train_offline(
         accept_changes=accept_changes,
         leave_out=("prompts.",),  # it has the groups' own
     )
-    inputs = check_inputs(pinned.config)
-    config, sets = settled(as_found(config, inputs.pipeline), inputs.pipeline, local_gpu), inputs.prompts
+    found = check_inputs(pinned.config)
+    config, sets = settled(as_found(config, found.pipeline), found.pipeline, local_gpu), found.prompts
     segments = RunDirectory(source).segments
     _check_segments(config, sets.train, segments)
     _check_states(config, RunDirectory(source).read_config().steps, segments)
     given = read_preferences(preferences, config) if preferences else None
-    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), given)
+    learner = _learner(pinned.config.model_copy(update={"learner": config.learner}), found.pipeline, given)
     run_dir = RunDirectory.create(out, config, mirror)
     run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
-    run_dir.write_scheduler(inputs.pipeline["scheduler"], config.steps)
+    run_dir.write_scheduler(found.pipeline["scheduler"], config.steps)
     fleet = OfflineFleet(segments)
     store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
-        for note in (*pinned.notes, *inputs.notes):
+        for note in (*pinned.notes, *found.notes):
             display.say(note)
         if given:
             display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")
@@ -152,7 +153,7 @@ def train_offline(
             scales=StageScales(config.reward.scorer, source),
             pictures=False,
             reward=given.origin if given else None,
-            denoiser=inputs.pipeline.layout.denoiser,
+            denoiser=found.pipeline.layout.denoiser,
         )
         recorder.process_started("offline", resumed=False)
         try:
@@ -161,7 +162,7 @@ def train_offline(
                 run_stages(config, sets, fleet, learner, recorder)
         finally:
             recorder.close()
-    guided = family_for(config, inputs.pipeline).guided
+    guided = family_for(config, found.pipeline).guided
     rows = replace(computed_rows(config, guided, read_rows(run_dir.metrics), judged=0), sampler=0)
     summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline", rows)
     run_dir.write_summary(summary)
@@ -169,16 +170,16 @@ def train_offline(
     return summary
 
 
-def _learner(config: Config, given: Preferences | None) -> Learner[TrajectoryGroup]:
+def _learner(config: Config, files: PipelineFiles, given: Preferences | None) -> Learner[TrajectoryGroup]:
     """Of the stored groups as they are, or of the orders that people gave of them."""
 
     def same(groups: Sequence[TrajectoryGroup]) -> Sequence[TrajectoryGroup]:
         return groups
 
     if given is None:
-        return build_learner(config, fetch=same)
+        return build_learner(config, fetch=same, files=files)
     capacity = sum(map(len, given.orders.values()))
-    return PreferenceLearner(build_learner(config, fetch=same, capacity=capacity), given)
+    return PreferenceLearner(build_learner(config, fetch=same, capacity=capacity, files=files), given)
 
 
 def offline_config(source: Path, overrides: list[str]) -> Config:

@@ -18,7 +18,7 @@ from raydense.planning.compute import computed_rows
 from raydense.planning.dry_run import count_judged
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import Pinned, continue_inputs, pin_inputs
-from raydense.planning.preflight import Inputs, as_found, check_inputs
+from raydense.planning.preflight import Found, check_inputs
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.metrics import MetricSink, read_rows
@@ -54,13 +54,13 @@ def train(
     Args: origin: the `preset` or the `config` file that it is, for Ray's list of jobs.
     Raises: ConfigError before any work if something does not fit; StopRequested on SIGINT or SIGTERM.
     """
-    inputs = check_inputs(config)
+    found = check_inputs(config)
     about = _about(config, out, mirror, origin)
-    with _settled(as_found(config, inputs.pipeline), inputs.pipeline, local, about) as config:
-        pinned = pin_inputs(config)
+    with _settled(found.config, found.pipeline, local, about) as config:
+        pinned = pin_inputs(config, found.prompts)
         run_dir = RunDirectory.create(out, config, mirror)
         try:
-            return _Run(config, pinned, inputs, run_dir, local, display, about).execute()
+            return _Run(config, pinned, found, run_dir, local, display, about).execute()
         except ConfigError:  # nothing was started, so nothing is lost
             run_dir.discard()
             raise
@@ -87,10 +87,10 @@ def resume(
     config = resumed_config(run_dir.read_config("--resume"), overrides)
     before = run_dir.config_file.read_text("utf-8")
     pinned = continue_inputs(config, run_dir, accept_changes=accept_changes)
-    inputs = check_inputs(pinned.config)
+    found = check_inputs(pinned.config)
     try:
         about = _about(config, root, mirror)
-        return _Run(config, pinned, inputs, run_dir, local, display, about).execute()
+        return _Run(config, pinned, found, run_dir, local, display, about).execute()
     except ConfigError:  # such as of a buffer that the first unit showed to be too small
         write_text(run_dir.config_file, before)
         raise
@@ -103,7 +103,7 @@ class _Run:
         self,
         config: Config,
         pinned: Pinned,
-        inputs: Inputs,
+        found: Found,
         run_dir: RunDirectory,
         local: bool,
         display: ProgressDisplay,
@@ -111,8 +111,8 @@ class _Run:
     ) -> None:
         self._config, self._pinned, self._dir, self._local = config, pinned, run_dir, local
         self._about = about
-        self._sets, self._pipeline = inputs.prompts, inputs.pipeline
-        self._notes = (*pinned.notes, *inputs.notes)
+        self._sets, self._pipeline = found.prompts, found.pipeline
+        self._notes = (*pinned.notes, *found.notes)
         self._store = CheckpointStore.of_run(run_dir, config)
         self._scales = StageScales(config.reward.scorer, run_dir.root)
         self._display, self._stop = display, StopFlag()

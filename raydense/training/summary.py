@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config
+from raydense.files.durable import json_if_there
 from raydense.planning.compute import NetworkRows
 from raydense.records.scores import Judgement
 from raydense.records.tables import Sheet
@@ -20,8 +20,7 @@ PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "nu
 
 def read_summary(run: Path) -> Mapping[str, Any] | None:
     """What a finished run wrote; None before."""
-    path = run / "summary.json"
-    content: Mapping[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    content: Mapping[str, Any] | None = json_if_there(run / "summary.json")
     return content
 
 

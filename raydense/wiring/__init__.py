@@ -1,5 +1,5 @@
-"""The wiring: here alone, and in config, a configuration becomes objects.
+"""The wiring: here alone a configuration becomes judges, policies, samplers and learners.
 
 Enters: what a further setting, scorer or kind of model is built of.
-Uses: everything below planning: roles, rewards, diffusion, families, pipelines, config.
+Uses: actors, learner, rewards, diffusion, families, pipelines, config, sections, core.
 """

@@ -18,7 +18,7 @@ from raydense.diffusion.kernel import Schedule, make_schedule
 from raydense.diffusion.loading import load_policy
 from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy
-from raydense.families.family import ATTENTION, Family
+from raydense.families.family import ATTENTION, Family, Texts
 from raydense.families.known import family_of
 from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles, read_pipeline
 
@@ -130,8 +130,10 @@ def build_policy(
     gradient_checkpointing: bool = False,
     compiled: bool = False,
     recorded: bool = False,
+    files: PipelineFiles | None = None,
 ) -> Policy:
-    family = read_family(config)
+    """Args: files: the pipeline's, where they have been read."""
+    family = read_family(config) if files is None else family_for(config, files)
     config = resolved(config, family)
     return load_policy(
         family,
@@ -150,6 +152,36 @@ def build_policy(
         decode_batch=config.sampler.decode_batch,
         merged=merged,
         gradient_checkpointing=gradient_checkpointing,
+        channels_last=config.policy.channels_last,
+        compiled=compiled,
+        recorded=recorded,
+    )
+
+
+def policy_of(
+    config: Config,
+    family: Family,
+    network: Any,
+    texts: Texts,
+    vae: Any | None,
+    *,
+    merged: bool,
+    compiled: bool,
+    recorded: bool,
+) -> Policy:
+    """As `build_policy`, around networks that are there already, such as a benchmark's."""
+    config = resolved(config, family)
+    return Policy(
+        family,
+        network,
+        texts,
+        vae,
+        chain(config, family),
+        lora_config(config),
+        config.seed,
+        decode_batch=config.sampler.decode_batch,
+        merged=merged,
+        gradient_checkpointing=config.learner.gradient_checkpointing,
         channels_last=config.policy.channels_last,
         compiled=compiled,
         recorded=recorded,
@@ -176,9 +208,11 @@ def sampled_rows(config: Config, family: Family) -> int:
     return rows // (config.samplers.max or config.samplers.count or 1)
 
 
-def compiles(config: Config, device: torch.device) -> bool:
-    """Whether the network of a sampler on this device is compiled."""
-    if config.policy.compile == "auto":
-        pays = device.type == "cuda" and sampled_rows(config, read_family(config, fetch=False)) >= COMPILING_PAYS
-        return pays and lacking_compiler() is None
-    return config.policy.compile
+def compiles(config: Config, device: torch.device, files: PipelineFiles | None = None) -> bool:
+    """Whether the network of a sampler on this device is compiled. Args: files: as of `build_policy`."""
+    if config.policy.compile != "auto":
+        return config.policy.compile
+    if device.type != "cuda":
+        return False
+    family = read_family(config, fetch=False) if files is None else family_for(config, files)
+    return sampled_rows(config, family) >= COMPILING_PAYS and lacking_compiler() is None

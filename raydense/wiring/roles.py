@@ -26,7 +26,7 @@ from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.lean import keep_less
 from raydense.diffusion.noising import NoiseLevels, make_noise_levels
 from raydense.diffusion.policy import Policy
-from raydense.pipelines.pipeline_files import SCHEDULER
+from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles
 from raydense.wiring.devices import resolve_device
 from raydense.wiring.policies import build_policy, compiles, initial_lora, resolved
 from raydense.wiring.scorers import build_scorer
@@ -36,7 +36,8 @@ LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over s
 CLEAR = 3  # times the noise of a log-ratio, below which a clip cuts noise
 
 
-def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
+def build_sampler(config: Config, name: str = "local", files: PipelineFiles | None = None) -> DiffusionSampler:
+    """Args: files: the pipeline's, where they have been read; a process of its own reads them itself."""
     device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
         policy = build_policy(
@@ -45,8 +46,9 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
             device=device,
             with_decoder=True,
             merged=not config.sampler.exact,
-            compiled=compiles(config, device),
+            compiled=compiles(config, device, files),
             recorded=device.type == "cuda" and config.policy.compile is not False,
+            files=files,
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)
@@ -82,8 +84,15 @@ def build_learner(
     fetch: Callable[[Sequence[Handle]], Sequence[TrajectoryGroup]],
     gang: Gang | None = None,
     capacity: int | None = None,
+    files: PipelineFiles | None = None,
 ) -> SGDLearner[Handle]:
-    """gang: of the learner's workers; None: it is alone. capacity: of the replay buffer; None: a stage's groups."""
+    """The learner of `config`.
+
+    Args:
+        gang: of the learner's workers; None: it is alone.
+        capacity: of the replay buffer; None: a stage's groups.
+        files: as of `build_sampler`.
+    """
     with cpu_threads(config.learner.threads):
         policy = build_policy(
             config,
@@ -93,6 +102,7 @@ def build_learner(
             with_texts=False,
             gradient_checkpointing=config.learner.gradient_checkpointing,
             compiled=config.policy.compile is True,
+            files=files,
         )
         if config.policy.init_lora is not None:
             policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))

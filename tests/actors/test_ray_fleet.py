@@ -242,6 +242,7 @@ def test_a_sampler_has_the_next_unit_under_way_while_one_is_scored(make_fleet: C
 
 @pytest.mark.slow
 def test_a_unit_that_kills_every_sampler_ends_the_run_with_a_word(make_fleet: Callable[..., RayFleet]) -> None:
+    """plain: `test_the_unit_that_kills_every_member_ends_the_run_and_its_neighbour_does_not`, without Ray."""
     said = r"^11 samplers died over one unit \(unit 2 of stage 0, run seed 7, prompts 'a cat'\); the last: "
     with pytest.raises(FleetError, match=said):
         list(make_fleet(sampler_factory(kill_at=2)).collect(units(6)))

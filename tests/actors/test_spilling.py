@@ -69,6 +69,7 @@ ray.shutdown()
 
 
 def test_a_buffer_larger_than_the_store_spills_and_goes_on(tmp_path: Path) -> None:
+    """no plain twin: takes a gigabyte of disk."""
     spill = tmp_path / "spill"
     spill.mkdir()
     command = [sys.executable, "-c", SCRIPT, str(STORE_MB), str(GROUPS), str(spill)]

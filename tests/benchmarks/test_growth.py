@@ -29,8 +29,9 @@ def run(tmp_path: Path, *arguments: str) -> Any:
     return json.loads((tmp_path / "growth.json").read_text())
 
 
-@pytest.mark.slow  # it compares times
+@pytest.mark.slow
 def test_time_has_a_point_and_an_exponent_on_every_axis(tmp_path: Path) -> None:
+    """no plain twin: takes a quiet machine, as it compares times."""
     found = run(tmp_path, "--what", "time", "--points", "2", "--rounds", "2")
     assert list(found) == ["K", "draws", "batch", "latent", "groups"]
     for axis in found.values():
@@ -44,6 +45,7 @@ def test_time_has_a_point_and_an_exponent_on_every_axis(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_memory_grows_with_the_batch(tmp_path: Path) -> None:
+    """no plain twin: takes the memory of a whole process."""
     found = run(tmp_path, "--what", "memory", "--axes", "batch", "--points", "2")["batch"]
     assert 0.6 < found["exponents"]["memory"] < 1.4
     assert found["points"][0]["memory_bytes"] > 10 * 2**20

@@ -14,6 +14,7 @@ SCRIPT = Path(__file__).parent / "compare.py"
 
 @pytest.mark.slow
 def test_the_same_loss_gradient_and_trajectories_in_less_time(tmp_path: Path) -> None:
+    """no plain twin: takes a quiet machine, as it compares times."""
     command = [sys.executable, SCRIPT, "--rounds", "5", "--json", tmp_path / "figures.json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]  # the script itself asserts that both compute the same

@@ -15,6 +15,7 @@ SCRIPT = Path(__file__).parent / "scaling.py"
 @pytest.mark.slow
 @pytest.mark.ray
 def test_overlapping_gains_what_it_should_and_sixteen_samplers_are_kept_busy(tmp_path: Path) -> None:
+    """no plain twin: takes a quiet machine, as it compares times."""
     command = [sys.executable, SCRIPT, "--samplers", "16", "--units-each", "10", "--json", tmp_path / "figures.json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr[-2000:]

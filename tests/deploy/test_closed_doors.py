@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config
-from raydense.fleets.ray_cluster import _authentication_mode
+from raydense.fleets.ray_cluster import _authentication_mode, _warn_if_open
 from raydense.records.mirror import without_secret
 from raydense.records.run_dir import RunDirectory
 
@@ -124,8 +124,20 @@ def test_where_no_dashboard_answers_our_own_setting_counts(
     assert _authentication_mode("127.0.0.1:1") == assumed
 
 
+@pytest.mark.parametrize(("mode", "warned"), [("token", False), ("disabled", True)])
+def test_an_open_cluster_is_warned_of(
+    dashboard: Callable[[str], str], mode: str, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _warn_if_open("10.0.0.1:6379", dashboard(mode))
+    said = capsys.readouterr().err
+    assert said.startswith("raydense: WARNING: the Ray cluster at 10.0.0.1:6379 has no token auth") is warned
+    assert said.count("\n") == int(warned)
+
+
+@pytest.mark.slow
 @pytest.mark.ray
 def test_joining_an_open_cluster_is_warned_of(warm_python: Path) -> None:
+    """plain: `test_an_open_cluster_is_warned_of`, without joining it."""
     directory = Path("/tmp") / f"rdo{os.getpid()}"  # short: the paths of sockets are limited to 107 bytes
     sockets = [socket.socket() for _ in range(6)]
     for s in sockets:

@@ -118,7 +118,7 @@ def test_workers_take_the_step_of_one(pair: Any, config: Config, groups: Any) ->
 @pytest.mark.slow
 @pytest.mark.ray
 def test_three_workers_do(start: Start, config: Config, groups: Any) -> None:
-    """What the test above shows of two; four tuples, which they share unequally."""
+    """plain: `test_workers_take_the_step_of_one`, of two workers; here four tuples, which they share unequally."""
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_groups": 4})})
     check_first_step(start(partial(with_gradient, config), 3), config, groups)
 

@@ -1,4 +1,7 @@
-"""The user's own command on a real head with token authentication: submitted, followed, stopped."""
+"""The user's own command on a real head with token authentication: submitted, followed, stopped.
+
+no plain twin: takes minutes, a head and a job's environment for each.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from raydense.bench.architectures import MODELS, VIT_H_14
-from raydense.bench.measure import plan_jobs
+from raydense.bench.measure import plan_workloads
 from raydense.bench.table import _images
 from raydense.cli import app
 from raydense.config import load_config
@@ -154,12 +154,12 @@ def test_help_names_the_models_and_shows_an_example() -> None:
 
 def test_a_cpu_does_less_unless_told_and_the_rate_stays_that_of_the_whole_chain() -> None:
     devices = ["sampler.device=cpu", "learner.device=cpu"]
-    (job,) = plan_jobs(["sd15"], devices)
-    assert (job.config.steps.count, job.steps) == (2, 50)
-    assert "steps.count=2" in job.cut
-    (told,) = plan_jobs(["sd15"], [*devices, "steps.count=4"])
+    (workload,) = plan_workloads(["sd15"], devices)
+    assert (workload.config.steps.count, workload.steps) == (2, 50)
+    assert "steps.count=2" in workload.cut
+    (told,) = plan_workloads(["sd15"], [*devices, "steps.count=4"])
     assert (told.config.steps.count, told.steps) == (4, 4)
-    (tiny,) = plan_jobs(["tiny", "tiny"], devices)
+    (tiny,) = plan_workloads(["tiny", "tiny"], devices)
     assert tiny.cut == ()
 
 

@@ -48,7 +48,9 @@ def test_neither_a_lost_node_nor_a_killed_driver_changes_a_byte(
 
 @pytest.mark.slow
 def test_nor_does_any_kind_of_fault_in_both_schedules(small_values: dict[str, Any], tmp_path: Path) -> None:
-    """What the test above shows, with every kind twice; groups that a node took with it are sampled again.
+    """Every kind twice; groups that a node took with it are sampled again.
+
+    plain: `test_neither_a_lost_node_nor_a_killed_driver_changes_a_byte`.
 
     In processes that start as a user's do: how long that takes decides what a fault hits.
     """

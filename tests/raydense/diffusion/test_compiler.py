@@ -63,6 +63,7 @@ def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_siz
 def test_a_compiled_policys_gradient_is_the_plain_ones_to_rounding(
     make_policy: Make, perturbed: Callable[..., PolicyWeights]
 ) -> None:
+    """no plain twin: takes a minute of generating code."""
     gradients = []
     for compiled in (False, True):
         policy = make_policy(compiled=compiled)
@@ -81,7 +82,10 @@ def test_a_compiled_policys_gradient_is_the_plain_ones_to_rounding(
 def test_a_compiled_learner_has_log_ratio_zero_for_equal_weights_and_learns_as_the_plain_one(
     make_policy: Make, make_groups: Callable[..., Any], dtype: torch.dtype
 ) -> None:
-    """π_I goes through the code of π_θ with a B of 0: code without a LoRA or without a gradient rounds elsewhere."""
+    """π_I goes through the code of π_θ with a B of 0: code without a LoRA or without a gradient rounds elsewhere.
+
+    no plain twin: takes a minute of generating code.
+    """
     groups = make_groups(make_policy(), count=4)
     found = {}
     for compiled in (False, True):
@@ -106,6 +110,7 @@ def test_a_compiled_learner_has_log_ratio_zero_for_equal_weights_and_learns_as_t
 def test_compiled_samplers_and_learner_train_to_the_same_bytes_alone_and_on_ray(
     small_values: Mapping[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
+    """plain: `test_where_it_runs_changes_no_byte`, without the compiler."""
     values = {**small_values, "policy": {**small_values["policy"], "compile": True}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     for name, where in (("local", ["--local"]), ("ray", [])):

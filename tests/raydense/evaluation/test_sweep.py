@@ -265,6 +265,7 @@ def test_runs_of_other_files_are_not_compared(
 
 @pytest.mark.slow
 def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    """plain: `test_a_run_killed_at_every_moment_continues_to_the_same_bytes`, of one run."""
     out = tmp_path / "out"
     grid = ("--grid", "steps.gamma=0.8", "--seeds", "3,4")
     arguments = ["sweep", "--local", str(config), *grid, "--jobs", "1", "--out", str(out)]
@@ -289,6 +290,7 @@ def test_a_sweep_that_was_stopped_continues_its_runs(swept: tuple[Path, Result],
 @pytest.mark.slow
 @pytest.mark.ray
 def test_on_ray_the_runs_are_the_same(swept: tuple[Path, Result], config: Path, tmp_path: Path) -> None:
+    """plain: `test_where_it_runs_changes_no_byte`, of one run."""
     arguments = ["sweep", str(config), "--grid", "steps.gamma=1", "--seeds", "4", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

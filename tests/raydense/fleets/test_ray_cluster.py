@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import ray
 from raydense.checks.ray_chaos import chaos_cluster
 from raydense.config import Config, ConfigError
 from raydense.core.waiting import SPINS
-from raydense.fleets.ray_cluster import _matches, check_resources, ray_session
+from raydense.fleets.ray_cluster import TESTED_RAY, _matches, check_resources, ray_session
 from raydense.planning.placement import Placement, place
 
 pytestmark = pytest.mark.ray
@@ -78,6 +79,28 @@ def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch)
         pass
 
 
+@pytest.mark.parametrize("gone", ["ray._private.ray_constants.ENABLE_RAY_CLUSTER", "ray._private.ray_constants"])
+def test_a_ray_that_would_listen_beyond_this_machine(gone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("it was started"))
+    monkeypatch.setattr(ray, "__version__", "9.9.0")
+    monkeypatch.delattr(gone)
+    if gone.endswith("ray_constants"):
+        monkeypatch.setitem(sys.modules, gone, None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError) as caught, ray_session():
+        pass
+    assert str(caught.value) == (
+        "Ray 9.9.0 has no ray_constants.ENABLE_RAY_CLUSTER, and a private cluster would listen beyond this machine; "
+        f"install ray=={TESTED_RAY}, or start a cluster yourself and set RAY_ADDRESS"
+    )
+
+
+def test_the_ray_that_is_advised_is_the_one_of_the_images() -> None:
+    constraints = Path(__file__).resolve().parents[3] / "deploy" / "constraints.txt"
+    assert f"ray=={TESTED_RAY}" in constraints.read_text("utf-8").splitlines()
+
+
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
 @pytest.mark.parametrize(
     ("directory", "said"),
@@ -125,7 +148,7 @@ with ray_session():
 
 @pytest.mark.slow
 def test_workers_of_a_private_session_run_at_our_priority_without_the_command_line_too(warm_python: Path) -> None:
-    """What is set for them, and what stays: `core/test_waiting.py`."""
+    """plain: `test_only_what_is_not_set_is_set`, of what is set for them and what stays."""
     unset = ("RAY_ADDRESS", "RAY_worker_niceness", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     done = subprocess.run([warm_python, "-c", NICENESS], env=environment, capture_output=True, text=True, check=True)

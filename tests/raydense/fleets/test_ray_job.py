@@ -58,3 +58,23 @@ def test_nothing_is_written_where_there_is_no_such_job(variable: str | None, mon
         monkeypatch.setenv(JOB_VARIABLE, variable)
     tell_job(ABOUT)
     assert not _internal_kv_exists("_ray_internal_job_info_gone", namespace="job")
+
+
+@pytest.mark.parametrize("submitted", [{}], indirect=True)
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "ray._private.ray_constants.KV_NAMESPACE_JOB",
+        "ray.dashboard.modules.job.common.JobInfoStorageClient.JOB_DATA_KEY",
+    ],
+)
+def test_a_ray_that_keeps_its_jobs_elsewhere_costs_the_entry_and_not_the_run(
+    submitted: str, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    from raydense.fleets.ray_job import tell_job
+
+    monkeypatch.delattr(gone)
+    tell_job(ABOUT)
+    assert json.loads(_internal_kv_get(submitted, namespace="job")) == {**RECORD, "metadata": {}}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import load_config
-from raydense.planning.cost import Rates, estimate
+from raydense.planning.cost import Rates, estimate_cost
 from raydense.planning.dry_run import check_and_plan
 
 H100 = {"sampler": {"images_per_s": 2.0}, "learner": {"transitions_per_s": 40.0}}
@@ -65,7 +65,7 @@ def test_the_table_says_what_it_rests_on(tmp_path: Path) -> None:
 def test_without_a_measurement_the_hours_are_those_of_the_assumed_rate() -> None:
     config = load_config(preset="multi-prompt")
     plan = check_and_plan(config, 100.0)
-    cost = estimate(config, plan, Rates.assumed(config, plan))
+    cost = estimate_cost(config, plan, Rates.assumed(config, plan))
     assert cost.sampling_hours == pytest.approx(plan.sampling_hours)
     assert cost.training_hours == pytest.approx(plan.training_hours)
     assert cost.money is None

@@ -21,7 +21,7 @@ from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import check_and_plan, size
 from raydense.planning.footprint import decoder_footprint
 from raydense.planning.plan_table import _compiled
-from raydense.wiring.policies import build_policy, compiles, read_family, sampled_rows
+from raydense.wiring.policies import build_policy, read_family, sampled_rows
 from raydense.wiring.roles import build_sampler
 
 ROWS = "rows of the network a sampler"
@@ -222,25 +222,6 @@ def test_every_preset_passes(name: str) -> None:
 def test_what_is_compiled_where_is_said_beforehand(preset: str, settings: list[str], said: str) -> None:
     config = load_config(None, preset, settings)
     assert _compiled(config, sampled_rows(config, read_family(config, fetch=False))) == said
-
-
-@pytest.mark.parametrize(
-    ("preset", "settings", "device", "expected"),
-    [
-        ("multi-prompt", [], "cuda:0", True),
-        ("multi-prompt", [], "cpu", False),
-        ("multi-prompt", ["policy.compile=false"], "cuda:0", False),
-        ("tiny", [], "cuda:0", False),
-        ("tiny", ["policy.compile=true"], "cpu", True),
-    ],
-)
-def test_a_samplers_network_is_compiled_where_it_pays(
-    preset: str, settings: list[str], device: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = load_config(None, preset, settings)
-    assert compiles(config, torch.device(device)) is expected
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert compiles(config, torch.device(device)) is (expected and config.policy.compile is True)
 
 
 def test_a_machine_reads_the_plan() -> None:

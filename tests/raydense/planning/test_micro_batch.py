@@ -91,10 +91,10 @@ def test_what_fits_nowhere_is_one_line(config: Config) -> None:
 def test_a_run_records_the_number_and_its_result_is_that_of_the_number(
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    runs = {}
+    runs, stage = {}, {**small_values["stage"], "count": 1}
     for micro_batch in ("auto", 4):
         file, out = tmp_path / f"{micro_batch}.yaml", tmp_path / f"run-{micro_batch}"
-        file.write_text(yaml.safe_dump({**small_values, "learner": {"micro_batch": micro_batch}}))
+        file.write_text(yaml.safe_dump({**small_values, "stage": stage, "learner": {"micro_batch": micro_batch}}))
         result = CliRunner().invoke(app, ["train", "--local", str(file), "--out", str(out)])
         assert result.exit_code == 0, result.output
         runs[micro_batch] = out

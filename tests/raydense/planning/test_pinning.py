@@ -13,6 +13,7 @@ import pytest
 from raydense.config import Config, ConfigError
 from raydense.planning.pinning import Pinned, continue_inputs, inputs_of, pin_inputs
 from raydense.planning.preflight import check_inputs
+from raydense.planning.units import read_prompt_sets
 from raydense.records.run_dir import RunDirectory
 
 SCORER = "def bright(images, prompts):\n    return images.mean(axis=(1, 2, 3))\n"
@@ -76,6 +77,14 @@ def test_every_file_that_a_configuration_names_is_pinned(project: Config, tmp_pa
         "scorer aesthetic: clip_model": ("owner/hub-id", "owner/hub-id", []),
         "scorer aesthetic: head": ("head.pt", f"{home}/head.pt", ["."]),
     }
+
+
+def test_prompts_are_pinned_as_they_were_read(project: Config, tmp_path: Path) -> None:
+    before, sets = pin_inputs(project), read_prompt_sets(project)
+    assert pin_inputs(project, sets) == before
+    for name in ("train.txt", "unseen.csv"):
+        (tmp_path / "home" / name).write_text("prompt\nanother\n")
+    assert pin_inputs(project, sets) == before
 
 
 @pytest.mark.parametrize("file", ["own_scorer.py", "own_scorer/__init__.py", "own/scorer.py"])

@@ -14,7 +14,6 @@ from raydense.config import Config, ConfigError, load_config
 from raydense.planning.dry_run import plan_run
 from raydense.planning.placement import Placement, check_devices, check_shared_memory, place
 from raydense.planning.preflight import check_pipeline
-from raydense.wiring.devices import resolve_device
 
 Make = Callable[..., Config]
 AUTO: dict[str, Any] = {"count": None}
@@ -116,13 +115,6 @@ def test_workers_never_share_a_gpu(small_config: Make, gpus: int, learner: dict[
         place(config, gpus)
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
-def test_one_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert resolve_device(name, "sampler.device") == torch.device("cuda", 0)
-
-
 @pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
 def test_the_papers_settings_share_one_gpu_and_spread_over_several(preset: str) -> None:
     config = load_config(preset=preset)
@@ -191,7 +183,10 @@ finally:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_actors_really_reserve_it(warm_python: Path, small_config: Make, tmp_path: Path) -> None:
-    """On one GPU, then on three: how many samplers, and what is left; `test_actors_on_nodes.py` shows one case."""
+    """On one GPU, then on three: how many samplers, and what is left.
+
+    plain: `test_the_table`; and `test_samplers_are_spread_over_the_nodes_with_their_label`, of real actors.
+    """
     (tmp_path / "config.yaml").write_text(small_config(samplers={"count": None}).to_yaml())
     command = [warm_python, "-c", ON_A_CLUSTER, tmp_path / "config.yaml", tmp_path / "segments"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)

@@ -75,7 +75,7 @@ def test_without_a_mirror_nothing_is_removed_or_said(tmp_path: Path) -> None:
 
 
 def test_a_run_at_a_uri_is_the_run_in_a_directory_and_never_overwritten(
-    small_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_values: dict[str, Any], small_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(small_values))
@@ -85,9 +85,8 @@ def test_a_run_at_a_uri_is_the_run_in_a_directory_and_never_overwritten(
     def train(out: str) -> Any:
         return CliRunner().invoke(app, ["train", str(config), "--local", "--out", out])
 
-    assert train(str(tmp_path / "here")).exit_code == 0
     assert train(uri).exit_code == 0
-    here, there = files(tmp_path / "here"), files(tmp_path / "there")
+    here, there = files(small_runs[0]), files(tmp_path / "there")
     event_files = ("tensorboard/",)  # named after the moment
     assert [n for n in sorted(there) if not n.startswith(event_files)] == [
         n for n in sorted(here) if not n.startswith(event_files)

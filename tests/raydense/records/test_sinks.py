@@ -205,8 +205,9 @@ def test_an_offline_run_lies_in_the_run_directory_with_its_metrics(run: Path, co
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
-@pytest.mark.slow  # 40 s of waiting
+@pytest.mark.slow
 def test_a_server_out_of_reach_does_not_stop_a_run_and_the_key_is_nowhere(config: Path, tmp_path: Path) -> None:
+    """plain: `test_a_sink_that_cannot_be_opened_is_said_and_left_out`; this one waits for 40 s."""
     pytest.importorskip("wandb")
     environment = {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     result = subprocess.run(

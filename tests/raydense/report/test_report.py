@@ -13,20 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from learner.gang import Gang
 from raydense.cli import app
-from raydense.config import Config
 from raydense.records.metrics import read_rows
-from raydense.report.curves import clip_figure, expected_shares, limits, step_figure
+from raydense.report.curves import limits
 from raydense.report.page import number, render, write_report
 from raydense.report.pictures import prompt_gains
 from raydense.report.run_data import Curve, read_run
-from raydense.report.step_draws import StepDraws, draw_counts
 from raydense.report.svg import draw
-from raydense.wiring.roles import make_batches
 
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",
@@ -231,68 +226,6 @@ def test_what_is_no_run_or_no_place_is_refused_in_one_line(finished: Path, tmp_p
         result = CliRunner().invoke(app, ["report", *arguments])
         assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
         assert said in result.stderr
-
-
-# -- the steps that the loss drew -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("choice", ["random", "best_worst"])
-def test_the_histogram_counts_what_the_learner_draws(
-    choice: str, small_config: Callable[..., Config], make_policy: Callable[..., Any], make_groups: Callable[..., Any]
-) -> None:
-    config = small_config(
-        train={"tuple_choice": choice, "tuples": 2}, steps={"gamma": 0.6, "exclude_last": 1, "draws": 3}
-    )
-    source = make_batches(config, lambda groups: groups, torch.device("cpu"), Gang(), config.stage.groups)
-    source.begin_stage(0, make_groups(make_policy(), count=config.stage.groups, keep=config.sampler.keep))
-    drawn = [np.bincount(source.take(step).plan.steps.flatten().numpy(), minlength=4).tolist() for step in range(20)]
-    draws = StepDraws(config)
-    assert [draws.counts(step) for step in range(1, 21)] == drawn
-    counts, counted = draw_counts(config, 20)
-    assert counted == 20
-    assert counts.tolist() == np.sum(drawn, axis=0).tolist()
-    assert counts[3] == 0
-    assert expected_shares(config.steps) == pytest.approx([1 / 1.96, 0.6 / 1.96, 0.36 / 1.96, 0])
-
-
-def test_of_a_long_run_evenly_spaced_steps_are_counted(small_config: Callable[..., Config]) -> None:
-    counts, counted = draw_counts(small_config(stage={"steps": 10**6}), 40_000)
-    assert counted == 4000
-    assert counts.sum() == 4000 * 4 * 2
-    assert counts / counts.sum() == pytest.approx(expected_shares(small_config().steps), abs=0.01)
-
-
-@pytest.mark.parametrize("steps", [6, 4])
-@pytest.mark.parametrize("counted", [0, 3])
-def test_what_a_run_counted_while_it_trained_is_what_is_drawn_again_of_earlier_code(
-    steps: int, counted: int, copy: Path
-) -> None:
-    """Whether all of the rows, those before a resume with later code, or none are without their counts."""
-    keep_rows(copy / "metrics.jsonl", lambda row: row["step"] <= steps)
-    figure = step_figure(read_run(copy))
-    assert figure is not None
-    assert f"Histogram of {steps * 4 * 2:,} step draws" in figure.alternative
-    assert "Counted in" not in figure.caption
-    rows = list(read_rows(copy / "metrics.jsonl"))
-    for row in rows:
-        assert ("step_draws" in row) == (row["kind"] == "step")
-        if row["step"] > counted:
-            row.pop("step_draws", None)
-    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert step_figure(read_run(copy)) == figure
-
-
-def test_the_clipped_share_of_a_step_is_of_its_own_log_ratios(copy: Path) -> None:
-    rows = list(read_rows(copy / "metrics.jsonl"))
-    for row in rows:
-        if row["kind"] == "step":  # two trajectories a tuple
-            row |= {"step_draws": [4, 3, 1, 0], "clipped": [0, 3, 1, 0]}
-    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figure = clip_figure(read_run(copy))
-    assert figure is not None
-    assert figure.alternative == "Clipped share by denoising step: 25.0% of all, most at step 1: 50.0%."
-    keep_rows(copy / "metrics.jsonl", lambda row: row["kind"] != "step")
-    assert clip_figure(read_run(copy)) is None
 
 
 def test_an_interval_of_two_prompts_does_not_flatten_the_curve() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,15 @@ import pytest
 import yaml
 from PIL import Image
 from pydantic import ValidationError
+from scoring_server import Server, answer, serving
 from typer.testing import CliRunner
 
 from raydense.cli import app
 from raydense.config import Config
 from raydense.rewards.http import HttpScorer
-from raydense.wiring.scorers import build_scorer
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
 PROMPTS = ["a", "bb", "ccc", "ä cat", ""]
-
-
-class Server(ThreadingHTTPServer):
-    """Scores a picture by its mean byte plus its prompt's length; `failures` are served first."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[dict[str, str], Any]] = []
-        self.failures: list[Callable[[BaseHTTPRequestHandler], None]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/score"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((dict(self.headers), body))
-        if self.server.failures:
-            self.server.failures.pop(0)(self)
-            return
-        pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in body["images"]]
-        answer(self, [float(p.mean()) + len(q) for p, q in zip(pictures, body["prompts"], strict=True)])
-
-    def log_message(self, *_: Any) -> None: ...
-
-
-def answer(handler: BaseHTTPRequestHandler, content: Any, status: int = 200, **headers: str) -> None:
-    text = content if isinstance(content, bytes) else json.dumps(content).encode()
-    handler.send_response(status)
-    for name, value in {"Content-Length": str(len(text)), **headers}.items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    handler.wfile.write(text)
 
 
 def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -77,11 +41,8 @@ def hang(handler: BaseHTTPRequestHandler) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
-    yield running
-    running.shutdown()
-    running.server_close()
+    with serving() as running:
+        yield running
 
 
 def make(server: Server, **options: Any) -> HttpScorer:
@@ -213,8 +174,3 @@ def test_a_run_is_judged_by_a_server(small_values: dict[str, Any], server: Serve
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     (reward,) = [row["reward/mean"] for row in rows if row["kind"] == "stage"]
     assert 0 < reward < 300
-
-
-def test_it_is_built_from_the_configuration(small_config: Callable[..., Config], server: Server) -> None:
-    config = small_config(reward={"scorer": {"kind": "http", "name": "served", "url": server.url}})
-    assert build_scorer(config.reward.scorer).score(IMAGES[:1], ["a"]).tolist() == [np.float32(IMAGES[0].mean() + 1)]

@@ -13,7 +13,6 @@ from raydense.config import Config
 from raydense.core.types import WorkUnit
 from raydense.rewards.mixture import MixtureScorer
 from raydense.wiring.roles import build_learner, build_sampler
-from raydense.wiring.scorers import build_scorer
 
 IMAGES = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
 PROMPTS = ["a", "bb", "ccc"]
@@ -60,14 +59,6 @@ def mixed(small_config: Callable[..., Config]) -> Config:
     scorer = {"kind": "mixture", "components": [component("red", 0.5), component("length", 2)]}
     monitor = {"kind": "callable", "name": "watched", "target": f"{__name__}:red"}
     return small_config(reward={"scorer": scorer, "monitors": [monitor]})
-
-
-def test_it_is_built_from_the_configuration(mixed: Config) -> None:
-    scorer = build_scorer(mixed.reward.scorer)
-    assert scorer.name == "mixture"
-    expected = 0.5 * red(IMAGES, PROMPTS) + 2 * np.array(length(IMAGES, PROMPTS))
-    np.testing.assert_allclose(scorer.score(IMAGES, PROMPTS), expected, rtol=1e-6)
-    assert [judge.name for judge in mixed.reward.judges] == ["red", "length", "watched"]
 
 
 def test_a_sampler_trains_on_the_sum_and_logs_each_component(mixed: Config) -> None:

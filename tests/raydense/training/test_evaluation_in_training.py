@@ -34,16 +34,12 @@ def rows(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def without(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(small_values, tmp_path_factory.mktemp("runs") / "without")
-
-
-@pytest.fixture(scope="module")
 def run(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(small_values, tmp_path_factory.mktemp("runs") / "run", every_steps=2)
 
 
-def test_training_is_not_disturbed(run: Path, without: Path) -> None:
+def test_training_is_not_disturbed(run: Path, small_runs: tuple[Path, Path]) -> None:
+    without = small_runs[0]
     assert (run / LORA).read_bytes() == (without / LORA).read_bytes()
     assert rows(run, "step", "stage") == rows(without, "step", "stage")
     assert (run / "scores.json").read_bytes() == (without / "scores.json").read_bytes()

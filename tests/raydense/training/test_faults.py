@@ -89,7 +89,9 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict
 
 @pytest.mark.slow
 def test_a_killed_worker_of_the_learner_changes_no_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
-    """What the test above shows of a whole learner, and `test_gang.py` of new workers that go on from a checkpoint."""
+    """plain: `test_a_killed_sampler_and_a_killed_learner_change_no_byte`, of a whole learner; and
+    `test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoint`.
+    """
     workers = {"learner": {"num_workers": 2, "num_cpus": 0.5}, "stage": {"count": 2, "groups": 6, "steps": 12}}
     config, calm, run = tmp_path / "workers.yaml", tmp_path / "calm", tmp_path / "run"
     config.write_text(yaml.safe_dump({**small_values, **workers, "samplers": {"count": 1, "num_cpus": 0.5}}))

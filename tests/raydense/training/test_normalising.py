@@ -171,6 +171,7 @@ def test_learning_from_its_stored_groups_gives_the_same_steps(run: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.ray
 def test_two_samplers_give_the_same_bytes(warm_python: Path, config: Path, run: Path, tmp_path: Path) -> None:
+    """plain: `test_where_it_runs_changes_no_byte`; `test_a_run_that_continues_gives_the_same_bytes`."""
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")])
     local = yaml.safe_load(config.read_text())

@@ -16,6 +16,7 @@ from raydense.cli import app
 from raydense.records.segments import read_segment, segment_path
 
 LORA = "lora/pytorch_lora_weights.safetensors"
+STAGE = {"count": 1, "groups": 5, "steps": 3}
 
 
 def train(*arguments: str | Path) -> Result:
@@ -85,7 +86,9 @@ def test_a_window_stores_what_its_steps_read_and_a_wider_one_is_refused(
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:
     steps, replay = {"count": 4, "draws": 2, "window": [1, 3]}, {"segments": True, "keep_segments": True}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small_values, "steps": steps, "replay": replay}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**small_values, "stage": STAGE, "steps": steps, "replay": replay})
+    )
     assert train(tmp_path / "config.yaml", "--local", "--out", tmp_path / "source").exit_code == 0
     _, groups = read_segment(segment_path(tmp_path / "source" / "segments", 0, 0))
     for group in groups:
@@ -109,7 +112,9 @@ def test_a_window_stores_what_its_steps_read_and_a_wider_one_is_refused(
 
 def test_steps_that_are_left_out_are_not_stored(small_values: dict[str, Any], tmp_path: Path) -> None:
     steps, replay = {"count": 4, "draws": 2, "exclude_last": 2}, {"segments": True, "keep_segments": True}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small_values, "steps": steps, "replay": replay}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({**small_values, "stage": STAGE, "steps": steps, "replay": replay})
+    )
     assert train(tmp_path / "config.yaml", "--local", "--out", tmp_path / "source").exit_code == 0
     _, (group, *_) = read_segment(segment_path(tmp_path / "source" / "segments", 0, 0))
     assert (group.steps, group.latents.shape[1]) == (range(2), 4)

@@ -150,11 +150,9 @@ def test_a_pipeline_with_16_bit_files_alone_is_trained_from_them_and_the_run_kee
 
 
 def test_a_run_starts_from_a_lora_and_its_reference_stays_the_base(
-    train: Callable[..., Result], tmp_path: Path
+    train: Callable[..., Result], small_runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    assert train().exit_code == 0
-    start = tmp_path / "first"
-    (tmp_path / "run").rename(start)
+    start = small_runs[0]
     result = train(policy={"init_lora": str(start / "lora")}, train={"lr": 1e-12})
     assert result.exit_code == 0, result.output
     first, second = load_file(start / LORA), load_file(tmp_path / "run" / LORA)
@@ -165,10 +163,10 @@ def test_a_run_starts_from_a_lora_and_its_reference_stays_the_base(
     assert step["log_ratio/old_abs_mean"] < 1e-5  # the samplers started from the same LoRA
 
 
-def test_a_start_that_does_not_fit_is_bad_input(train: Callable[..., Result], tmp_path: Path) -> None:
-    assert train(stage={"count": 1, "groups": 5, "steps": 1}).exit_code == 0
-    (tmp_path / "run").rename(tmp_path / "first")
-    result = train(policy={"init_lora": str(tmp_path / "first" / "lora"), "lora_rank": 4})
+def test_a_start_that_does_not_fit_is_bad_input(
+    train: Callable[..., Result], small_runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    result = train(policy={"init_lora": str(small_runs[0] / "lora"), "lora_rank": 4})
     assert result.exit_code == 2
     assert "has rank 2, but policy.lora_rank=4; make them agree" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -200,7 +198,7 @@ def test_a_judge_that_stays_out_ends_the_run_and_what_was_collected_is_used_agai
     train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = {"kind": "callable", "name": "service", "target": f"{__name__}:sometimes_out"}
-    whole = {"reward": {"scorer": scorer}, "replay": {"segments": True}}
+    whole = {"reward": {"scorer": scorer}, "replay": {"segments": True}, "stage": {"count": 1}}
     assert train(**whole).exit_code == 0
     expected = (tmp_path / "run" / LORA).read_bytes()
     shutil.rmtree(tmp_path / "run")
@@ -226,12 +224,13 @@ def test_a_judge_that_is_out_for_a_moment_changes_nothing(
     train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = {"kind": "callable", "name": "service", "target": f"{__name__}:stumbling"}
-    assert train(reward={"scorer": scorer}).exit_code == 0
+    short = {"reward": {"scorer": scorer}, "stage": {"count": 1}}
+    assert train(**short).exit_code == 0
     lora = (tmp_path / "run" / LORA).read_bytes()
     shutil.rmtree(tmp_path / "run")
     monkeypatch.setattr(sys.modules[__name__], "STUMBLES", {3, 6, 7})
     monkeypatch.setitem(CALLS, "count", 0)
-    assert train(reward={"scorer": scorer}).exit_code == 0
+    assert train(**short).exit_code == 0
     assert (tmp_path / "run" / LORA).read_bytes() == lora
     assert rows(tmp_path / "run", "ledger", "telemetry.jsonl")[-1]["fleet/retried"] == 3
 

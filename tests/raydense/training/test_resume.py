@@ -119,7 +119,7 @@ def test_a_run_killed_at_every_moment_continues_to_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", CUTS)
 def test_a_run_killed_once_does(moment: str, start: Start, config: Path, undisturbed: Path, tmp_path: Path) -> None:
-    """What the test above shows of all moments in one run."""
+    """plain: `test_a_run_killed_at_every_moment_continues_to_the_same_bytes`, of all moments in one run."""
     check_cuts(start, [moment], config, tmp_path / "run", undisturbed)
 
 
@@ -158,7 +158,7 @@ def test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes(
 def test_an_overlapped_run_killed_once_does(
     steps: int, start: Start, overlapped: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """What the test above shows of all three moments in one run."""
+    """plain: `test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes`, of all three moments in one run."""
     check_overlapped(start, [steps], *overlapped, tmp_path / "run")
 
 

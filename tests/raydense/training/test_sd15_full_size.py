@@ -80,6 +80,7 @@ def check(run: Path, tensors: int, values: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_full_architecture_is_sampled_and_trained(scorer_dir: Path, tmp_path: Path) -> None:
+    """plain: `test_the_same_path_in_a_small_configuration`."""
     started = time.perf_counter()
     model = write_sd15(tmp_path / "sd15")
     written = time.perf_counter() - started

@@ -37,7 +37,7 @@ Phases = Mapping[str, float]  # seconds of one round
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """One model to measure.
 
     steps: of the chain that rates are for; the config's own may be fewer, on a CPU.
@@ -51,27 +51,29 @@ class Job:
     cut: tuple[str, ...]
 
 
-def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str, Any], list[TrajectoryGroup]]:
+def measure_sampler(
+    workload: Workload, rounds: int, progress: Progress
+) -> tuple[dict[str, Any], list[TrajectoryGroup]]:
     """Whole work units, one after another; and the groups of the last one.
 
     A chain that was cut counts as a whole one: its denoising takes as much longer as it has more steps.
     """
-    config = job.config
+    config = workload.config
     device, dtype = resolve_device(config.sampler.device, "sampler.device"), getattr(torch, config.sampler.dtype)
     line, groups = Timeline(device), list[TrajectoryGroup]()
     with PeakMemory(device) as memory, cpu_threads(config.sampler.threads):
         merged = not config.sampler.exact
-        policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=True, merged=merged)
-        scorer = bench_scorer(job.model, config, device)
-        sampler, weights = _watched_sampler(job, policy, scorer, line), policy.weights()
+        policy = bench_policy(workload.model, config, dtype=dtype, device=device, with_decoder=True, merged=merged)
+        scorer = bench_scorer(workload.model, config, device)
+        sampler, weights = _watched_sampler(workload, policy, scorer, line), policy.weights()
         watch = UNetWatch(policy, line, ("denoise", "denoise"))  # replaces policy.predict
 
         def unit(index: int) -> None:
-            groups[:] = sampler.sample(job.units[index % len(job.units)], weights)[1]
+            groups[:] = sampler.sample(workload.units[index % len(workload.units)], weights)[1]
 
-        phases = _rounds(f"{job.model}: sampler", line, "other", unit, rounds, progress, watch)
+        phases = _rounds(f"{workload.model}: sampler", line, "other", unit, rounds, progress, watch)
     rate = matmul_rate(device, dtype, config.sampler.threads)
-    images, longer = len(groups) * config.sampler.trajectories, job.steps / config.steps.count
+    images, longer = len(groups) * config.sampler.trajectories, workload.steps / config.steps.count
     seconds = [sum(p.values()) + (longer - 1) * p["denoise"] for p in phases]
     unet_flops, vae = watch.flops(config, dtype) / rounds, policy.vae.config  # type: ignore[union-attr]
     height, width = policy.family.latent_shape[1:]
@@ -80,7 +82,7 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
         **_rates("images_per_s", images, seconds),
         "images": images,
         "image_size": [edge * 2 ** (len(vae.block_out_channels) - 1) for edge in (height, width)],
-        "steps": job.steps,
+        "steps": workload.steps,
         "steps_run": config.steps.count,
         "scorer": scorer.name,
         "unet_rows": watch.rows[False] / rounds,
@@ -91,21 +93,23 @@ def measure_sampler(job: Job, rounds: int, progress: Progress) -> tuple[dict[str
     }, groups
 
 
-def _watched_sampler(job: Job, policy: Policy, scorer: Scorer, line: Timeline) -> DiffusionSampler:
+def _watched_sampler(workload: Workload, policy: Policy, scorer: Scorer, line: Timeline) -> DiffusionSampler:
     """Monitors only where they are those of the preset."""
-    monitors = [build_scorer(m) for m in job.config.reward.monitors] if MODELS[job.model].clip is None else []
+    monitors = [build_scorer(m) for m in workload.config.reward.monitors] if MODELS[workload.model].clip is None else []
     line.wrap(policy, "decode", "decode", after="other")
     for judge in (*(scorer.components if isinstance(scorer, MixtureScorer) else (scorer,)), *monitors):
         line.wrap(judge, "score", "score", after="other")
-    return make_sampler(job.config, policy, scorer, monitors)
+    return make_sampler(workload.config, policy, scorer, monitors)
 
 
-def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, progress: Progress) -> dict[str, Any]:
+def measure_learner(
+    workload: Workload, groups: Sequence[TrajectoryGroup], rounds: int, progress: Progress
+) -> dict[str, Any]:
     """Gradient steps over the draws of a whole stage; its groups repeat those given.
 
     They are its first: later ones find more of the reference log-probs known, and are faster.
     """
-    config, train = job.config, job.config.train
+    config, train = workload.config, workload.config.train
     device, dtype = resolve_device(config.learner.device, "learner.device"), getattr(torch, config.learner.dtype)
     line = Timeline(device)
 
@@ -113,7 +117,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         return [replace(groups[i % len(groups)], index=i, stage=0) for i in indices]
 
     with PeakMemory(device) as memory, cpu_threads(config.learner.threads), optimizer_marks(line, "optimizer", "other"):
-        policy = bench_policy(job.model, config, dtype=dtype, device=device, with_decoder=False)
+        policy = bench_policy(workload.model, config, dtype=dtype, device=device, with_decoder=False)
         watch = UNetWatch(policy, line, ("reference", "forward"), after="backward")  # replaces policy.predict
         learner: Any = make_learner(config, policy, fetch)
         learner.begin_stage(0, list(range(config.stage.groups)))
@@ -121,7 +125,7 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
         def step(_: int) -> None:
             learner.train(1)
 
-        phases = _rounds(f"{job.model}: learner", line, "batch", step, rounds, progress, watch)
+        phases = _rounds(f"{workload.model}: learner", line, "batch", step, rounds, progress, watch)
     rate = matmul_rate(device, dtype, config.learner.threads)
     transitions = train.batch_tuples * train.tuple_size * config.steps.draws
     return {
@@ -136,20 +140,20 @@ def measure_learner(job: Job, groups: Sequence[TrajectoryGroup], rounds: int, pr
     }
 
 
-def measure_scorer(job: Job, image_size: Sequence[int], rounds: int, progress: Progress) -> dict[str, Any]:
+def measure_scorer(workload: Workload, image_size: Sequence[int], rounds: int, progress: Progress) -> dict[str, Any]:
     """The training reward alone, on a work unit's number of random images; its prompts are known after the warm-up."""
-    config, draws = job.config, np.random.default_rng(0)
+    config, draws = workload.config, np.random.default_rng(0)
     device = resolve_device(config.sampler.device, "sampler.device")
-    prompts = [prompt for prompt in job.units[0].prompts for _ in range(config.sampler.trajectories)]
+    prompts = [prompt for prompt in workload.units[0].prompts for _ in range(config.sampler.trajectories)]
     images = draws.integers(0, 256, (len(prompts), *image_size, 3), dtype=np.uint8)
     line = Timeline(device)
     with PeakMemory(device) as memory, cpu_threads(config.sampler.threads):
-        scorer = bench_scorer(job.model, config, device)
+        scorer = bench_scorer(workload.model, config, device)
 
         def score(_: int) -> None:
             scorer.score(images, prompts)
 
-        phases = _rounds(f"{job.model}: scorer", line, "score", score, rounds, progress)
+        phases = _rounds(f"{workload.model}: scorer", line, "score", score, rounds, progress)
     return {
         **_rates("images_per_s", len(images), [sum(p.values()) for p in phases]),
         "images": len(images),
