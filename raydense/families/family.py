@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raydense.families.conditioning import Conditioning
 from raydense.families.text import TextEncoder
-from raydense.pipelines.pipeline_files import Part, PipelineFiles
+from raydense.pipelines.pipeline_files import Part, PipelineFiles, class_in
 
 Texts = Mapping[str, TextEncoder]  # by folder
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -99,6 +99,11 @@ class Family(ABC):
         """Whether a call has two halves."""
         return self.halves and self.guidance_scale != 1
 
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether a scale other than 1 changes what the network gives."""
+        return True
+
     # -- with networks --------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -142,9 +147,8 @@ def class_problems(files: PipelineFiles) -> Iterator[str]:
         own = files[part] or {}
         is_text = part.startswith("text_encoder")
         says = (own.get("architectures") or [None])[0] if is_text else own.get("_class_name")
-        entry = (files.index or {}).get(part)
-        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None  # library and class
-        for found in dict.fromkeys((named, says)):
+        named = class_in(files.index or {}, part)
+        for found in (named, says) if named != says else (says,):
             if found is not None and found not in known:
                 yield f"its {part} is a {found}, not a {known[0]}"
 

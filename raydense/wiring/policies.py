@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from raydense.config import Config
+from raydense.config import Config, ConfigError
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.compiler import lacking_compiler
 from raydense.diffusion.flow import Levels
@@ -65,27 +65,44 @@ def resolved(config: Config, family: Family) -> Config:
 
 
 def chain(config: Config, family: Family) -> Schedule:
-    """Of training; the configuration is resolved. Raises: ValueError as `make_schedule`."""
+    """Of training; the configuration is resolved. Raises: ConfigError as `make_schedule`, in one line."""
     return _schedule(config, family, config.steps.count, config.steps.dynamics or "", config.steps.window)
 
 
 def evaluated_chain(config: Config, family: Family) -> Schedule:
-    """By which pictures are drawn to judge; the configuration is resolved. Raises: ValueError as `make_schedule`."""
+    """By which pictures are drawn to judge. Args, raises: as of `chain`."""
     judged, steps = config.evaluate, config.steps
-    window = steps.window if judged.steps is None and judged.dynamics is None else None
-    return _schedule(config, family, judged.steps or steps.count, judged.dynamics or steps.dynamics or "", window)
+    count, dynamics = judged.steps or steps.count, judged.dynamics or steps.dynamics or ""
+    counted = "steps.count" if judged.steps is None else "evaluate.steps"
+    return _schedule(config, family, count, dynamics, evaluated_window(config), counted)
 
 
-def _schedule(config: Config, family: Family, steps: int, dynamics: str, window: tuple[int, int] | None) -> Schedule:
-    return make_schedule(
-        family.files[SCHEDULER] or {},
-        steps,
-        config.steps.eta,
-        config.steps.spacing,
-        dynamics=dynamics,
-        window=window,
-        levels=Levels(family.tokens, family.even_levels),
-    )
+def evaluated_window(config: Config) -> tuple[int, int] | None:
+    """Of the chain by which pictures are drawn to judge: training's window where nothing of that chain is its own."""
+    return config.steps.window if config.evaluate.steps is None and config.evaluate.dynamics is None else None
+
+
+def _schedule(
+    config: Config,
+    family: Family,
+    steps: int,
+    dynamics: str,
+    window: tuple[int, int] | None,
+    counted: str = "steps.count",
+) -> Schedule:
+    try:
+        return make_schedule(
+            family.files[SCHEDULER] or {},
+            steps,
+            config.steps.eta,
+            config.steps.spacing,
+            dynamics=dynamics,
+            window=window,
+            levels=Levels(family.tokens, family.even_levels),
+            counted=counted,
+        )
+    except ValueError as error:
+        raise ConfigError(f"policy.model={family.files.model}: {error}") from None
 
 
 def lora_config(config: Config) -> LoraConfig:
