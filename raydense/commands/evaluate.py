@@ -50,7 +50,7 @@ def evaluate(
 ) -> None:
     """Compares LoRAs with their base model: same prompts, same noise, several judges; means, win-rates, intervals."""
     with explained(debug):
-        from raydense.evaluation.candidates import continue_sources, find_sources, shared_config
+        from raydense.evaluation.candidates import chain_notes, continue_sources, find_sources, shared_config
         from raydense.evaluation.evaluate import evaluate as judge_models
         from raydense.evaluation.evaluate import read_columns, with_scorers
         from raydense.evaluation.table import sheets, write_evaluation
@@ -59,7 +59,7 @@ def evaluate(
 
         sources = find_sources(models)
         chosen = load_config(config_file, preset) if config_file or preset else None
-        config, notes = shared_config(sources, chosen)
+        config = shared_config(sources, chosen)
         config = changed_config(config, overrides or [], MAY_CHANGE, "an evaluation")
         config = with_scorers(config, scorer or [])
         given = (("prompts.", prompts or chosen), ("scorer ", scorer or chosen))
@@ -67,6 +67,7 @@ def evaluate(
             config, sources, accept_changes=accept_changes, leave_out=tuple(setting for setting, by in given if by)
         )
         pipeline = check_models(pinned.config)
+        notes = chain_notes(pinned.config, pipeline, sources)
         columns = read_columns(pinned.config, prompts or [], limit)
         out = out or Path("runs") / f"evaluate-{datetime.now():%Y%m%d-%H%M%S}"
         if (out / "evaluation.json").exists():

@@ -44,19 +44,27 @@ def sample(
         out = out or Path(f"sample-{datetime.now():%Y%m%d-%H%M%S}.png")
         if out.suffix.lower() not in FORMATS:
             raise ConfigError(f"--out={out} does not say what to write; give a name that ends in {', '.join(FORMATS)}")
-        from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
+        from raydense.evaluation.candidates import (
+            BASE,
+            chain_notes,
+            continue_sources,
+            find_sources,
+            fit_models,
+            shared_config,
+        )
         from raydense.evaluation.sample import distances, draw, save_chains, save_pictures, shown_steps
         from raydense.planning.preflight import as_found, check_pipeline
         from raydense.records.progress import ProgressDisplay
 
         sources = find_sources(lora or [])
         chosen = load_config(config_file, preset) if config_file or preset or not sources else None
-        config, notes = shared_config(sources, chosen)
+        config = shared_config(sources, chosen)
         changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
         config = changed_config(config, changes, MAY_CHANGE, "a drawing")
         unread = ("prompts.", "scorer ")
         pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
         pipeline = check_pipeline(pinned.config)
+        notes = chain_notes(pinned.config, pipeline, sources)
         joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
         if not base:
             models = [model for model in models if model.name != BASE]

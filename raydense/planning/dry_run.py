@@ -19,6 +19,7 @@ from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
 from raydense.sections.rewards import SingleScorerConfig
 from raydense.sections.roles import RENDER_BATCH
+from raydense.wiring.chains import judged_by
 from raydense.wiring.policies import family_for, lora_config, resolved, sampled_rows
 
 SCORER_PARAMETERS = {  # ViT-H/14; ViT-L/14 with its head; ViT-L/16, BERT with cross-attention and a head
@@ -57,6 +58,11 @@ class Plan:
     training_hours: float
     tflops: float  # the assumed rate of one device
     notes: tuple[str, ...]  # what could not be looked up
+
+    @property
+    def sampled_images(self) -> float:
+        """All that are drawn, counted as those that are rolled out: to judge, they may take other numbers of steps."""
+        return self.sampling_flops / self.image_flops
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,8 +106,8 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
     image_flops = config.steps.count * rows * rolled.flops + decoder.flops
-    judged_steps = config.evaluate.steps or config.steps.count
-    sampling = images * image_flops + judged * (judged_steps * rows * rolled.flops + decoder.flops)
+    judged_flops = judged_by(config).count * rows * rolled.flops + decoder.flops
+    sampling = images * image_flops + judged * judged_flops
     training = count_transitions(config) * rows * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
     stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held

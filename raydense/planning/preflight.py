@@ -225,7 +225,7 @@ def _check_lora(config: Config, family: Family) -> None:
                 "layers and convolutions"
             )
     if config.policy.init_lora is not None:
-        initial_lora(config, lora_shapes(family, lora_config(config)))
+        initial_lora(config, family.layout, lora_shapes(family, lora_config(config)))
 
 
 def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:
