@@ -47,7 +47,7 @@ class Family(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     exclude_last: ClassVar[int] = 0  # steps at the end of a chain that no loss draws, where nobody says how many
     even_levels: ClassVar[bool] = False  # of noise, before the scheduler shifts them
-    upcasts_decoder: ClassVar[bool] = False  # from float16, where the VAE's file says so
+    upcasts_decoder: ClassVar[bool] = False  # from 16 bits, where the VAE's file says so
     halves: ClassVar[bool] = True  # guidance by an unconditional half of every call; else it is an input
 
     def __init__(
@@ -93,6 +93,11 @@ class Family(ABC):
     def conditioning_dtype(self) -> torch.dtype:
         """As it is stored."""
         return torch.float32
+
+    def decoder_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the VAE beside a network of `dtype`: float32 where its file asks for it, or says nothing."""
+        says_so = (self.files["vae"] or {}).get("force_upcast", True)
+        return torch.float32 if self.upcasts_decoder and says_so else dtype
 
     @property
     def guided(self) -> bool:
