@@ -32,7 +32,7 @@ from raydense.wiring.policies import build_policy, compiles, initial_lora, resol
 from raydense.wiring.scorers import build_scorer
 
 Handle = TypeVar("Handle")
-LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over steps; see bench/README.md
+LOG_RATIO_NOISE = {"bfloat16": 1e-3, "float16": 5e-5}  # root mean square over steps, of SD1.5; see bench/README.md
 CLEAR = 3  # times the noise of a log-ratio, below which a clip cuts noise
 
 

@@ -21,6 +21,7 @@ from learner.references import ReferenceCache
 from learner.transitions import TransitionBatch, gather_transitions
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import each
 
 C, CLIP = 10.0, 0.02
 CASES = {"initial policy": ("init",), "behaviour policy": ("old",), "both": ("init", "old"), "warm-up": ()}
@@ -130,6 +131,23 @@ def test_tied_tuples_are_counted_and_pull_only_as_far_as_they_are_ordered(
     assert marginal[0].item() == 0.0
     assert 0 < marginal[1].item() < random[1].item()  # the order that was drawn is one of two
     assert marginal[2].item() == random[2].item()
+
+
+def test_a_steps_clipped_ratio_is_weighed_by_its_balance(
+    policy: Policy, groups: list[TrajectoryGroup], make_batch: Callable[..., TransitionBatch]
+) -> None:
+    batch, balance = make_batch(groups), torch.tensor([0.1, 0.5, 2.0, 4.0])
+    reference = ReferenceCache(policy, groups=5, keep=4).look_up(batch)
+    loss, _ = preference_loss(policy, batch, [reference], c=C, clip=CLIP, ties="random", balance=balance)
+    with torch.no_grad():
+        now = policy.log_prob(batch.x_t, batch.x_next, batch.t, each(batch.conditioning, lambda rows: rows[batch.row]))
+    ratios = (now[batch.draws] - reference).clamp(-CLIP, CLIP).numpy()
+    z = C * (ratios * balance.numpy()[batch.t.numpy()[batch.places]]).mean(-1)
+    order = np.lexsort((batch.tie_noise.numpy(), batch.rewards.numpy()))
+    worst, best = np.take_along_axis(z, order, 1).T
+    np.testing.assert_allclose(loss.detach().numpy(), np.log1p(np.exp(worst - best)), rtol=1e-5)
+    plain, _ = preference_loss(policy, batch, [reference], c=C, clip=CLIP, ties="random")
+    assert float((plain - loss).detach().abs().max()) > 1e-3
 
 
 def test_the_cases_test_both_sides_of_the_clip(

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import LoraConfig
+from small_families import write_flux, write_sd3
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
@@ -19,8 +21,13 @@ from learner.references import ReferenceCache
 from learner.transitions import gather_transitions
 from raydense.cli import app
 from raydense.core.types import PolicyWeights
+from raydense.diffusion.flow import Levels
+from raydense.diffusion.kernel import make_schedule
+from raydense.diffusion.loading import load_policy
 from raydense.diffusion.policy import Policy
 from raydense.families.conditioning import repeated
+from raydense.families.known import family_of
+from raydense.pipelines.pipeline_files import read_pipeline
 
 Make = Callable[..., Policy]
 
@@ -57,6 +64,52 @@ def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_siz
     assert graphs[0] > 4  # of each kind of block, with a LoRA and without
     assert graphs == graphs[:1] * 3
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "write"), [("sd3", write_sd3), ("flux", write_flux)])
+def test_a_transformers_blocks_compile_whole_and_predict_the_same(
+    kind: str,
+    write: Callable[..., Any],
+    make_once: Callable[..., Path],
+    perturbed: Callable[..., PolicyWeights],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend="eager"))
+    directory = make_once(f"kind-{kind}", write)
+    plain, compiled = (load_transformer(directory, compiled) for compiled in (False, True))
+    weights = perturbed(plain)
+    for policy in (plain, compiled):
+        policy.bind(weights)
+    counters.clear()
+    graphs = []
+    for count in (3, 2, 5):
+        x = torch.randn((count, *plain.family.latent_shape), generator=torch.Generator().manual_seed(count))
+        arguments = x, torch.arange(count) % 4, repeated(plain.encode("a cat"), count)
+        with torch.no_grad():
+            expected, found = plain.predict(*arguments), compiled.predict(*arguments)
+        graphs.append(counters["stats"]["unique_graphs"])
+        assert float((found - expected).norm()) < 1e-5 * float(expected.norm())
+    assert graphs[0] >= 2  # SD3's blocks differ, FLUX's are of two classes
+    assert graphs == graphs[:1] * 3
+    assert not counters["graph_break"]
+
+
+def load_transformer(directory: Path, compiled: bool) -> Policy:
+    files = read_pipeline(str(directory), None, fetch=False)
+    family = family_of(files, guidance_scale=3.0, text_tokens=12, latent_size=8)
+    levels = Levels(family.tokens, family.even_levels)
+    return load_policy(
+        family,
+        make_schedule(files["scheduler"] or {}, 4, 0.8, dynamics="cps", levels=levels),
+        lora=LoraConfig(r=2, target_modules=list(family.lora_targets), init_lora_weights="gaussian"),
+        seed=0,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        with_decoder=False,
+        compiled=compiled,
+    )
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ from raydense.core.types import PolicyWeights
 from raydense.diffusion.live_lora import LoraBeside
 from raydense.diffusion.policy import Policy
 from raydense.diffusion.proof import prove_effect
+from raydense.diffusion.widening import widened
 from raydense.families.conditioning import Conditioning, each
+from raydense.planning.footprint import _PeakMemory
 
 Make = Callable[..., Policy]
 CONVOLUTIONS = ("to_q", "to_out.0", "conv1", "conv_shortcut", "proj_in")
@@ -102,6 +104,19 @@ def test_in_float32_any_policy_predicts_the_same(
         with policy.reference(), exact.reference():
             torch.testing.assert_close(policy.predict(*inputs), exact.predict(*inputs), rtol=1e-5, atol=1e-5)
     assert torch.equal(policy.predict(*inputs), own)
+
+
+@torch.no_grad()
+def test_float32_takes_the_memory_of_a_layer_and_leaves_the_weights_where_they_were() -> None:
+    network = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(20))).bfloat16()
+    before = [(p, p.data_ptr(), p.clone()) for p in network.parameters()]
+    with widened(network, {}), _PeakMemory(network) as memory:
+        assert network(torch.ones(1, 64)).dtype == torch.float32
+    assert 64 * 65 * 4 < memory.peak < 2.5 * 64 * 65 * 4
+    with pytest.raises(RuntimeError), widened(network, {}):
+        network(torch.ones(1, 63))
+    assert all(p.data_ptr() == place and torch.equal(p, kept) for p, place, kept in before)
+    assert all(p.dtype == torch.bfloat16 for p in network.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers_chains import TEXT_TOKENS, load_pipeline, reference_latents
@@ -23,7 +26,7 @@ from raydense.families.conditioning import Conditioning, repeated
 from raydense.families.known import FAMILIES, family_of
 from raydense.pipelines.pipeline_files import LAYOUTS, read_pipeline
 
-PROMPT, STEPS, SIZE = "a cat", 5, 8
+PROMPT, STEPS, SIZE, ETA = "a cat", 5, 8, 0.7
 TOLERANCE = 1e-4
 KINDS: dict[str, tuple[Callable[..., Any], float]] = {  # name: its writer, and a guidance scale
     "sd": (write_pipeline, 3.0),
@@ -36,6 +39,13 @@ GIVEN = {
     "sd": ["prompt_embeds"],
     "sdxl": ["pooled_prompt_embeds", "prompt_embeds", "time_ids"],
     **{kind: ["pooled_prompt_embeds", "prompt_embeds"] for kind in ("sd3", "sd3-without-t5", "flux")},
+}
+VAE = {  # scale and shift, as published; of `sd`, AutoencoderKL's default
+    "sd": (0.18215, 0.0),
+    "sdxl": (0.13025, 0.0),
+    "sd3": (1.5305, 0.0609),
+    "sd3-without-t5": (1.5305, 0.0609),
+    "flux": (0.3611, 0.1159),
 }
 
 
@@ -55,16 +65,16 @@ def noise(directory: Path) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def load(directory: Path, guidance: float) -> Policy:
-    """With its noise switched off."""
+def load(directory: Path, guidance: float, *, noisy: bool = False) -> Policy:
+    """With its noise switched off, or with that of its own dynamics."""
     files = read_pipeline(str(directory), None, fetch=False)
     family = family_of(files, guidance_scale=guidance, text_tokens=TEXT_TOKENS, latent_size=SIZE)
-    without_noise: dict[str, Any] = {"eta": 0.0, "dynamics": "ddim"}
+    chain: dict[str, Any] = {"eta": ETA if noisy else 0.0, "dynamics": "ddim"}
     if "cps" in family.dynamics:
-        without_noise = {"eta": 1.0, "dynamics": "ode", "levels": Levels(family.tokens, family.even_levels)}
+        chain = {"eta": ETA, "dynamics": "cps" if noisy else "ode", "levels": Levels(family.tokens, family.even_levels)}
     return load_policy(
         family,
-        make_schedule(files["scheduler"] or {}, STEPS, **without_noise),
+        make_schedule(files["scheduler"] or {}, STEPS, **chain),
         lora=LoraConfig(r=2, target_modules=list(family.lora_targets), init_lora_weights="gaussian"),
         seed=0,
         dtype=torch.float32,
@@ -90,10 +100,74 @@ def test_without_noise_it_draws_what_diffusers_draws(kind: str, directory: Path,
     latents = drawn(policy, noise, given)
     expected = reference_latents(directory, PROMPT, noise[:, 0], steps=STEPS, guidance=guidance)
     torch.testing.assert_close(latents, expected, rtol=0, atol=TOLERANCE)
-    picture = load_pipeline(directory).image_processor.postprocess(
-        torch.from_numpy(policy.decode(latents)).permute(0, 3, 1, 2) / 127.5 - 1, output_type="np"
-    )
-    assert picture.std() > 0.01
+
+
+@torch.no_grad()
+def test_a_picture_is_what_its_vae_makes_of_unscaled_latents(kind: str, directory: Path, noise: torch.Tensor) -> None:
+    vae, latents = load_pipeline(directory).vae, noise[:, 0]
+    scale, shift = VAE[kind]
+    pixels = vae.decode(latents / scale + shift).sample
+    expected = ((pixels / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
+    found = load(directory, 1.0).decode(latents)
+    assert np.abs(found - expected).max() <= 0.51  # rounded, and to the last bits
+    if shift:
+        without = ((vae.decode(latents / scale).sample / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
+        assert np.abs(found - without).max() > 1
+
+
+def test_log_probabilities_of_a_noisy_chain_are_the_slow_ones(
+    kind: str, directory: Path, noise: torch.Tensor, perturbed: Callable[..., Any]
+) -> None:
+    guidance = KINDS[kind][1]
+    policy = load(directory, guidance, noisy=True)
+    policy.bind(perturbed(policy, scale=0.1))
+    given = repeated(policy.encode(PROMPT), 1)
+    latents, log_probs = rollout(policy, noise, given, torch.float32)
+    sigmas = slow_levels(directory, policy.family.tokens)
+    noisy = STEPS if policy.family.dynamics == ("ddim",) else STEPS - 1
+    for step in range(noisy):
+        x, after = (latents[0, at].numpy().astype(np.float64) for at in (step, step + 1))
+        with torch.no_grad():
+            output = policy.predict(latents[:1, step], torch.tensor([step]), given)[0].numpy().astype(np.float64)
+        mean, std = slow_ddim(directory, step, x, output) if sigmas is None else slow_cps(sigmas, step, x, output)
+        density = -((after - mean) ** 2) / (2 * std**2) - math.log(std) - math.log(2 * math.pi) / 2
+        assert float(log_probs[0, step]) == pytest.approx(density.mean(), abs=2e-4)
+
+
+def slow_levels(directory: Path, tokens: int) -> list[float] | None:
+    """Of a flow, as its scheduler's file says: evenly spaced in diffusers' way, then shifted. None of another."""
+    file = json.loads((directory / "scheduler" / "scheduler_config.json").read_text())
+    if "Flow" not in file["_class_name"]:
+        return None
+    if file.get("use_dynamic_shifting"):  # FLUX
+        mu = 0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)
+        even = [1 - i * (1 - 1 / STEPS) / (STEPS - 1) for i in range(STEPS)]
+        return [*(math.exp(mu) / (math.exp(mu) + (1 / s - 1)) for s in even), 0.0]
+    shift = file["shift"]
+
+    def shifted(sigma: float) -> float:
+        return float(shift * sigma / (1 + (shift - 1) * sigma))
+
+    last = shifted(1 / 1000)
+    return [*(shifted(1 + i * (last - 1) / (STEPS - 1)) for i in range(STEPS)), 0.0]
+
+
+def slow_cps(sigmas: list[float], step: int, x: Any, velocity: Any) -> tuple[Any, float]:
+    now, after = sigmas[step], sigmas[step + 1]
+    std = after * math.sin(ETA * math.pi / 2)
+    x0, x1 = x - now * velocity, x + (1 - now) * velocity
+    return (1 - after) * x0 + math.sqrt(after**2 - std**2) * x1, std
+
+
+def slow_ddim(directory: Path, step: int, x: Any, epsilon: Any) -> tuple[Any, float]:
+    """METHOD §3 on the scaled-linear betas and the leading timesteps of Stable Diffusion's files."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
+    table = np.cumprod(1 - betas)
+    t = (STEPS - 1 - step) * (1000 // STEPS) + 1
+    now, after = table[t], table[max(t - 1000 // STEPS, 0)]
+    std = ETA * math.sqrt((1 - after) / (1 - now) * (1 - now / after))
+    x0 = (x - math.sqrt(1 - now) * epsilon) / math.sqrt(now)
+    return math.sqrt(after) * x0 + math.sqrt(1 - after - std**2) * epsilon, std
 
 
 def test_each_thing_that_it_is_given_moves_it(kind: str, directory: Path, noise: torch.Tensor) -> None:

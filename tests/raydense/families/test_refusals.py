@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_families import write_flux, write_sd3, write_sdxl
@@ -218,3 +219,25 @@ def test_a_learner_keeps_no_text_encoder_and_guides_as_a_sampler_does(make_confi
     x, t = torch.randn(2, 16, 8, 8), torch.tensor([0, 1])
     given = repeated(whole.encode("a cat"), 2)
     assert torch.equal(learner.policy.predict(x, t, given), whole.predict(x, t, given))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_clip_by_step_begins_above_three_times_its_dtypes_noise(
+    dtype: str, make_config: Callable[..., Config]
+) -> None:
+    clip: Any = build_learner(
+        make_config("sd", train={"clip": "auto"}, learner={"dtype": dtype}), fetch=lambda groups: groups
+    )._clip
+    clip.observe(np.zeros((1, 1), np.int64), np.full((1, 64, 1), 1e-9, np.float32))
+    assert clip.now()[0] == pytest.approx({"bfloat16": 3e-3, "float16": 1.5e-4, "float32": 1e-9}[dtype])
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "decoder"),
+    [("sdxl", "float16", "float32"), ("sdxl", "bfloat16", "float32"), ("sd3", "bfloat16", "bfloat16")],
+)
+def test_a_decoder_is_as_wide_as_its_file_asks_for(
+    kind: str, dtype: str, decoder: str, make_config: Callable[..., Config]
+) -> None:
+    policy = build_policy(make_config(kind), dtype=dtype, device=torch.device("cpu"), with_decoder=True)
+    assert (policy.dtype, policy.vae.dtype) == (getattr(torch, dtype), getattr(torch, decoder))  # type: ignore[union-attr]

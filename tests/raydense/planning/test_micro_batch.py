@@ -88,6 +88,23 @@ def test_what_fits_nowhere_is_one_line(config: Config) -> None:
         settled(config, PIPELINE, on_a_gpu(1e6))
 
 
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        (
+            [],
+            "; set learner.gradient_checkpointing=true, set a 16-bit learner.dtype, lower steps.draws, or give",
+        ),
+        (["learner.gradient_checkpointing=true", "steps.draws=1"], "; set a 16-bit learner.dtype, or give the learner"),
+        (["learner.gradient_checkpointing=true", "steps.draws=1", "learner.dtype=bfloat16"], "; give the learner mor"),
+    ],
+)
+def test_what_fits_nowhere_is_advised_only_what_is_left(settings: list[str], advice: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        settled(load_config(overrides=[AUTO, *settings]), PIPELINE, on_a_gpu(1e6))
+    assert advice in str(caught.value)
+
+
 def test_a_run_records_the_number_and_its_result_is_that_of_the_number(
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -127,7 +127,5 @@ def test_the_dry_run_knows_its_bytes(finished: Path) -> None:
 
 
 @pytest.mark.ray
-def test_on_ray_it_gives_the_same_bytes(train: Train, finished: Path, kind: str, ray_cluster: None) -> None:
-    if kind != "sd3":
-        pytest.skip("one kind shows it: nothing of a fleet knows kinds")
+def test_on_ray_it_gives_the_same_bytes(train: Train, finished: Path, ray_cluster: None) -> None:
     assert (train("ray") / LORA).read_bytes() == (finished / LORA).read_bytes()
