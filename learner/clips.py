@@ -57,7 +57,8 @@ class AutoClip:
     """The δ of a step that a share of its recent log-ratios exceeded.
 
     A step that is rarely drawn learns from its neighbours: δ is the geometric mean of the three quantiles, by how many
-    log-ratios each rests on. A gradient step whose log-ratios are all 0, as the first one's, tells nothing.
+    log-ratios each rests on. A gradient step whose log-ratios are all 0, as the first one's, or not all finite
+    tells nothing.
 
     Args:
         num_steps: T.
@@ -80,7 +81,7 @@ class AutoClip:
         return settled
 
     def observe(self, steps: NDArray[np.int64], distances: FloatArray) -> None:
-        if not distances.any():
+        if not (distances.any() and np.isfinite(distances).all()):  # such a step is skipped
             return
         drawn = np.broadcast_to(steps[:, None, :], distances.shape).reshape(-1)
         for step, distance in zip(drawn.tolist(), distances.reshape(-1).tolist(), strict=True):

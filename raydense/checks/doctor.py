@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import sys
@@ -22,11 +23,12 @@ from raydense.core.messages import one_line
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 from raydense.families.conditioning import repeated
-from raydense.planning.dry_run import Plan, count_judged, plan_run, size
+from raydense.planning.dry_run import Plan, plan_run, size
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.placement import place
 from raydense.planning.preflight import Found, check_inputs
-from raydense.planning.units import PromptSets, stage_units
+from raydense.planning.units import stage_units
+from raydense.wiring.policies import resolved
 from raydense.wiring.roles import build_learner, build_sampler
 
 NOISE_SHARE = 3  # times the error of a log-ratio: a clip below that cuts noise
@@ -51,7 +53,7 @@ def examine(config: Config, out: Path, tflops: float) -> Iterator[Check]:
     from raydense.checks.ray_doctor import check_ray
 
     yield from check_ray(config, plan)
-    yield from _trial(found)
+    yield from _trial(found, plan)
 
 
 def _versions() -> Iterator[Check]:
@@ -87,10 +89,10 @@ def _disk(out: Path, plan: Plan) -> Check:
     return Check("disk", free > needed, f"{size(free)} free at {existing}, {size(needed)} needed")
 
 
-def _trial(found: Found) -> Iterator[Check]:
+def _trial(found: Found, plan: Plan) -> Iterator[Check]:
     """One work unit and one learner step in this process, twice each: the first of a kind warms up."""
-    config, sets, files = found.config, found.prompts, found.pipeline
-    unit = stage_units(config, sets.train, 0, 0)[0]
+    config, files = found.config, found.pipeline
+    unit = stage_units(config, found.prompts.train, 0, 0)[0]
     try:
         learner: Any = build_learner(settled(config, files, local_gpu), lambda groups: groups, files=files)
         sampler = build_sampler(config, files=files)
@@ -115,19 +117,20 @@ def _trial(found: Found) -> Iterator[Check]:
         yield Check(f"monitor {name}", False, failure)
     yield Check("learner step", True, f"{step_s:.3g} s")
     yield Check("memory", True, _memory())
-    yield Check("ρ noise", True, _verdict(noise, config.train.clip, "learner.dtype=float32"))
+    yield Check("ρ noise", math.isfinite(noise), _verdict(noise, config.train.clip, "learner.dtype=float32"))
     if config.train.needs_old:
         apart = _verdict(values["log_ratio/old_abs_mean"], config.train.clip, "one dtype for sampler and learner")
         yield Check("π_old noise", True, apart)
-    yield Check("time", True, _estimate(config, sets, unit_s / _images(config, groups), step_s))
+    yield Check("time", True, _estimate(config, plan, unit_s / _images(config, groups), step_s))
 
 
 def _log_ratio_noise(config: Config, policy: Policy, group: TrajectoryGroup) -> float:
     """Root mean square over the denoising steps that the loss draws, for a LoRA as it is early in a run."""
     weights = policy.weights()
     policy.bind(drifted(policy))
-    latents, steps = torch.from_numpy(group.latents[0].copy()).to(policy.device), group.steps
-    t = torch.linspace(steps[0], steps[-1], min(NOISE_STEPS, len(steps))).long().to(policy.device)
+    latents, steps = torch.from_numpy(group.latents[0].copy()).to(policy.device), resolved(config, policy.family).steps
+    drawn = steps.drawn  # of the others, some have no density
+    t = torch.linspace(drawn[0], drawn[-1], min(NOISE_STEPS, len(drawn))).long().to(policy.device)
     at = t - group.first_step
     given = {name: torch.from_numpy(array.copy()).to(policy.device) for name, array in group.conditioning.items()}
     own, exact = log_ratios(policy, latents[at], latents[at + 1], t, repeated(given, len(t)))
@@ -159,11 +162,10 @@ def _memory() -> str:
     return text
 
 
-def _estimate(config: Config, sets: PromptSets, image_s: float, step_s: float) -> str:
+def _estimate(config: Config, plan: Plan, image_s: float, step_s: float) -> str:
     """Hours of the run, if every sampler were as fast as this process."""
-    images = config.stage.count * config.stage.groups * config.sampler.trajectories + count_judged(config, sets)
     samplers = place(config, torch.cuda.device_count()).samplers
-    sampling, training = images * image_s / samplers, config.stage.count * config.stage.steps * step_s
+    sampling, training = plan.sampled_images * image_s / samplers, config.stage.count * config.stage.steps * step_s
     return (
         f"{(sampling + training) / 3600:.3g} h: {sampling / 3600:.3g} h sampling on {samplers} samplers, "
         f"{training / 3600:.3g} h training"

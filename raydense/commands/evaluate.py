@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Compares LoRAs with their base model: same prompts, same noise, several judges; means, win-rates, intervals."""
     with explained(debug):
-        from raydense.evaluation.candidates import continue_sources, find_sources, shared_config
+        from raydense.evaluation.candidates import chain_notes, continue_sources, find_sources, shared_config
         from raydense.evaluation.evaluate import evaluate as judge_models
         from raydense.evaluation.evaluate import read_columns, with_scorers
         from raydense.planning.preflight import check_models
@@ -62,12 +62,13 @@ def evaluate(
 
         sources = find_sources(models)
         chosen = load_config(config_file, preset) if config_file or preset else None
-        config, notes = shared_config(sources, chosen)
+        config = shared_config(sources, chosen)
         config = with_scorers(changed_config(config, overrides or [], MAY_CHANGE, "an evaluation"), scorer or [])
         given = (("prompts.", prompts or chosen), ("scorer ", scorer or chosen))
         unread = tuple(setting for setting, by in given if by)
         pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=unread)
         pipeline = check_models(pinned.config)
+        notes = chain_notes(pinned.config, pipeline, sources)
         columns = read_columns(pinned.config, prompts or [], limit)
         out = _new_directory(out)
         images = images or config.evaluate.images_per_prompt

@@ -79,14 +79,22 @@ def _models(
     lora: list[str], base: bool, chosen: Config | None, changes: list[str], accept_changes: bool
 ) -> tuple[Config, list[Model], tuple[str, ...]]:
     """What to draw with: the configuration, the models by their LoRAs, and what is to be said of their files."""
-    from raydense.evaluation.candidates import BASE, continue_sources, find_sources, fit_models, shared_config
+    from raydense.evaluation.candidates import (
+        BASE,
+        chain_notes,
+        continue_sources,
+        find_sources,
+        fit_models,
+        shared_config,
+    )
     from raydense.planning.preflight import as_found, check_pipeline
 
     sources = find_sources(lora)
-    config, notes = shared_config(sources, chosen)
+    config = shared_config(sources, chosen)
     config = changed_config(config, changes, MAY_CHANGE, "a drawing")
     pinned = continue_sources(config, sources, accept_changes=accept_changes, leave_out=("prompts.", "scorer "))
     pipeline = check_pipeline(pinned.config)
+    notes = chain_notes(pinned.config, pipeline, sources)
     joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
     drawn = [model for model in models if base or model.name != BASE]
     return joint, drawn, (*notes, *pinned.notes, *pipeline.notes)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydense.diffusion.flow import Levels, flow_chain
+from raydense.diffusion.flow import CPS, Levels, flow_chain
 from raydense.diffusion.schedulers import settle_chain
 
 DDIM = "ddim"
@@ -62,6 +62,7 @@ def make_schedule(
     dynamics: str = DDIM,
     window: tuple[int, int] | None = None,
     levels: Levels | None = None,
+    counted: str = "steps.count",
 ) -> Schedule:
     """Builds the constants from a pipeline's scheduler config, whichever scheduler it was written for.
 
@@ -70,13 +71,15 @@ def make_schedule(
         dynamics: ddim, or one of a flow's.
         window: [a, b), the steps that have noise; the others are the ODE's. None: all.
         levels: as of `flow_chain`; of a flow alone.
-    Raises: ValueError as `settle_chain` and `flow_chain`.
+        counted: as of `settle_chain`.
+    Raises: ValueError as `check_eta`, `settle_chain` and `flow_chain`.
     """
+    check_eta(dynamics, eta)
     noisy = [window is None or window[0] <= step < window[1] for step in range(num_steps)]
     etas = torch.tensor([eta if on else 0.0 for on in noisy], dtype=torch.float64)
     if dynamics != DDIM:
         return _flow(scheduler_config, num_steps, etas, dynamics, levels or Levels(tokens=1))
-    chain = settle_chain(scheduler_config, num_steps, spacing)
+    chain = settle_chain(scheduler_config, num_steps, spacing, counted)
     sigma = etas * ((1 - chain.alpha_prev) / (1 - chain.alpha) * (1 - chain.alpha / chain.alpha_prev)).sqrt()
     alpha, alpha_prev, std = chain.alpha.float(), chain.alpha_prev.float(), sigma.float()
     return Schedule(
@@ -89,6 +92,12 @@ def make_schedule(
         prediction_type=chain.arguments["prediction_type"],
         noisy=tuple((std > 0).tolist()),
     )
+
+
+def check_eta(dynamics: str, eta: float) -> None:
+    """Raises: ValueError if a step would have more noise than the next state, in one line that names the setting."""
+    if dynamics in (DDIM, CPS) and eta > 1:
+        raise ValueError(f"steps.eta={eta:g} exceeds 1, which {dynamics} cannot have; lower it")
 
 
 def _flow(scheduler_config: Mapping[str, Any], num_steps: int, etas: Tensor, dynamics: str, levels: Levels) -> Schedule:

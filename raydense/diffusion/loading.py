@@ -59,7 +59,7 @@ def load_policy(
         return TextEncoder(encoder, load_tokenizer(folder(tokenizer_of(part)), encoder.config))
 
     denoiser = network(family.layout.denoiser, dtype)
-    vae = network("vae", _vae_dtype(family, dtype)) if with_decoder else None
+    vae = network("vae", family.decoder_dtype(dtype)) if with_decoder else None
     encoders = family.layout.text_encoders if with_texts or family.guided else ()
     texts = {part: text(part) for part in encoders if files.has(part)}
     policy = Policy(family, denoiser, texts, vae, schedule, lora, seed, **how)
@@ -75,9 +75,3 @@ def load_tokenizer(folder: ModelFolder, encoder: Any) -> Any:
     if kind == "CLIPTokenizer":
         limit_tokens(tokenizer, encoder.max_position_embeddings)
     return tokenizer
-
-
-def _vae_dtype(family: Family, dtype: torch.dtype) -> torch.dtype:
-    """float32 for a decoder that says that float16 is too small for it, as diffusers' pipeline does."""
-    says_so = (family.files["vae"] or {}).get("force_upcast", True)
-    return torch.float32 if family.upcasts_decoder and dtype == torch.float16 and says_so else dtype

@@ -20,8 +20,9 @@ from raydense.core.messages import first_few, one_line
 from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora import KEY
-from raydense.diffusion.lora_formats import Adapter, from_kohya, is_kohya, read_adapter, refuse_foreign, unet_part
+from raydense.diffusion.lora_formats import Adapter, denoisers_part, from_kohya, is_kohya, read_adapter, refuse_foreign
 from raydense.files.weight_files import misfit, read_checkpoint, read_safetensors
+from raydense.pipelines.pipeline_files import DEFAULT, LAYOUTS, Layout
 from raydense.sections.base import TextEncoderLora
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -50,7 +51,12 @@ class LoraFile:
         return max(self.ranks.values())
 
 
-def read_lora(location: str, setting: str = "policy.init_lora", text_encoder: TextEncoderLora = "refuse") -> LoraFile:
+def read_lora(
+    location: str,
+    setting: str = "policy.init_lora",
+    text_encoder: TextEncoderLora = "refuse",
+    layout: Layout = LAYOUTS[DEFAULT],
+) -> LoraFile:
     """Reads a LoRA.
 
     Args:
@@ -58,13 +64,14 @@ def read_lora(location: str, setting: str = "policy.init_lora", text_encoder: Te
             the authors' `*.bin`, or a directory with exactly one of them under its usual name.
         setting: that gave the location, for errors.
         text_encoder: what becomes of tensors that adapt the text encoder.
+        layout: of the pipeline that it is for.
     Raises: ConfigError naming the file.
     """
     path = _find(location, setting)
     source = f"{setting}={path}"
     tensors, metadata = _read(path, source)
-    refuse_foreign(tensors, source)
-    raw, adapter = unet_part(tensors, source, text_encoder), Adapter()
+    refuse_foreign(tensors, source, layout)
+    raw, adapter = denoisers_part(tensors, source, text_encoder, layout.called), Adapter()
     if is_kohya(raw):
         raw = from_kohya(raw, source)
     elif any(name.startswith("base_model.model.") for name in raw):
@@ -86,6 +93,7 @@ def load_lora(
     alpha: float,
     seed: int = 0,
     text_encoder: TextEncoderLora = "refuse",
+    layout: Layout = LAYOUTS[DEFAULT],
 ) -> PolicyWeights:
     """Reads a LoRA as version 0 of the policy's weights.
 
@@ -93,13 +101,13 @@ def load_lora(
     factors that are both zero neither would ever have a gradient.
 
     Args:
-        location, text_encoder: as of `read_lora`.
+        location, text_encoder, layout: as of `read_lora`.
         expected: shapes of the policy's LoRA tensors, by name.
         rank, alpha: the policy's.
         seed: of the run.
     Raises: ConfigError naming the file and every kind of difference.
     """
-    file = read_lora(location, text_encoder=text_encoder)
+    file = read_lora(location, text_encoder=text_encoder, layout=layout)
     check_names(file, expected, _advice(file, expected))
     if file.rank != rank:
         raise ConfigError(f"{file.source} has rank {file.rank}, but policy.lora_rank={rank}; make them agree")

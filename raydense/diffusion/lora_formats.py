@@ -1,4 +1,4 @@
-"""What the LoRA files of others hold beside the U-Net's two factors a layer: read, refused by name, or left out.
+"""What the LoRA files of others hold beside the denoiser's two factors a layer: read, refused by name, or left out.
 
 And what their metadata, or the JSON beside them, says of the tensors, in peft's terms.
 """
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from raydense.config import ConfigError
 from raydense.core.messages import first_few, one_line
+from raydense.pipelines.pipeline_files import Layout
 from raydense.sections.base import TextEncoderLora
 
 Tensors = Mapping[str, torch.Tensor]
@@ -30,36 +31,47 @@ FOREIGN = (  # what a tensor's name gives away, and whose it is
     (re.compile(r"\bon_input$"), "an IA3"),
     (re.compile(r"\.[ab][12m]\.weight$"), "a GLoRA"),
     (re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"), "a LyCORIS file with whole differences of weights"),
-    (re.compile(r"^(lora_te2_|text_encoder_2\.)"), "a LoRA of Stable Diffusion XL"),
 )
 
 UNSUPPORTED = ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "lora_bias")  # they change what tensors mean
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft initialisations that move the base's weights too
 
-_TEXT = re.compile(r"^(lora_te\d*_|(base_model\.model\.)?text_(encoder|model)\.)")
+_TEXT = re.compile(r"^(lora_te(?P<kohyas>\d*)_|(base_model\.model\.)?text_(model|encoder(_(?P<own>\d))?)\.)")
 _KOHYA_UNET = "lora_unet_"
 _DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
-def refuse_foreign(names: Iterable[str], source: str) -> None:
-    """Raises: ConfigError naming the format of a file whose tensors are no LoRA's two factors a layer."""
+def refuse_foreign(names: Iterable[str], source: str, layout: Layout) -> None:
+    """Raises: ConfigError for a file whose tensors are no LoRA's two factors a layer, or another kind of model's."""
     for name in names:
         for pattern, what in FOREIGN:
             if pattern.search(name):
                 raise ConfigError(f"{source} is {what} ({name}), which cannot be taken over; give a plain LoRA")
+        if (encoder := _text_encoder(name)) not in (None, *layout.text_encoders):
+            raise ConfigError(
+                f"{source} adapts a {encoder} ({name}), which this kind of model has not; give a LoRA of its own kind"
+            )
 
 
-def unet_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora) -> Tensors:
+def _text_encoder(name: str) -> str | None:
+    """The folder of the text encoder that a tensor belongs to; None of the denoiser's."""
+    if (match := _TEXT.match(name)) is None:
+        return None
+    number = match["kohyas"] or match["own"] or "1"
+    return "text_encoder" if number == "1" else f"text_encoder_{number}"
+
+
+def denoisers_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora, called: str) -> Tensors:
     """The tensors that are not a text encoder's. Raises: ConfigError if there are such and they are to be refused."""
-    texts = [name for name in tensors if _TEXT.match(name)]
+    texts = [name for name in tensors if _text_encoder(name)]
     if texts and text_encoder == "refuse":
         raise ConfigError(
             f"{source} also adapts the text encoder, which stays as it is here ({len(texts)} tensors: "
-            f"{first_few(texts, 1)}); policy.text_encoder_lora=leave_out takes the U-Net's part alone"
+            f"{first_few(texts, 1)}); policy.text_encoder_lora=leave_out takes the {called}'s part alone"
         )
     if texts and len(texts) == len(tensors):
-        raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the U-Net")
-    return {name: tensor for name, tensor in tensors.items() if not _TEXT.match(name)}
+        raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the {called}")
+    return {name: tensor for name, tensor in tensors.items() if not _text_encoder(name)}
 
 
 # -- Kohya's files ------------------------------------------------------------------------------------------------

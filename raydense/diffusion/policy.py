@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig
 from torch import Tensor
-from torch.func import functional_call
 
 from raydense.core.finite import all_finite
 from raydense.core.interfaces import NonFiniteError
@@ -21,6 +20,7 @@ from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob, transition
 from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
 from raydense.diffusion.noising import NoiseLevels
+from raydense.diffusion.widening import widened
 from raydense.families.conditioning import Conditioning, each
 from raydense.families.family import Family, Texts
 from raydense.files.locations import short
@@ -162,17 +162,15 @@ class Policy:
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
-        """Inside this context the policy predicts from a float32 copy of its weights, with the LoRA beside them."""
-        network, dtype = self.network, self.dtype
-        with self.for_once(), self._lora.beside():
-            wide = {name: tensor.float() for name, tensor in network.state_dict().items()} | {**self._parameters}
-            self.network = lambda *inputs, **named: functional_call(network, wide, inputs, named)
+        """Inside this context the policy predicts in float32, with the LoRA beside its weights, without gradients."""
+        dtype = self.dtype
+        with self.for_once(), self._lora.beside(), widened(self.network, self._parameters):
             self.dtype = torch.float32
             self._cast_empty()
             try:
                 yield
             finally:
-                self.network, self.dtype = network, dtype
+                self.dtype = dtype
                 self._cast_empty()
 
     @contextmanager

@@ -18,7 +18,7 @@ def prove_effect(policy: Policy, x: Tensor, conditioning: Conditioning) -> None:
     """Trained weights change a probe's prediction, and to what the LoRA beside the weights gives in float32.
 
     The latter within `ROUNDING` times the dtype's error, plus `FLOAT32`; where nothing is merged, there is nothing to
-    compare. Costs two network calls and, merged, two more and a float32 copy of the network.
+    compare. Costs two network calls and, merged, two more in float32.
     Args: x [1, C, H, W]; conditioning of one row.
     Raises: InertWeights; RuntimeError if they were merged wrongly.
     """

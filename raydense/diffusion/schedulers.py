@@ -53,7 +53,9 @@ class Chain:
         return bool((noisy & ((self.alpha > 0) | (self.arguments["prediction_type"] != "epsilon"))).all())
 
 
-def settle_chain(scheduler_config: Mapping[str, Any], num_steps: int, spacing: str | None = None) -> Chain:
+def settle_chain(
+    scheduler_config: Mapping[str, Any], num_steps: int, spacing: str | None = None, counted: str = "steps.count"
+) -> Chain:
     """The chain of `num_steps` on a pipeline's noise schedule, whichever scheduler it was written for.
 
     Args:
@@ -64,20 +66,20 @@ def settle_chain(scheduler_config: Mapping[str, Any], num_steps: int, spacing: s
     """
     own, not_taken = _ddim_arguments(scheduler_config)
     if spacing is not None:
-        if not (chain := _chain({**own, **with_noise(spacing, own["steps_offset"])}, num_steps)).has_densities:
+        if not (chain := _chain({**own, **with_noise(spacing, own["steps_offset"])}, num_steps, counted)).has_densities:
             raise ValueError(
-                f"steps.count={num_steps} leaves log π undefined under steps.spacing={spacing} with prediction_type="
-                f"{own['prediction_type']}; lower steps.count or choose another spacing"
+                f"{counted}={num_steps} leaves log π undefined under steps.spacing={spacing} with prediction_type="
+                f"{own['prediction_type']}; lower {counted} or choose another spacing"
             )
         return chain
-    if not (chain := _chain(own, num_steps)).has_densities:
+    if not (chain := _chain(own, num_steps, counted)).has_densities:
         not_taken.insert(0, f"timestep_spacing={own['timestep_spacing']}")
-        chain = _chain({**own, "timestep_spacing": "leading"}, num_steps)
+        chain = _chain({**own, "timestep_spacing": "leading"}, num_steps, counted)
     if not chain.has_densities:
         told = ", ".join(f"{key}={own[key]}" for key in ("timestep_spacing", "steps_offset", "set_alpha_to_one"))
         better = "trailing" if own["timestep_spacing"] == "trailing" else "leading"
         raise ValueError(
-            f"the scheduler's last σ is 0 at steps.count={num_steps} ({told}), so log π is undefined; set "
+            f"the scheduler's last σ is 0 at {counted}={num_steps} ({told}), so log π is undefined; set "
             f"steps.spacing={better}, which ends at the noise of timestep 0"
         )
     if not not_taken:
@@ -147,7 +149,7 @@ def _other_than_betas(name: str, values: Mapping[str, Any]) -> str:
     return "" if name in WITH_BETAS else "of no known kind"
 
 
-def _chain(arguments: Mapping[str, Any], num_steps: int) -> Chain:
+def _chain(arguments: Mapping[str, Any], num_steps: int, counted: str) -> Chain:
     """The steps that DDIMScheduler takes. Raises: ValueError if there are not so many."""
     scheduler: Any = DDIMScheduler(**arguments)
     train_steps, table = arguments["num_train_timesteps"], scheduler.alphas_cumprod.double()
@@ -157,7 +159,7 @@ def _chain(arguments: Mapping[str, Any], num_steps: int) -> Chain:
         scheduler.set_timesteps(num_steps)
     timesteps = scheduler.timesteps.to(torch.int64)
     if len(timesteps) != num_steps or int(timesteps.max()) >= train_steps:  # trailing rounds to one too many at times
-        raise ValueError(f"steps.count={num_steps} does not fit the scheduler's {train_steps} timesteps; lower it")
+        raise ValueError(f"{counted}={num_steps} does not fit the scheduler's {train_steps} timesteps; lower it")
     previous = timesteps - train_steps // num_steps  # as DDIMScheduler.step has it, whatever the spacing
     final = scheduler.final_alpha_cumprod.double()
     alpha_prev = torch.where(previous >= 0, table[previous.clamp(min=0)], final)

@@ -17,6 +17,7 @@ from raydense.planning.footprint import lora_layers, lora_shapes
 from raydense.planning.pinning import BASE_MODEL, Pinned, changed_inputs, continue_inputs
 from raydense.records.inputs import Pin, read_pins
 from raydense.records.run_dir import RunDirectory
+from raydense.wiring.chains import ChainSettings, judged_by, trained_by
 from raydense.wiring.policies import family_for, lora_config, resolved
 
 BASE = "base"
@@ -67,29 +68,42 @@ def _source(argument: str) -> Source:
     return Source(folder.stem if folder.is_file() else folder.name, argument, None)
 
 
-def shared_config(sources: Sequence[Source], chosen: Config | None) -> tuple[Config, list[str]]:
-    """The configuration that all are drawn with, the chosen one or the first run's; and notes on what differs.
+def shared_config(sources: Sequence[Source], chosen: Config | None) -> Config:
+    """The configuration that all are drawn with, the chosen one or the first run's.
 
     Raises: ConfigError if there is none, or if they are of different base models.
     """
     config = chosen or next((source.config for source in sources if source.config), None)
     if config is None:
         raise ConfigError("a LoRA file does not say how to sample; give the run it is of, --preset or --config")
-    notes = []
     for source in sources:
         if source.config is None:
             continue
         ours, theirs = (f"{c.policy.model}@{c.policy.revision}" for c in (config, source.config))
         if ours != theirs:
             raise ConfigError(f"{source.name} is of the base model {theirs}, not {ours}; compare models of one base")
-        if _chain(source.config) != _chain(config):
-            notes.append(
-                f"{source.name} was trained with another chain; here all are drawn with steps.count="
-                f"{config.steps.count}, steps.eta={config.steps.eta:g}, "
-                f"steps.spacing={config.steps.spacing or 'null'}, guidance {config.sampler.guidance_scale:g}"
-            )
     of_its_start = {"init_lora": None, "text_encoder_lora": "refuse"}  # a file that is perhaps gone by now
-    return config.model_copy(update={"policy": config.policy.model_copy(update=of_its_start)}), notes
+    return config.model_copy(update={"policy": config.policy.model_copy(update=of_its_start)})
+
+
+def chain_notes(config: Config, pipeline: PipelineFiles, sources: Sequence[Source]) -> list[str]:
+    """A line for each run that learned, or was judged, by another chain than the one that all are drawn with here."""
+
+    def chains(config: Config) -> tuple[ChainSettings, ChainSettings, float]:
+        whole = resolved(config, family_for(config, pipeline))
+        return trained_by(whole), judged_by(whole), whole.sampler.guidance_scale
+
+    trained, drawn, guidance = chains(config)
+    notes = []
+    for source in sources:
+        if source.config is None or chains(source.config) == (trained, drawn, guidance):
+            continue
+        own, own_drawn, own_guidance = chains(source.config)
+        notes.append(
+            f"{source.name} was trained with {own}, and judged with {own_drawn}, guidance {own_guidance:g}; here all "
+            f"are drawn with {drawn}, guidance {guidance:g}"
+        )
+    return notes
 
 
 def continue_sources(
@@ -123,11 +137,6 @@ def _other_base(pinned: Pinned, theirs: Mapping[str, Pin] | None) -> str:
     return ", ".join(changed_inputs({BASE_MODEL: ours}, {BASE_MODEL: known}))
 
 
-def _chain(config: Config) -> tuple[object, ...]:
-    steps = config.steps
-    return steps.count, steps.eta, steps.spacing, config.sampler.guidance_scale
-
-
 def fit_models(
     config: Config, pipeline: PipelineFiles, sources: Sequence[Source], setting: str
 ) -> tuple[Config, list[Model]]:
@@ -138,7 +147,8 @@ def fit_models(
     Args: setting: where the locations come from, for errors.
     Raises: ConfigError for a file that is no LoRA of this U-Net.
     """
-    files = [read_lora(source.location, setting, config.policy.text_encoder_lora) for source in sources]
+    of_text = config.policy.text_encoder_lora
+    files = [read_lora(source.location, setting, of_text, pipeline.layout) for source in sources]
     family = family_for(config, pipeline)
     if pipeline[pipeline.layout.denoiser] is None:
         raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give its directory")

@@ -27,6 +27,7 @@ from raydense.sections.rewards import RewardConfig, ScorerConfig
 from raydense.sections.values import read_value
 from raydense.training.judging import judge_prompts
 from raydense.training.normalising import StageScales, is_zscored
+from raydense.wiring.policies import family_for, resolved
 
 STYLES = {"anime": "animation", "paintings": "painting"}  # the benchmark's keys as the paper's tables have them
 
@@ -48,7 +49,8 @@ class Columns:
 class Evaluation:
     """What was judged: scores float32 [P, m] by model, and in each by column (style or prompt set) and scorer.
 
-    scales: that a mixture's components were divided by. accepted: what is not as the runs were made from it.
+    config: resolved. scales: that a mixture's components were divided by. accepted: what is not as the runs were made
+    from it.
     """
 
     config: Config
@@ -139,6 +141,7 @@ def evaluate(
     Raises: ConfigError before anything starts if a LoRA or a scorer does not fit.
     """
     joint, models = fit_models(pinned.config, pipeline, sources, "LoRA")
+    config = resolved(config, family_for(config, pipeline))
     judgements, scorer = {}, config.reward.scorer
     with sampling_fleet(joint, pinned.base_model(), local) as fleet:
         for model in models:

@@ -17,6 +17,7 @@ from raydense.records.run_dir import RunDirectory
 from raydense.records.scores import Scores, read_scores
 from raydense.records.tables import Sheet, shown
 from raydense.sections.rewards import SingleScorerConfig
+from raydense.wiring.chains import judged_by, trained_by
 
 DENSE = (
     "[A Dense Reward View on Aligning Text-to-Image Diffusion with Preference](https://arxiv.org/abs/2402.08265) "
@@ -48,7 +49,7 @@ A LoRA that aligns `{base}` with a preference model, trained with raydense by th
 | prompts | `{train}`{unseen} |
 | sampling | {stages} stages of {groups:,} trajectory groups, R = {rolled}, K = {kept} |
 | training | {steps:,} gradient steps a stage; seed {seed} |
-| chain | {chain} {dynamics} steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g} |
+| chain | {chain} {dynamics} steps, eta {eta:g}, guidance {guidance:g}, discount γ = {gamma:g}{judged} |
 | loss | {loss}, learning rate {lr:g} |
 | weights | {weights} |
 | state | {state} |
@@ -132,6 +133,7 @@ def model_card(
         eta=steps.eta,
         guidance=sampler.guidance_scale,
         gamma=steps.gamma,
+        judged="" if judged_by(config) == trained_by(config) else f"; judged by {judged_by(config)}",
         loss=config.train.shown_loss,
         lr=config.train.lr,
         weights=config.train.shown_weights,

@@ -15,6 +15,7 @@ from raydense.evaluation.evaluate import Evaluation
 from raydense.records.scores import Judgement
 from raydense.records.tables import Sheet, shown, write_csv, write_json
 from raydense.sections.rewards import RewardConfig
+from raydense.wiring.chains import judged_by
 
 MEAN = "mean"  # of all prompts of the styles
 
@@ -113,7 +114,7 @@ def write_evaluation(out: Path, evaluation: Evaluation) -> None:
             "base_model": config.policy.model,
             "revision": config.policy.revision,
             "seed": config.seed,
-            "steps": config.steps.model_dump(mode="json", include={"count", "eta"}),
+            "steps": judged_by(config).as_dict(),
             "guidance_scale": config.sampler.guidance_scale,
             "images_per_prompt": evaluation.images_per_prompt,
             "scorers": config.reward.model_dump(mode="json"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raydense.families.conditioning import Conditioning
 from raydense.families.text import TextEncoder
-from raydense.pipelines.pipeline_files import Part, PipelineFiles
+from raydense.pipelines.pipeline_files import Part, PipelineFiles, class_in
 
 Texts = Mapping[str, TextEncoder]  # by folder
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -47,7 +47,7 @@ class Family(ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ATTENTION
     exclude_last: ClassVar[int] = 0  # steps at the end of a chain that no loss draws, where nobody says how many
     even_levels: ClassVar[bool] = False  # of noise, before the scheduler shifts them
-    upcasts_decoder: ClassVar[bool] = False  # from float16, where the VAE's file says so
+    upcasts_decoder: ClassVar[bool] = False  # from 16 bits, where the VAE's file says so
     halves: ClassVar[bool] = True  # guidance by an unconditional half of every call; else it is an input
 
     def __init__(
@@ -94,10 +94,20 @@ class Family(ABC):
         """As it is stored."""
         return torch.float32
 
+    def decoder_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the VAE beside a network of `dtype`: float32 where its file asks for it, or says nothing."""
+        says_so = (self.files["vae"] or {}).get("force_upcast", True)
+        return torch.float32 if self.upcasts_decoder and says_so else dtype
+
     @property
     def guided(self) -> bool:
         """Whether a call has two halves."""
         return self.halves and self.guidance_scale != 1
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether a scale other than 1 changes what the network gives."""
+        return True
 
     # -- with networks --------------------------------------------------------------------------------------------
 
@@ -142,9 +152,8 @@ def class_problems(files: PipelineFiles) -> Iterator[str]:
         own = files[part] or {}
         is_text = part.startswith("text_encoder")
         says = (own.get("architectures") or [None])[0] if is_text else own.get("_class_name")
-        entry = (files.index or {}).get(part)
-        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None  # library and class
-        for found in dict.fromkeys((named, says)):
+        named = class_in(files.index or {}, part)
+        for found in (named, says) if named != says else (says,):
             if found is not None and found not in known:
                 yield f"its {part} is a {found}, not a {known[0]}"
 

@@ -62,6 +62,11 @@ class Flux(FlowFamily):
     def tokens(self) -> int:
         return super().tokens // EDGE**2
 
+    @property
+    def takes_guidance(self) -> bool:
+        """A distilled one may have no input for it."""
+        return bool(self.transformer.get("guidance_embeds", not self.transformer))
+
     def encode(self, texts: Texts, prompt: str) -> Conditioning:
         pooled = texts[CLIP](prompt).pooler_output[0]
         states = texts[T5](prompt, self.t5_tokens)[0][0]
@@ -71,7 +76,7 @@ class Flux(FlowFamily):
     def call(self, network: Any, x: Tensor, times: Tensor, conditioning: Conditioning) -> Tensor:
         count, channels, height, width = x.shape
         states, guidance = conditioning["prompt_embeds"], None
-        if self.transformer.get("guidance_embeds", False):
+        if self.takes_guidance:
             guidance = torch.full((count,), self.guidance_scale, device=x.device)
         output: Tensor = network(
             hidden_states=_packed(x),

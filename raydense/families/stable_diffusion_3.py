@@ -31,7 +31,10 @@ class StableDiffusion3(FlowFamily):
             where, channels = "transformer/config.json: ", transformer.get("in_channels", 16)
             if vae is not None and channels != (latents := vae.get("latent_channels", 4)):
                 yield f"{where}in_channels={channels}, but the VAE's latent_channels={latents}"
+            if (outputs := transformer.get("out_channels", 16)) != channels:
+                yield f"{where}out_channels={outputs}, but in_channels={channels}"
             yield from self._width_problems(where, transformer)
+            yield from self._size_problems(transformer)
         yield from decoder_problems(vae, {})
 
     def _width_problems(self, where: str, transformer: Mapping[str, Any]) -> Iterator[str]:
@@ -45,6 +48,18 @@ class StableDiffusion3(FlowFamily):
                 yield f"{where}joint_attention_dim={joint}, but its CLIPs' states have {states} together"
         if t5 is not None and (width := t5.get("d_model", 512)) != joint:
             yield f"{where}joint_attention_dim={joint}, but the T5's d_model={width}"
+
+    def _size_problems(self, transformer: Mapping[str, Any]) -> Iterator[str]:
+        try:
+            _, *edges = self.latent_shape
+        except ValueError:  # there is none, which is said elsewhere
+            return
+        patch, places = transformer.get("patch_size", 2), transformer.get("pos_embed_max_size", 96)
+        shown = f"sampler.latent_size={'x'.join(map(str, edges))}"
+        if any(edge % patch for edge in edges):
+            yield f"{shown} cannot be cut into patches: it takes multiples of {patch}"
+        if max(edges) > patch * places:
+            yield f"{shown} is beyond the {patch * places} that it has places for"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

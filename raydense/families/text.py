@@ -23,7 +23,7 @@ class TextEncoder:
             prompt,
             padding="max_length",
             truncation=True,
-            max_length=length or self.tokenizer.model_max_length,
+            max_length=self.tokenizer.model_max_length if length is None else length,
             return_tensors="pt",
         )
         return self.network(tokens.input_ids.to(self.network.device), **wanted)

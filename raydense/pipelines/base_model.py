@@ -11,10 +11,11 @@ from pathlib import Path
 from raydense.config import ConfigError
 from raydense.files.durable import known_checksum
 from raydense.files.locations import resolve
-from raydense.pipelines.pipeline_files import FOLDERS
+from raydense.pipelines.pipeline_files import FOLDERS, INDEX, LAYOUTS, config_file
 
 READ = (".json", ".txt", ".safetensors")  # what a network, a tokenizer or a processor is loaded from
 COMMIT = "commit"
+TELLING = (INDEX, *dict.fromkeys(config_file(layout.denoiser) for layout in LAYOUTS.values()), "config.json")
 LEARNED_WITH = tuple(folder for folder in FOLDERS if folder != "vae")  # the learner decodes nothing
 
 Checksums = Mapping[str, str]  # by part: a folder's name, or `COMMIT`
@@ -48,7 +49,7 @@ def _cached_commit(repository: str, revision: str | None) -> str | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for name in ("unet/config.json", "config.json"):  # of a pipeline, of a network
+    for name in TELLING:  # of a pipeline, and of a network
         try:
             found = try_to_load_from_cache(repository, name, revision=revision)
         except HFValidationError:  # a path, of what is gone

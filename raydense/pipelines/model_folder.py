@@ -222,7 +222,7 @@ def _conversion(folder: ModelFolder, variant: str | None) -> str:
     of_variant = f", variant={json.dumps(variant)}" if variant else ""
     if folder.setting == "policy.model":
         code = (
-            "from diffusers import StableDiffusionPipeline as P; "
+            "from diffusers import DiffusionPipeline as P; "
             f"P.from_pretrained({old}, safety_checker=None{of_variant}).save_pretrained({new})"
         )
     else:

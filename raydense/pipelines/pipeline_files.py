@@ -17,6 +17,7 @@ from raydense.pipelines.published import PUBLISHED
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
 POSITIONS, VOCABULARY = 77, 49408  # CLIP's, where a text encoder's file does not say
+T5_ENCODER = "T5EncoderModel"
 CLIP, T5 = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5Tokenizer", "T5TokenizerFast")
 
 Part = Mapping[str, Any]
@@ -39,6 +40,11 @@ class Layout:
     def called(self) -> str:
         """The denoiser, as people write it."""
         return "U-Net" if self.denoiser == "unet" else self.denoiser
+
+    @property
+    def has_t5(self) -> bool:
+        """Whether one belongs to it, which settings of its own are for; a pipeline may leave it out."""
+        return T5_ENCODER in self.networks.values()
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -68,7 +74,7 @@ LAYOUTS: Mapping[str, Layout] = {  # by the pipeline's class in model_index.json
             "vae": "AutoencoderKL",
             "text_encoder": "CLIPTextModelWithProjection",
             "text_encoder_2": "CLIPTextModelWithProjection",
-            "text_encoder_3": "T5EncoderModel",
+            "text_encoder_3": T5_ENCODER,
         },
         tokenizers={"tokenizer": CLIP, "tokenizer_2": CLIP, "tokenizer_3": T5},
         optional=("text_encoder_3", "tokenizer_3"),
@@ -79,7 +85,7 @@ LAYOUTS: Mapping[str, Layout] = {  # by the pipeline's class in model_index.json
             "transformer": "FluxTransformer2DModel",
             "vae": "AutoencoderKL",
             "text_encoder": "CLIPTextModel",
-            "text_encoder_2": "T5EncoderModel",
+            "text_encoder_2": T5_ENCODER,
         },
         tokenizers={"tokenizer": CLIP, "tokenizer_2": T5},
     ),
@@ -124,8 +130,8 @@ class PipelineFiles:
         return {folder: name for folder, name in self.layout.networks.items() if self.has(folder)}
 
     def is_t5(self, folder: str) -> bool:
-        """Whether it is the large text encoder, which settings of its own are for."""
-        return self.networks.get(folder) == "T5EncoderModel"
+        """Whether it is the large text encoder."""
+        return self.networks.get(folder) == T5_ENCODER
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
@@ -177,16 +183,23 @@ def read_pipeline(model: str, revision: str | None, *, fetch: bool, optional: bo
 def _kind(model: str, index: Part | None) -> str:
     """A directory without model_index.json may be of a known class all the same. Raises: ConfigError."""
     name = DEFAULT if index is None else index.get("_class_name")
-    if name not in LAYOUTS:
+    if not isinstance(name, str) or name not in LAYOUTS:  # a list: a class of the repository's own code
         raise ConfigError(
             f"policy.model={model} is a {name} by its model_index.json; known: {', '.join(LAYOUTS)}; give one of these"
         )
-    return str(name)
+    return name
+
+
+def class_in(index: Part, folder: str) -> str | None:
+    """The class that model_index.json names for a folder; None where it names none, or is no pair of texts."""
+    entry = index.get(folder)
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None  # library and class
+    return name if isinstance(name, str) else None
 
 
 def _folders(layout: Layout, index: Part, optional: bool) -> list[str]:
     """Those that a pipeline has: what it may leave out is null in its index."""
-    unused = {folder for folder in layout.optional if not optional or (index.get(folder) or [""])[0] is None}
+    unused = {folder for folder in layout.optional if not optional or index.get(folder, "") in (None, [None, None])}
     return [folder for folder in (SCHEDULER, *layout.networks, *layout.tokenizers) if folder not in unused]
 
 

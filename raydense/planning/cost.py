@@ -87,8 +87,11 @@ class Cost:
 
 
 def estimate_cost(config: Config, plan: Plan, rates: Rates, price_per_gpu_hour: float | None = None) -> Cost:
-    """Hours at these rates: images rolled out and judged, transitions with a gradient; nothing else is counted."""
-    one_sampler = (plan.images + plan.judged_images) / rates.images_per_s / 3600
+    """Hours at these rates: images rolled out and judged, transitions with a gradient; nothing else is counted.
+
+    Args: rates: images_per_s: of those that are rolled out.
+    """
+    one_sampler = plan.sampled_images / rates.images_per_s / 3600
     workers = config.learner.num_workers
     training = count_transitions(config) / (workers * rates.transitions_per_s) / 3600
     sampling = one_sampler / sampler_devices(config)

@@ -17,16 +17,12 @@ from raydense.pipelines.published import PUBLISHED
 from raydense.planning.compute import NetworkRows, planned_rows
 from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint, text_encoder_parameters
 from raydense.planning.preflight import check_models, needs_hub
+from raydense.planning.scorer_memory import scorer_bytes
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
-from raydense.sections.rewards import SingleScorerConfig
 from raydense.sections.roles import RENDER_BATCH
+from raydense.wiring.chains import judged_by
 from raydense.wiring.policies import family_for, lora_config, resolved, sampled_rows
 
-SCORER_PARAMETERS = {  # ViT-H/14; ViT-L/14 with its head; ViT-L/16, BERT with cross-attention and a head
-    "hpsv2": 986_109_441,
-    "aesthetic": 428_500_000,
-    "imagereward": 446_206_689,
-}
 CUDA_CONTEXT = 0.6e9  # bytes a process, with the libraries' workspaces
 STORE_SHARE = 0.3  # of a node's memory, Ray's default object store
 
@@ -59,6 +55,11 @@ class Plan:
     training_hours: float
     tflops: float  # the assumed rate of one device
     notes: tuple[str, ...]  # what could not be looked up
+
+    @property
+    def sampled_images(self) -> float:
+        """All that are drawn, counted as those that are rolled out: to judge, they may take other numbers of steps."""
+        return self.sampling_flops / self.image_flops
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,17 +94,19 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     lora = lora_config(config)
     sampler_dtype, learner_dtype = getattr(torch, config.sampler.dtype), getattr(torch, config.learner.dtype)
     rolled = denoiser_footprint(family, lora, dtype=sampler_dtype, with_gradient=False)
-    trained = denoiser_footprint(family, lora, dtype=learner_dtype, with_gradient=True)
+    checkpointed = config.learner.gradient_checkpointing
+    trained = denoiser_footprint(family, lora, dtype=learner_dtype, with_gradient=True, checkpointed=checkpointed)
     channels, height, width = family.latent_shape
-    decoder = decoder_footprint(files["vae"] or {}, latent_size=(height, width), dtype=sampler_dtype)
+    decoded_as = family.decoder_dtype(sampler_dtype)
+    decoder = decoder_footprint(files["vae"] or {}, latent_size=(height, width), dtype=decoded_as)
     encoders = _encoder_bytes(config, files)
     group = group_bytes(config, channels * height * width, _conditioning_bytes(family))
     rows = 2 if family.guided else 1
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
     image_flops = config.steps.count * rows * rolled.flops + decoder.flops
-    judged_steps = config.evaluate.steps or config.steps.count
-    sampling = images * image_flops + judged * (judged_steps * rows * rolled.flops + decoder.flops)
+    judged_flops = judged_by(config).count * rows * rolled.flops + decoder.flops
+    sampling = images * image_flops + judged * judged_flops
     learned = rows if config.train.draws_steps else 1  # of the network, a transition or a noised picture
     training = count_transitions(config) * learned * _step_flops(config, rolled, trained)
     segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
@@ -123,7 +126,14 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         replay_bytes=config.stage.held * config.stage.groups * group,
         segment_bytes=int(segments) * stages_on_disk * config.stage.groups * group,
         checkpoint_bytes=(3 if config.train.ema is None else 4) * lora_bytes * config.checkpoint.keep_last,
-        sampler_gpu_bytes=_sampler_bytes(config, rows * rolled.peak_bytes, rolled, decoder, encoders, sampler_dtype),
+        sampler_gpu_bytes=_sampler_bytes(
+            config,
+            rows * rolled.peak_bytes,
+            rolled,
+            decoder.parameters * decoded_as.itemsize,
+            decoder.peak_bytes,
+            encoders,
+        ),
         learner_gpu_bytes=_learner_bytes(config, trained, learned, encoders if family.guided else 0, learner_dtype),
         tuple_bytes=_tuple_bytes(config, trained, learned),
         image_flops=image_flops,
@@ -198,23 +208,23 @@ def sampler_devices(config: Config) -> int:
 
 
 def _sampler_bytes(
-    config: Config, an_image: int, rolled: Footprint, decoder: Footprint, encoders: int, dtype: torch.dtype
+    config: Config, an_image: int, rolled: Footprint, decoder: int, a_picture: int, encoders: int
 ) -> int:
     """Weights of pipeline and scorers, and the larger of denoising and decoding: a unit, or what is drawn to judge.
 
-    A call so small that a GPU records it keeps its memory.
+    A merged LoRA keeps the weights that it was merged into. A call so small that a GPU records it keeps its memory.
+    Args: an_image, a_picture: of denoising one, and of decoding it. decoder, encoders: their weights.
     """
-    weights = (rolled.parameters + decoder.parameters) * dtype.itemsize + encoders
+    width = getattr(torch, config.sampler.dtype).itemsize
+    beside = rolled.lora_parameters if width < 4 else 0  # a copy of the LoRA, in the network's dtype
+    kept = beside if config.sampler.exact else rolled.adapted_parameters
+    weights = width * (rolled.parameters + kept) + 4 * rolled.lora_parameters + decoder + encoders
     unit = config.sampler.prompts_at_once * config.sampler.trajectories
-    images, kept = max(unit, RENDER_BATCH), unit if unit <= SMALL else 0
+    images, recorded = max(unit, RENDER_BATCH), unit if unit <= SMALL else 0
     decoded = min(images, config.sampler.decode_batch or images)
-    work = max(images * an_image, decoded * decoder.peak_bytes) + kept * an_image
-    scorers = sum(map(_scorer_bytes, config.reward.judges))
+    work = max(images * an_image, decoded * a_picture) + recorded * an_image
+    scorers = sum(scorer_bytes(scorer, images) for scorer in config.reward.judges)
     return int(weights + work + scorers + CUDA_CONTEXT)
-
-
-def _scorer_bytes(scorer: SingleScorerConfig) -> int:
-    return 4 * SCORER_PARAMETERS.get(scorer.kind, 0)
 
 
 def _learner_bytes(config: Config, trained: Footprint, rows: int, encoders: int, dtype: torch.dtype) -> int:

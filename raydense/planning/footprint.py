@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from types import MappingProxyType
@@ -16,10 +16,12 @@ from typing import Any, ParamSpec, Self, TypeVar
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
@@ -52,13 +54,19 @@ class Footprint:
 
     parameters: int
     lora_parameters: int
+    adapted_parameters: int  # of the layers under a LoRA
     flops: float
     peak_bytes: int
 
 
 @_once
-def denoiser_footprint(family: Family, lora: LoraConfig, *, dtype: torch.dtype, with_gradient: bool) -> Footprint:
-    """The network with its LoRA: a forward pass, and the backward pass if asked, on one latent."""
+def denoiser_footprint(
+    family: Family, lora: LoraConfig, *, dtype: torch.dtype, with_gradient: bool, checkpointed: bool = False
+) -> Footprint:
+    """The network with its LoRA: a forward pass, and the backward pass if asked, on one latent.
+
+    Args: checkpointed: whether the backward pass computes activations again.
+    """
     network = denoiser_on_meta(family, dtype)
     network.requires_grad_(False)
     parameters = _count(network)
@@ -67,13 +75,17 @@ def denoiser_footprint(family: Family, lora: LoraConfig, *, dtype: torch.dtype, 
         with quiet_libraries():
             network.to(dtype)  # peft leaves float32 here
         keep_less(network)  # as the learner does; gives layers another class, in place
+    meter = _Meter(network)
+    if checkpointed:
+        network.enable_gradient_checkpointing(meter.checkpoint)
+    adapted = sum(_count(m.get_base_layer()) for m in network.modules() if isinstance(m, BaseTunerLayer))
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     inputs = family.example_inputs(dtype, "meta")
-    with torch.set_grad_enabled(with_gradient), _Meter(network) as meter:
+    with torch.set_grad_enabled(with_gradient), meter:
         output = family.call(network, *inputs)
         if with_gradient:
             output.float().sum().backward()  # type: ignore[no-untyped-call]
-    return Footprint(parameters, trained, meter.flops, meter.peak_bytes)
+    return Footprint(parameters, trained, adapted, meter.flops, meter.peak_bytes)
 
 
 @_once
@@ -99,7 +111,18 @@ def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, 
     vae = on_meta("AutoencoderKL", vae_config, dtype)
     with torch.no_grad(), _Meter(vae) as meter:
         vae.decode(torch.zeros(1, vae.config.latent_channels, *latent_size, dtype=dtype, device="meta"))
-    return Footprint(_count(vae), 0, meter.flops, meter.peak_bytes)
+    return Footprint(_count(vae), 0, 0, meter.flops, meter.peak_bytes)
+
+
+@_once
+def judge_footprint(name: str, config: Mapping[str, Any]) -> Footprint:
+    """A judge's network, of a class of transformers, looking at one picture."""
+    network = on_meta(name, config)
+    eye = getattr(network, "vision_model", network)
+    size = eye.config.image_size
+    with torch.no_grad(), _Meter(network) as meter:
+        eye(pixel_values=torch.zeros(1, 3, size, size, device="meta"))
+    return Footprint(_count(network), 0, 0, meter.flops, meter.peak_bytes)
 
 
 @_once
@@ -138,11 +161,17 @@ class _Meter(ExitStack):
         super().__init__()
         self._attention, self._memory = _Fused(), _PeakMemory(network)
         self._counter = FlopCounterMode(display=False)
+        self._counter.mod_tracker = _NoModules()  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
         for mode in (self._memory, self._counter, self._attention):
             self.enter_context(mode)
         return super().__enter__()
+
+    def checkpoint(self, module: nn.Module, *inputs: Any) -> Any:
+        """As diffusers does it; a backward pass leaves function modes, so that what it computes again enters ours."""
+        modes = nullcontext(), self._attention
+        return checkpoint(module.__call__, *inputs, use_reentrant=False, context_fn=lambda: modes)
 
     @property
     def flops(self) -> float:
@@ -151,6 +180,12 @@ class _Meter(ExitStack):
     @property
     def peak_bytes(self) -> int:
         return self._memory.peak
+
+
+class _NoModules(nullcontext[None]):
+    """In the place of PyTorch's tracker, which counts by module: its hooks keep alive what is computed again."""
+
+    parents = frozenset({"Global"})
 
 
 class _PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -189,11 +224,11 @@ class _Fused(TorchFunctionMode):
         if function is not F.scaled_dot_product_attention:
             return function(*args, **(kwargs or {}))
         query, key, value = args[:3] if len(args) >= 3 else (kwargs["query"], kwargs["key"], kwargs["value"])
-        forward = 4.0 * query.numel() * key.shape[-2]  # two products of L x S x D a head
-        needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-        self.flops += forward * (3.5 if needs_gradient else 1.0)  # backward: five products, one of them recomputed
-        result: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+        result: Tensor = _Attention.apply(query, key, value, self)  # type: ignore[no-untyped-call]
         return result
+
+    def attend(self, query: Tensor, key: Tensor, times: float) -> None:
+        self.flops += times * 4.0 * query.numel() * key.shape[-2]  # two products of L x S x D a head
 
 
 class _Upsampling(torch.autograd.Function):
@@ -213,11 +248,14 @@ class _Attention(torch.autograd.Function):
     """Shapes alone: keeps inputs and output for the backward pass, as fused kernels do."""
 
     @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, counter: _Fused) -> Tensor:
+        output, context.counter = torch.empty_like(query), counter
+        counter.attend(query, key, 1.0)
         context.save_for_backward(query, key, value, output)
         return output
 
     @staticmethod
     def backward(context: Any, *gradients: Any) -> Any:
-        return tuple(torch.empty_like(tensor) for tensor in context.saved_tensors[:3])
+        query, key, value, _ = context.saved_tensors
+        context.counter.attend(query, key, 2.5)  # five products, one of them recomputed
+        return *(torch.empty_like(tensor) for tensor in (query, key, value)), None

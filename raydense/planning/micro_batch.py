@@ -42,10 +42,17 @@ def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Conf
         what = "learner.memory_gb allows"
     most = math.floor(1 + (budget - plan.learner_gpu_bytes) / plan.tuple_bytes)
     if most < 1:
+        learner, draws = config.learner, config.steps.draws
+        ways = {
+            "set learner.gradient_checkpointing=true": not learner.gradient_checkpointing,
+            "set a 16-bit learner.dtype": learner.dtype == "float32",
+            "lower steps.draws": draws > 1,
+            "lower train.tuple_size": config.train.tuple_size > 2,
+        }
+        advice = ", ".join(way for way, is_left in ways.items() if is_left)
         raise ConfigError(
             f"learner.micro_batch=auto: a single tuple needs about {size(plan.learner_gpu_bytes)}, but {what} "
-            f"{size(budget)}; set learner.gradient_checkpointing=true or a 16-bit dtype, lower steps.draws, or give "
-            "the learner more"
+            f"{size(budget)}; {advice + ', or ' if advice else ''}give the learner more"
         )
     chosen = math.ceil(config.worker_tuples / math.ceil(config.worker_tuples / most))
     return config.model_copy(update={"learner": config.learner.model_copy(update={"micro_batch": chosen})})

@@ -10,6 +10,7 @@ from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.flow import SCHEDULER as FLOW_SCHEDULER
 from raydense.diffusion.flow import is_flow
+from raydense.diffusion.kernel import DDIM, check_eta
 from raydense.diffusion.schedulers import settle_chain
 from raydense.families.family import Family
 from raydense.families.known import check_parts
@@ -27,6 +28,7 @@ from raydense.planning.scorer_files import check_hub, check_scorer
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
+from raydense.sections.run import PolicyConfig
 from raydense.wiring.policies import (
     chain,
     evaluated_chain,
@@ -37,6 +39,8 @@ from raydense.wiring.policies import (
     resolved,
 )
 from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
+
+T5_DEFAULTS = {key: PolicyConfig.model_fields[key].default for key in ("t5", "t5_dtype", "t5_tokens")}
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     family = read_family(config, fetch=fetch)
     check_parts(family)
     _check_t5(config, family)
+    _check_effects(config, family)
     _check_latents(family)
     pipeline = _check_files(config, family.files)
     config = resolved(config, family)
@@ -134,10 +139,29 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
 
 
 def _check_t5(config: Config, family: Family) -> None:
-    """Raises: ConfigError if one is to be left out that cannot be."""
-    needed = [part for part in family.files.networks if family.files.is_t5(part) and part not in family.layout.optional]
+    """Raises: ConfigError if one is to be left out that cannot be, or to read nothing."""
+    present = [part for part in family.files.networks if family.files.is_t5(part)]
+    needed = [part for part in present if part not in family.layout.optional]
     if config.policy.t5 is None and needed:
         raise ConfigError(f"policy.t5=null: a {family.files.kind} cannot do without its {needed[0]}; set device or cpu")
+    if config.policy.t5_tokens == 0 and present:
+        raise ConfigError(f"policy.t5_tokens=0: its {present[0]} reads at least 1; raise it, or leave it null")
+
+
+def _check_effects(config: Config, family: Family) -> None:
+    """Raises: ConfigError if something is set that cannot act on such a model."""
+    kind, policy, scale = f"a {family.files.kind}", config.policy, config.sampler.guidance_scale
+    if not family.layout.has_t5:
+        for key, default in T5_DEFAULTS.items():
+            if (value := getattr(policy, key)) != default:
+                shown, ours = ("null" if it is None else it for it in (value, default))
+                raise ConfigError(f"policy.{key}={shown}: {kind} has no T5; leave it {ours}")
+    if config.steps.spacing is not None and DDIM not in family.dynamics:
+        raise ConfigError(
+            f"steps.spacing={config.steps.spacing}: the scheduler of {kind} spaces its noise levels; leave it null"
+        )
+    if scale != 1 and not family.takes_guidance:
+        raise ConfigError(f"sampler.guidance_scale={scale:g}: this {family.files.kind} takes no guidance; set it to 1")
 
 
 def _check_latents(family: Family) -> None:
@@ -160,14 +184,15 @@ def _check_chain(config: Config, family: Family) -> tuple[str, ...]:
             raise ConfigError(
                 f"{setting}={value} is not for a {family.files.kind}; allowed: {', '.join(allowed)}; or leave it null"
             )
+        try:
+            check_eta(value or "", steps.eta)
+        except ValueError as error:
+            raise ConfigError(f"{setting}={value}: {error}") from None
     if scheduler is None:
         return ()
-    try:
-        schedule = chain(config, family)
-        evaluated_chain(config, family)
-        note = "" if is_flow(scheduler) else settle_chain(scheduler, steps.count, steps.spacing).note
-    except ValueError as error:
-        raise ConfigError(f"policy.model={family.files.model}: {error}") from None
+    schedule = chain(config, family)
+    evaluated_chain(config, family)
+    note = "" if is_flow(scheduler) else settle_chain(scheduler, steps.count, steps.spacing).note
     if silent := [step for step in steps.drawn if not schedule.noisy[step]]:
         raise ConfigError(
             f"the loss would draw step {', '.join(map(str, silent))} of {steps.count}, which has no density under "
@@ -205,7 +230,7 @@ def _check_lora(config: Config, family: Family) -> None:
                 "layers and convolutions"
             )
     if config.policy.init_lora is not None:
-        initial_lora(config, lora_shapes(family, lora_config(config)))
+        initial_lora(config, family.layout, lora_shapes(family, lora_config(config)))
 
 
 def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:

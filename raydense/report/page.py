@@ -133,12 +133,13 @@ def _glance(run: RunData) -> dict[str, str]:
     """The settings that a reader asks for first."""
     config = run.config
     train, steps, sampler = config.train, config.steps, config.sampler
+    dynamics = steps.dynamics or "ddim"  # of earlier code, which had no other
     return {
         "base model": config.policy.model,
         "LoRA rank": str(config.policy.lora_rank),
         "trained on": config.reward.scorer.name,
         "monitors": ", ".join(run.judges[1:]) or "none",
-        "steps T, η, guidance": f"{steps.count}, {steps.eta:g}, {sampler.guidance_scale:g}",
+        "steps T, η, guidance": f"{steps.count} of {dynamics}, {steps.eta:g}, {sampler.guidance_scale:g}",
         "loss": train.shown_loss,
         "discount γ": f"{steps.gamma:g}" if train.draws_steps else "none",
         "step draws, tuple": f"{steps.draws}, {train.tuple_size} ({train.tuple_choice.replace('_', ' and ')})",

@@ -77,7 +77,7 @@ class StepsConfig(Section):
     dynamics: Literal["ddim", "cps", "flow-sde", "dance-sde"] | None = None
     """How a step draws its noise; null: ddim, for flows cps."""
     eta: Annotated[float, Field(gt=0, le=2)] = 1.0
-    """η: how much noise a step has: of ddim, the share of DDPM's."""
+    """η: how much noise a step has: of ddim, the share of DDPM's. Of ddim and cps at most 1."""
     window: tuple[Unsigned, PositiveInt] | None = None
     """[a, b): noise on the steps a to b − 1 alone, which are those that the loss draws; null: on all."""
     spacing: Literal["leading", "trailing"] | None = None
@@ -112,8 +112,6 @@ class StepsConfig(Section):
                 f"window={list(self.window or ())} and exclude_last={self.exclude_last} leave no step of "
                 f"count={self.count}; lower exclude_last"
             )
-        if self.dynamics in ("ddim", "cps") and self.eta > 1:
-            raise ValueError(f"eta={self.eta:g} exceeds 1, which {self.dynamics} cannot have; lower it")
         return self
 
 

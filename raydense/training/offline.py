@@ -61,6 +61,7 @@ MAY_CHANGE = (
     "stage.count",
     "stage.steps",
     "steps.gamma",
+    "steps.balance",
     "steps.draws",
     "steps.exclude_last",
     "steps.window",

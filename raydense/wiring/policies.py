@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 
-from raydense.config import Config
+from raydense.config import Config, ConfigError
 from raydense.core.types import PolicyWeights
 from raydense.diffusion.compiler import lacking_compiler
 from raydense.diffusion.flow import Levels
@@ -20,7 +20,8 @@ from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy
 from raydense.families.family import ATTENTION, Family, Texts
 from raydense.families.known import family_of
-from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles, read_pipeline
+from raydense.pipelines.pipeline_files import SCHEDULER, Layout, PipelineFiles, read_pipeline
+from raydense.wiring.chains import ChainSettings, judged_by, trained_by
 
 COMPILING_PAYS = 200_000  # rows of the network: for SD1.5 on an H200, twice what compiling takes as long as
 
@@ -66,27 +67,29 @@ def resolved(config: Config, family: Family) -> Config:
 
 
 def chain(config: Config, family: Family) -> Schedule:
-    """Of training; the configuration is resolved. Raises: ValueError as `make_schedule`."""
-    return _schedule(config, family, config.steps.count, config.steps.dynamics or "", config.steps.window)
+    """Of `trained_by`. Raises: ConfigError as `make_schedule`, in one line."""
+    return _schedule(trained_by(config), family)
 
 
 def evaluated_chain(config: Config, family: Family) -> Schedule:
-    """By which pictures are drawn to judge; the configuration is resolved. Raises: ValueError as `make_schedule`."""
-    judged, steps = config.evaluate, config.steps
-    window = steps.window if judged.steps is None and judged.dynamics is None else None
-    return _schedule(config, family, judged.steps or steps.count, judged.dynamics or steps.dynamics or "", window)
+    """Of `judged_by`. Raises: as of `chain`."""
+    return _schedule(judged_by(config), family)
 
 
-def _schedule(config: Config, family: Family, steps: int, dynamics: str, window: tuple[int, int] | None) -> Schedule:
-    return make_schedule(
-        family.files[SCHEDULER] or {},
-        steps,
-        config.steps.eta,
-        config.steps.spacing,
-        dynamics=dynamics,
-        window=window,
-        levels=Levels(family.tokens, family.even_levels),
-    )
+def _schedule(settings: ChainSettings, family: Family) -> Schedule:
+    try:
+        return make_schedule(
+            family.files[SCHEDULER] or {},
+            settings.count,
+            settings.eta,
+            settings.spacing,
+            dynamics=settings.dynamics,
+            window=settings.window,
+            levels=Levels(family.tokens, family.even_levels),
+            counted=settings.counted,
+        )
+    except ValueError as error:
+        raise ConfigError(f"policy.model={family.files.model}: {error}") from None
 
 
 def lora_config(config: Config) -> LoraConfig:
@@ -188,7 +191,7 @@ def policy_of(
     )
 
 
-def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> PolicyWeights:
+def initial_lora(config: Config, layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> PolicyWeights:
     """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
     assert config.policy.init_lora is not None
     return load_lora(
@@ -198,6 +201,7 @@ def initial_lora(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> Polic
         alpha=config.policy.alpha,
         seed=config.seed,
         text_encoder=config.policy.text_encoder_lora,
+        layout=layout,
     )
 
 

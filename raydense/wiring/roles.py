@@ -105,7 +105,8 @@ def build_learner(
             files=files,
         )
         if config.policy.init_lora is not None:
-            policy.bind(initial_lora(config, {n: a.shape for n, a in policy.weights().tensors.items()}))
+            shapes = {name: array.shape for name, array in policy.weights().tensors.items()}
+            policy.bind(initial_lora(config, policy.family.layout, shapes))
     return make_learner(config, policy, fetch, gang, capacity)
 
 

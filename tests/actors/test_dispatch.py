@@ -35,6 +35,23 @@ def test_everybody_gets_one_before_anybody_gets_two() -> None:
     assert all(len(member.jobs) == IN_FLIGHT for member in dispatcher.live)
 
 
+def test_a_dispatch_looks_at_every_member_a_few_times_and_not_at_all_of_them_for_each() -> None:
+    looks = 0
+
+    class Watched(Member):
+        @property
+        def seconds_a_job(self) -> float | None:
+            nonlocal looks
+            looks += 1
+            return 1.0
+
+    dispatcher = Dispatcher(RULE, run_seed=7)
+    dispatcher.members = {str(i): Watched(str(i), alive=True) for i in range(300)}
+    dispatcher.add([job(0)])
+    assert dispatcher.assign(0.0) is not None
+    assert looks <= 2 * 300
+
+
 def test_a_slow_member_gets_less_work() -> None:
     dispatcher = pool("fast", "slow")
     dispatcher.members["fast"].done, dispatcher.members["fast"].busy_s = 10, 10.0

@@ -2,6 +2,11 @@
 
 The real stage loop, fleet and learner actor on a real Ray; only the compute is replaced, by sleep. Many samplers fit
 on one machine, since their processes load no model. Start-up is left out; a stage's weights are of SD1.5's rank-4 size.
+
+    python tests/benchmarks/scaling.py --simulated 8,64,512,1000
+
+Larger fleets, by CPU time alone: the driver's own code over simulated samplers (`simulated.py`), beside what Ray takes
+of the driver for a call with as many under way; what a worker of the learner fetches; what segments take.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 import numpy as np
 import psutil
 import ray
+from simulated import archived, direct, pulled
 
-from actors.dispatch import Deadlines
+from actors.dispatch import IN_FLIGHT, Deadlines
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner
 from raydense.config import Config, load_config
@@ -161,15 +167,67 @@ def overlap_gain(stages: int, length_s: float) -> float:
     return walls[0] / walls[1]
 
 
+def ray_cpu_ms(under_way: int, calls: int = 200) -> float:
+    """The driver's, for one call, the wait for the first of `under_way`, and its answer."""
+
+    @ray.remote(num_cpus=0, max_concurrency=2 * under_way)
+    class Waiting:
+        async def sleep(self) -> None:
+            import asyncio
+
+            await asyncio.sleep(600)
+
+    @ray.remote(num_cpus=0)
+    class Working:
+        def answer(self) -> None: ...
+
+    waiting, working = Waiting.remote(), Working.remote()  # type: ignore[attr-defined]
+    others = [waiting.sleep.remote() for _ in range(under_way)]
+    ray.get(working.answer.remote())
+    used = time.process_time()
+    for index in range(calls):
+        call = working.answer.options(name=f"sample stage 0 unit {index}").remote()
+        done, _ = ray.wait([*others, call], num_returns=1)
+        ray.get(done)
+    found = 1000 * (time.process_time() - used) / calls
+    ray.kill(waiting)
+    ray.kill(working)
+    return found
+
+
+def larger(fleets: Sequence[int], unit_s: float, units_each: int) -> dict[str, Any]:
+    """The driver's share of a fleet's work, and where it would be all of it."""
+    rows = []
+    for samplers in fleets:
+        row = direct(samplers, unit_s, units_each, Silent())
+        row["ray_cpu_ms_a_unit"] = ray_cpu_ms(IN_FLIGHT * samplers)
+        both = row["driver_cpu_ms_a_unit"] + row["ray_cpu_ms_a_unit"]
+        row["units_a_s_at_most"] = 1000 / both
+        row["shortest_unit_s"] = samplers * both / 1000
+        rows.append(row)
+        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+    fetched = [pulled(workers, groups=2000, steps=4000, batch_groups=32) for workers in (1, 8)]
+    written = archived(groups=20)
+    for found in (*fetched, written):
+        print(", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
+    return {"simulated": rows, "pulled": fetched, "written": written}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samplers", default="1,4,16,64")
     parser.add_argument("--unit-s", type=float, default=1.0)
     parser.add_argument("--units-each", type=int, default=10)
     parser.add_argument("--overlap", action=argparse.BooleanOptionalAction, default=True, help="both schedules, too")
+    parser.add_argument("--simulated", metavar="SAMPLERS", help="simulated samplers instead, such as 8,64,512,1000")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    if chosen.simulated:
+        found = larger([int(samplers) for samplers in chosen.simulated.split(",")], chosen.unit_s, chosen.units_each)
+        if chosen.json:
+            chosen.json.write_text(json.dumps(found, indent=1))
+        return
     rows = []
     for samplers in map(int, chosen.samplers.split(",")):
         rows.append(efficiency(samplers, chosen.unit_s, chosen.units_each))

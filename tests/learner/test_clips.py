@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,16 @@ def test_it_follows_what_is_recent_and_stays_above_the_noise() -> None:
     assert clip.now()[0] == np.float32(0.03)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_log_ratios_of_which_one_is_no_number_tell_nothing(odd: float) -> None:
+    clip = AutoClip(1, 0.05, floor=0.0)
+    feed(clip, np.array([1.0]), rounds=RECENT)
+    before, values = clip.now(), np.ones((1, 8, 1), np.float32)
+    values[0, 3] = odd
+    clip.observe(np.zeros((1, 1), np.int64), values)
+    assert np.array_equal(clip.now(), before)
+
+
 def test_a_fixed_one_has_no_state() -> None:
     clip = FixedClip(0.1)
     clip.observe(np.zeros((1, 1), np.int64), np.ones((1, 2, 1), np.float32))
@@ -93,6 +104,26 @@ def test_a_learner_continues_with_it_to_the_same_bits(
     shares = [sum(row.by_step["clipped"]) / (5 * 2 * 2) for row in told[6:]]
     assert 0.1 < np.mean(shares) < 0.6
     assert any(row.values["log_ratio/clip_fraction"] > 0 for row in told[6:])
+
+
+def test_a_step_that_is_skipped_leaves_it_as_it_was(
+    make_policy: Callable[..., Policy], make_groups: Callable[..., list[TrajectoryGroup]], make_learner: Any
+) -> None:
+    policy = make_policy()
+    groups = make_groups(policy, count=5, keep=4)
+    learner = make_learner(
+        policy, batch_groups=5, clip=AutoClip(4, 0.3, floor=0.0), reg_to_pi_init=False, reg_to_pi_old=True
+    )
+    learner.begin_stage(0, groups)
+    learner.train(2)
+    before = learner.state_dict()["clip"]
+    learner.begin_stage(1, [replace(g, stage=1, log_probs=np.full_like(g.log_probs, np.nan)) for g in groups])
+    assert learner.train(1)[0].values == {"skipped": 1.0}
+    after = learner.state_dict()["clip"]
+    assert before["seen"].any()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    learner.begin_stage(2, [replace(g, stage=2) for g in groups])
+    assert learner.train(1)[0].values["skipped"] == 0.0
 
 
 def _saved(state: Any) -> Any:

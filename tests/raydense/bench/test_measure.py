@@ -169,7 +169,7 @@ def test_the_largest_scorer_is_hpsv2s_architecture() -> None:
     text = {**VIT_H_14["text"], "vocab_size": 49408}
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=dict(VIT_H_14["vision"]), **VIT_H_14["both"]))
-    assert sum(p.numel() for p in model.parameters()) == 986_109_441  # as in `dry_run.SCORER_PARAMETERS`
+    assert sum(p.numel() for p in model.parameters()) == 986_109_441  # as in `scorer_memory.PARAMETERS`
 
 
 @pytest.mark.gpu

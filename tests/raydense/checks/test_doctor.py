@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from small_families import write_flux
 from typer.testing import CliRunner
 
 from raydense.checks import doctor
@@ -43,6 +44,17 @@ def test_a_sound_configuration(small_config: Callable[..., Config], tmp_path: Pa
     assert "π_old noise" not in found
     assert "peak" in found["memory"].detail
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_the_step_without_a_density_has_no_log_ratio(
+    small_config: Callable[..., Config], make_once: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = {"model": str(make_once("kind-flux", write_flux)), "t5_tokens": 12}
+    found = findings(small_config(policy=model, sampler={"latent_size": 8}, learner={"dtype": "bfloat16"}), tmp_path)
+    assert [name for name, check in found.items() if not check.ok] == []
+    noise = re.match(r"^a log-ratio is off by (\S+), δ 0.01", found["ρ noise"].detail)
+    assert noise and 0 < float(noise[1]) < 0.1
 
 
 @pytest.mark.usefixtures("without_ray")

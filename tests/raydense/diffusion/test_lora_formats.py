@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from raydense.config import ConfigError
 from raydense.diffusion.lora_files import load_lora, read_lora
 from raydense.diffusion.lora_formats import from_kohya
+from raydense.pipelines.pipeline_files import LAYOUTS
 
 Tensors = dict[str, Tensor]
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -166,6 +167,23 @@ def test_a_text_encoders_part_is_refused_by_name_or_left_out_on_demand(name: str
         read_lora(only, text_encoder="leave_out")
 
 
+SECOND = [
+    "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha",
+    "text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+]
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_a_second_text_encoders_part_belongs_to_kinds_that_have_one(name: str, tmp_path: Path) -> None:
+    location = write(tmp_path / "both.safetensors", {**PLAIN, name: torch.zeros(2, 16)})
+    refuse(location, f"adapts a text_encoder_2 ({name}), which this kind of model has not; give a LoRA of its own")
+    for kind, called in (("StableDiffusionXLPipeline", "U-Net"), ("FluxPipeline", "transformer")):
+        with pytest.raises(ConfigError, match=f"also adapts the text encoder.*leave_out takes the {called}'s part alo"):
+            read_lora(location, layout=LAYOUTS[kind])
+    left = read_lora(location, text_encoder="leave_out", layout=LAYOUTS["StableDiffusionXLPipeline"])
+    assert left.tensors.keys() == read_lora(write(tmp_path / "alone.safetensors", PLAIN)).tensors.keys()
+
+
 # -- other formats ------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +202,6 @@ def test_a_text_encoders_part_is_refused_by_name_or_left_out_on_demand(name: str
         (f"{LAYER}.on_input", "an IA3"),
         (f"{LAYER}.a1.weight", "a GLoRA"),
         (f"{LAYER}.diff", "a LyCORIS file with whole differences of weights"),
-        ("lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha", "a LoRA of Stable Diffusion XL"),
     ],
 )
 def test_what_cannot_be_taken_over_is_one_line_with_its_format(name: str, what: str, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_what_a_run_left_out_of_its_start_is_not_left_out_of_what_it_is_compared
     small_config: Callable[..., Config],
 ) -> None:
     config = small_config(policy={"init_lora": "start", "text_encoder_lora": "leave_out"})
-    judged, _ = shared_config([], config)
+    judged = shared_config([], config)
     assert (judged.policy.init_lora, judged.policy.text_encoder_lora) == (None, "refuse")
 
 

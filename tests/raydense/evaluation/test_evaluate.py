@@ -54,6 +54,7 @@ def evaluated(small_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_a_run_scores_as_it_scored_itself(small_runs: Runs, tmp_path: Path) -> None:
     assert evaluate(small_runs[0], "--local", "--out", tmp_path).exit_code == 0
     own, found = json.loads((small_runs[0] / "scores.json").read_text()), read(tmp_path)
+    assert found["steps"] == {"count": 4, "dynamics": "ddim", "eta": 1.0, "window": None, "spacing": None}
     for prompts, by_prompt in own.items():
         assert found["prompts"][prompts] == list(by_prompt)
         for model, when in (("base", "before"), ("first", "after")):

@@ -58,7 +58,7 @@ def test_what_a_run_was_made_from_is_compared_as_far_as_it_is_read(
     made_from_another: Callable[..., Path], setting: str, part: str, unread: tuple[str, ...], refused: str | None
 ) -> None:
     sources = find_sources([str(made_from_another(setting, part))])
-    config, _ = shared_config(sources, None)
+    config = shared_config(sources, None)
     if refused is None:
         assert continue_sources(config, sources, accept_changes=False, leave_out=unread).accepted == ()
     else:
@@ -72,7 +72,7 @@ def test_runs_of_two_base_models_under_one_name_are_not_compared(
     small_runs: Runs, made_from_another: Callable[..., Path]
 ) -> None:
     sources = find_sources([str(small_runs[0]), str(made_from_another("policy.model", "vae"))])
-    config, _ = shared_config(sources, None)
+    config = shared_config(sources, None)
     said = r"^forged is of another policy\.model=.* \(vae\) than first; compare models of one base, or go on by --acc"
     with pytest.raises(ConfigError, match=said):
         continue_sources(config, sources, accept_changes=False)

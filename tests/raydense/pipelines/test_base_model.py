@@ -55,13 +55,14 @@ def test_what_is_not_loaded_does_not_count(pipeline: Path, unread: str) -> None:
     assert model_checksums(str(pipeline), None, FOLDERS) == before
 
 
-def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", ["unet/config.json", "transformer/config.json", "config.json", "model_index.json"])
+def test_a_model_of_the_hub_is_known_by_its_commit(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert model_checksums("owner/name") == {}
     commit, repository = "0" * 40, tmp_path / "models--owner--name"
-    snapshot = repository / "snapshots" / commit / "unet"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
+    path = repository / "snapshots" / commit / file
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     assert model_checksums("owner/name", None, FOLDERS) == {"commit": commit}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from small_families import write_sd3
 
 from raydense.config import ConfigError
 from raydense.pipelines.model_folder import ModelFolder, choose_weights
@@ -98,11 +99,17 @@ def write_pickles(directory: Path, ending: str) -> None:
 @pytest.mark.parametrize("ending", [".bin", ".fp16.bin"])
 @pytest.mark.parametrize(
     ("setting", "part", "stem"),
-    [("policy.model", "unet", DIFFUSERS), ("policy.model", "text_encoder", "model"), ("scorer s: model", "", "model")],
+    [
+        ("policy.model", "unet", DIFFUSERS),
+        ("policy.model", "text_encoder", "model"),
+        ("policy.model", "transformer", DIFFUSERS),  # of another kind of pipeline
+        ("scorer s: model", "", "model"),
+    ],
 )
 def test_the_command_for_pickles_converts_them(
     pipeline_dir: Path,
     scorer_dir: Path,
+    make_once: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     setting: str,
@@ -111,6 +118,8 @@ def test_the_command_for_pickles_converts_them(
     ending: str,
 ) -> None:
     source = pipeline_dir if setting == "policy.model" else scorer_dir
+    if part == "transformer":
+        source = make_once("kind-sd3", write_sd3)
     shutil.copytree(source, tmp_path / "old model")
     write_pickles(tmp_path / "old model", ending)
     with pytest.raises(ConfigError) as caught:

@@ -62,8 +62,20 @@ def test_the_table_says_what_it_rests_on(tmp_path: Path) -> None:
     assert "100 TFLOP/s a device, assumed" in unwrapped(invoke().stdout)
 
 
-def test_without_a_measurement_the_hours_are_those_of_the_assumed_rate() -> None:
-    config = load_config(preset="multi-prompt")
+def test_a_picture_to_judge_counts_by_its_work(tmp_path: Path) -> None:
+    rates = write_rates(tmp_path / "bench.json", sd35=H100)
+    result = invoke("--preset", "sd35-medium", "--rates", rates, "--log-format", "json")
+    plan = json.loads(result.stdout)
+    judged_flops = plan["sampling_flops"] - plan["images"] * plan["image_flops"]
+    each = judged_flops / plan["judged_images"] / plan["image_flops"]
+    assert 3.8 < each < 4  # 40 steps against 10, and one decoding each
+    hours = (plan["images"] + each * plan["judged_images"]) / 2 / 3600
+    assert plan["cost"]["sampling_hours"] == pytest.approx(hours)
+
+
+@pytest.mark.parametrize("preset", ["multi-prompt", "sd35-medium"])
+def test_without_a_measurement_the_hours_are_those_of_the_assumed_rate(preset: str) -> None:
+    config = load_config(preset=preset)
     plan = check_and_plan(config, 100.0)
     cost = estimate_cost(config, plan, Rates.assumed(config, plan))
     assert cost.sampling_hours == pytest.approx(plan.sampling_hours)

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from peft import LoraConfig
 from torch.profiler import ProfilerActivity, profile
 
 from raydense.diffusion.lean import keep_less
+from raydense.families.conditioning import each, repeated
 from raydense.families.known import family_of
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.footprint import _Meter, decoder_footprint, denoiser_footprint
@@ -24,7 +25,34 @@ VAE: dict[str, Any] = {
 LORA = LoraConfig(r=4, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"])
 CLOSE = 0.15
 ROWS = 4
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SD3: dict[str, Any] = {
+    "sample_size": 16,
+    "num_layers": 3,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 96,
+    "caption_projection_dim": 128,
+    "pooled_projection_dim": 64,
+    "pos_embed_max_size": 16,
+    "dual_attention_layers": (0,),
+    "qk_norm": "rms_norm",
+}
+FLUX: dict[str, Any] = {
+    "in_channels": 64,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 32,
+    "num_attention_heads": 4,
+    "joint_attention_dim": 96,
+    "pooled_projection_dim": 64,
+    "guidance_embeds": True,
+    "axes_dims_rope": (8, 12, 12),
+}
+TRANSFORMERS = {
+    "StableDiffusion3Pipeline": (SD3Transformer2DModel, SD3),
+    "FluxPipeline": (FluxTransformer2DModel, FLUX),
+}
 
 
 def allocated(run: Any) -> int:
@@ -59,6 +87,45 @@ def test_a_unets_row_takes_what_is_planned(dtype: torch.dtype, with_gradient: bo
     unet.zero_grad(set_to_none=True)
     plan = denoiser_footprint(family_of(files), LORA, dtype=dtype, with_gradient=with_gradient)
     assert plan.peak_bytes * ROWS == pytest.approx(allocated(run), rel=CLOSE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("how", ["without a gradient", "with one", "checkpointed"])
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_a_transformers_row_takes_what_is_planned(kind: str, how: str, dtype: torch.dtype) -> None:
+    cls, sizes = TRANSFORMERS[kind]
+    files = PipelineFiles("model", kind, {"transformer": sizes})
+    family = family_of(files, latent_size=16, text_tokens=32)
+    network = cls(**sizes).to(dtype).requires_grad_(False).eval()
+    network.add_adapter(LORA)
+    network.to(dtype)
+    if how == "checkpointed":
+        network.enable_gradient_checkpointing()
+    x, times, given = family.example_inputs(dtype, "cpu")
+    rows = x.repeat(ROWS, 1, 1, 1), times.repeat(ROWS), repeated(each(given, lambda tensor: tensor[0]), ROWS)
+
+    def run() -> None:
+        with torch.set_grad_enabled(how != "without a gradient"):
+            output = family.call(network, *rows)
+            if output.requires_grad:
+                output.float().sum().backward()
+
+    run()
+    network.zero_grad(set_to_none=True)
+    asked = {"with_gradient": how != "without a gradient", "checkpointed": how == "checkpointed"}
+    plan = denoiser_footprint(family, LORA, dtype=dtype, **asked)
+    assert plan.peak_bytes * ROWS == pytest.approx(allocated(run), rel=CLOSE)
+
+
+def test_checkpointing_takes_less_memory_and_a_third_more_work() -> None:
+    family = family_of(PipelineFiles("model", "FluxPipeline", {"transformer": FLUX}), latent_size=16, text_tokens=32)
+    rolled, trained, again = (
+        denoiser_footprint(family, LORA, dtype=torch.bfloat16, with_gradient=grad, checkpointed=checkpointed)
+        for grad, checkpointed in ((False, False), (True, False), (True, True))
+    )
+    assert again.peak_bytes < 0.6 * trained.peak_bytes
+    assert again.flops == pytest.approx(trained.flops + rolled.flops, rel=0.1)
+    assert again.adapted_parameters == (4 * 2 + 3 * 2) * (128**2 + 128)  # of two blocks, and of two single ones
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import yaml
+from small_families import write_sd3
+from small_models import write_pipeline
 from typer.testing import CliRunner
 
 from raydense.checks.doctor import examine
 from raydense.cli import app
 from raydense.config import Config
-from raydense.evaluation.candidates import Source, shared_config
-from raydense.planning.preflight import check_inputs
+from raydense.evaluation.candidates import Source, chain_notes
+from raydense.pipelines.pipeline_files import read_pipeline
+from raydense.planning.preflight import as_found, check_inputs
 
 Spoil = Callable[..., Path]
 
@@ -77,14 +80,35 @@ def test_what_is_replaced_of_a_pipelines_own_is_among_the_notes(
     assert check_inputs(small_config(policy={"model": model}, steps={"spacing": "leading"})).notes == ()
 
 
-def test_models_of_another_spacing_are_told_apart(small_config: Callable[..., Config]) -> None:
-    ours, theirs = small_config(), small_config(steps={"spacing": "trailing"})
-    _, notes = shared_config([Source("run", "run", theirs)], ours)
-    assert notes == [
-        "run was trained with another chain; here all are drawn with steps.count=4, steps.eta=1, steps.spacing=null, "
+DDIM, CPS, ODE = "4 steps of ddim, η 1", "4 steps of cps, η 1", "28 steps of ode, η 0, spacing null"
+AS_OURS = f"{CPS}, spacing null", ODE
+OTHERS: list[tuple[Any, dict[str, Any], tuple[str, str]]] = [
+    (write_pipeline, {"steps": {"spacing": "trailing"}}, (f"{DDIM}, spacing trailing",) * 2),
+    (write_pipeline, {"steps": {"window": (1, 3)}}, (f"{DDIM}, window [1, 3], spacing null",) * 2),
+    (write_pipeline, {"evaluate": {"steps": 9}}, (f"{DDIM}, spacing null", "9 steps of ddim, η 1, spacing null")),
+    (write_sd3, {"steps": {"dynamics": "flow-sde"}}, ("4 steps of flow-sde, η 1, spacing null", ODE)),
+    (write_sd3, {"steps": {"window": (1, 3)}}, (f"{CPS}, window [1, 3], spacing null", ODE)),
+    (write_sd3, {"evaluate": {"dynamics": "cps"}}, (AS_OURS[0], "28 steps of cps, η 1, spacing null")),
+]
+
+
+@pytest.mark.parametrize(("write", "change", "theirs"), OTHERS)
+def test_models_of_another_chain_are_told_apart(
+    write: Any,
+    change: dict[str, Any],
+    theirs: tuple[str, str],
+    make_once: Callable[..., Path],
+    small_config: Callable[..., Config],
+) -> None:
+    policy = {"model": str(make_once("pipeline" if write is write_pipeline else "kind-sd3", write))}
+    ours, other = small_config(policy=policy), small_config(policy=policy, **change)
+    pipeline = read_pipeline(ours.policy.model, None, fetch=False)
+    sources = [Source("same", "same", as_found(ours, pipeline)), Source("run", "run", other), Source("file", "f", None)]
+    here = AS_OURS[1] if write is write_sd3 else f"{DDIM}, spacing null"
+    assert chain_notes(ours, pipeline, sources) == [
+        f"run was trained with {theirs[0]}, and judged with {theirs[1]}, guidance 3; here all are drawn with {here}, "
         "guidance 3"
     ]
-    assert shared_config([Source("run", "run", ours)], ours)[1] == []
 
 
 @pytest.mark.parametrize(

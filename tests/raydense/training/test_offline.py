@@ -52,8 +52,9 @@ def test_it_may_lie_at_a_uri(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "there" / "summary.json").exists()
 
 
-def test_what_is_learned_may_change(source: Path, tmp_path: Path) -> None:
-    assert train("--replay-from", source, "--out", tmp_path / "run", "--set", "train.c=3").exit_code == 0
+@pytest.mark.parametrize("setting", ["train.c=3", "steps.balance=sensitivity"])
+def test_what_is_learned_may_change(setting: str, source: Path, tmp_path: Path) -> None:
+    assert train("--replay-from", source, "--out", tmp_path / "run", "--set", setting).exit_code == 0
     assert (tmp_path / "run" / LORA).read_bytes() != (source / LORA).read_bytes()
     assert len(step_rows(tmp_path / "run")) == len(step_rows(source))
 
