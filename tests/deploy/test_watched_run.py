@@ -32,7 +32,7 @@ SECRETS = {name: f"secret-of-{name.lower()}-0123456789abcdef" for name in (
     "HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN")}  # fmt: skip
 DASHBOARD = json.loads((DEPLOY / "grafana" / "raydense.json").read_text("utf-8"))
 QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
-TRAINED = "run/checkpoints/stage-0001/manifest.json"
+TRAINED = "run/checkpoints/stage-0002/manifest.json"  # what is left then is to judge
 PATIENT = f"""
 import time
 from pathlib import Path
@@ -296,14 +296,15 @@ def test_the_table_of_tasks_reads_like_algorithm_1(watched: Watched) -> None:
         (f"train stage {stage} step {30 * stage + step}", "Learner.train") for stage in (0, 1) for step in range(1, 31)
     }
     drawn = {(f"sample stage {stage} unit {unit}", "Sampler.sample") for stage in (0, 1) for unit in (0, 1, 2)}
-    assert listed >= learnt | drawn
+    assert (learnt | drawn) - listed == set()
     assert ("judge weights 0 pictures 0 to 3", "Sampler.render") in listed
 
 
 @needs_chromium
 def test_the_timeline_has_the_same_words(watched: Watched) -> None:
-    slices = {(event["cat"], event["name"]) for event in watched.pages["timeline"]}
-    assert slices >= {("task::train stage 1 step 40", "train"), ("task::sample stage 1 unit 2", "sample")}
+    slices = {(event["cat"], event["name"]) for event in watched.pages["timeline"] if "cat" in event}
+    expected = {("task::train stage 1 step 40", "train"), ("task::sample stage 1 unit 2", "sample")}
+    assert expected - slices == set()
 
 
 @needs_chromium
