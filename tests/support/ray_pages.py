@@ -40,12 +40,12 @@ class RayPages:
         return self._show(f"jobs/{job}", self._body, lambda text: "Submission ID" in text)
 
     def tasks(self, job: str) -> list[list[str]]:
-        """Cells of a job's table of tasks, of its first 500."""
+        """Cells of a job's table of tasks, of its first 500; it has more than 50."""
         self.job(job)
         self._browser.execute_script(EXPAND, "Task Table")
         size = self._wait(lambda: self._browser.find_elements("css selector", "input[value='10']"), bool)[0]
         size.send_keys("\b\b500")
-        return self._wait(self._rows, lambda rows: len(rows) > 10)
+        return self._wait(self._rows, lambda rows: len(rows) > 50)  # 50 while it is being typed
 
     def timeline(self, job: str) -> list[dict[str, Any]]:
         """The events of the trace that a job's page offers."""
