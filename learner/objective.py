@@ -20,6 +20,7 @@ from learner.losses import (
     plackett_luce_loss,
     trajectory_logits,
 )
+from raydense.core.transfers import to_device
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 from raydense.families.conditioning import Conditioning, each
@@ -47,13 +48,12 @@ class TransitionBatch:
         return len(self.plan)
 
     def to(self, device: torch.device) -> TransitionBatch:
-        """Copies to a GPU are queued from pinned memory, in the order of its work: nothing waits for them."""
+        """The same batch on a device; nothing waits for the copies."""
         if device.type == "cpu":
             return self
-        pin = device.type == "cuda"
 
         def there(value: Tensor) -> Tensor:
-            return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+            return to_device(value, device)
 
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: there(value) for name, value in values.items() if isinstance(value, Tensor)}

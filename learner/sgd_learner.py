@@ -22,6 +22,7 @@ from learner.references import ReferenceCache
 from raydense.core.interfaces import NonFiniteStepError
 from raydense.core.memory import memory_advice
 from raydense.core.threads import cpu_threads
+from raydense.core.transfers import to_device
 from raydense.core.types import ByStep, FloatArray, PolicyWeights, StepMetrics
 from raydense.diffusion.policy import Policy
 
@@ -152,7 +153,7 @@ class SGDLearner(Generic[Handle]):
         The device is waited for once, at the end. Returns: metrics, and those by denoising step.
         """
         plan, device, clip = batch.plan, self.policy.device, self._clip.now()
-        limit = clip if isinstance(clip, float) else torch.from_numpy(clip).to(device)
+        limit = clip if isinstance(clip, float) else to_device(torch.from_numpy(clip), device)
         self._references.forget_changed(batch.fingerprints)
         initial = torch.zeros(*plan.trajectories.shape, plan.steps.shape[1], device=device)
         to_init, to_old = (wanted and self._step >= self._warm_up_steps for wanted in (self._to_init, self._to_old))

@@ -94,7 +94,7 @@ class Policy:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the network")
         self._names = tuple(sorted(family.conditioning_shapes))
         self._empty = family.unconditional(texts) if family.guided else None
-        self._cast_empty()
+        self._null = self._cast_empty()
 
     # -- LoRA ---------------------------------------------------------------------------------------------
 
@@ -145,17 +145,17 @@ class Policy:
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Inside this context the policy predicts from a float32 copy of its weights, with the LoRA beside them."""
-        network, dtype = self.network, self.dtype
+        kept = self.network, self.dtype, self._null  # the same tensors come back: recorded calls read where they lie
+        network = self.network
         with self.for_once(), self._lora.beside():
             wide = {name: tensor.float() for name, tensor in network.state_dict().items()} | {**self._parameters}
-            self.network = lambda *inputs, **named: functional_call(network, wide, inputs, named)
-            self.dtype = torch.float32
-            self._cast_empty()
             try:
+                self.network = lambda *inputs, **named: functional_call(network, wide, inputs, named)
+                self.dtype = torch.float32
+                self._null = self._cast_empty()
                 yield
             finally:
-                self.network, self.dtype = network, dtype
-                self._cast_empty()
+                self.network, self.dtype, self._null = kept
 
     @contextmanager
     def for_once(self) -> Iterator[None]:
@@ -171,9 +171,9 @@ class Policy:
         finally:
             self._graphs = graphs
 
-    def _cast_empty(self) -> None:
+    def _cast_empty(self) -> Conditioning:
         """The unconditional half's conditioning, in the network's dtype."""
-        self._null = each(self._empty or {}, lambda tensor: tensor.to(self.device, self.dtype))
+        return each(self._empty or {}, lambda tensor: tensor.to(self.device, self.dtype))
 
     def _live_tensors(self) -> dict[str, FloatArray]:
         return {n: p.detach().cpu().numpy().copy() for n, p in self._parameters.items()}

@@ -11,10 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from learner import losses, references, sgd_learner
+from learner.clips import AutoClip
+from learner.references import ReferenceCache
 from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner, on_cpu
+from raydense.core.transfers import to_device
 from raydense.core.types import Position, TrajectoryGroup
+from raydense.diffusion.live_lora import LoraBeside
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import each
 from raydense.records.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 
 Groups = list[TrajectoryGroup]
@@ -247,6 +254,69 @@ def test_the_run_seed_decides_the_batches(
 ) -> None:
     rows = [begin(run_seed=seed)[1].train(1)[0].values["reward/gap"] for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]
+
+
+class Copies(TorchDispatchMode):
+    """How many tensors are copied from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = [value.device for value in args if isinstance(value, torch.Tensor)]
+        self.count += isinstance(result, torch.Tensor) and bool(given) and given != [result.device] * len(given)
+        return result
+
+
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cached", "clip", "ties", "copies"),
+    [
+        (False, 0.05, "random", 0),
+        (False, 0.05, "marginal", 3 * 2),  # a step's tables: of sets of one and of two of three trajectories
+        (False, AutoClip(4, 0.1, 0.0), "random", 1),
+        (True, 0.05, "random", 2 * 2),  # in each of two parts: what is known, and which is not
+    ],
+)
+def test_a_step_waits_for_its_device_at_its_end_alone(
+    begin: Callable[..., tuple[Policy, Learner]],
+    monkeypatch: pytest.MonkeyPatch,
+    cached: bool,
+    clip: Any,
+    ties: str,
+    copies: int,
+) -> None:
+    """A device without content stands in: what is read from it, or depends on a value there, is an error."""
+    policy, learner = begin(clip=clip, ties=ties, tuple_size=3, micro_batch=2, reg_to_pi_old=True)
+    drawn = learner._batches.take(0)
+    device, network = torch.device("meta"), policy.network.to("meta")
+    policy.device, policy.schedule, policy._lora = device, policy.schedule.to(device), LoraBeside(network)
+    policy._parameters, policy._null = policy._lora.parameters, each(policy._null, lambda tensor: tensor.to(device))
+    parts = [(rows, part.to(device)) for rows, part in drawn.parts]
+    learner._references = ReferenceCache(policy, groups=5, keep=3, enabled=cached)
+    queued = []
+
+    def queue(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
+        queued.append(tensor)
+        return to_device(tensor, where)
+
+    def read(tensors: Any) -> None:
+        assert {tensor.device for tensor in tensors.values()} == {device}
+        raise Reached
+
+    for module in (references, sgd_learner, losses):
+        monkeypatch.setattr(module, "to_device", queue)
+    monkeypatch.setattr(sgd_learner, "_read", read)
+    losses._sets_by_size.cache_clear()
+    with Copies() as seen, pytest.raises(Reached):
+        learner._accumulate_gradient(replace(drawn, parts=parts))
+    assert (seen.count, len(queued)) == (copies, copies)
+    assert all(parameter.grad is not None for parameter in policy.parameters())
 
 
 def test_the_state_of_a_gpu_travels_as_cpu_tensors() -> None:
