@@ -32,16 +32,16 @@ class RaySampler:
         """The node that this sampler runs on, and the base model's files there, as soon as its models are loaded."""
         return node_name(), self._look()
 
+    @ended_by_device_faults
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:
         """The small report first, then one object a group (`num_returns = 1 + len(unit.prompts)`)."""
-        with ended_by_device_faults():
-            report, groups = self._sampler.sample(unit, weights)
+        report, groups = self._sampler.sample(unit, weights)
         self._count(sum(len(group.rewards) for group in report.groups))
         return report, *groups
 
+    @ended_by_device_faults
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
-        with ended_by_device_faults():
-            rendered = self._sampler.render(unit, weights)
+        rendered = self._sampler.render(unit, weights)
         self._count(len(rendered.images))
         return rendered
 

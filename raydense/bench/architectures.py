@@ -18,7 +18,7 @@ from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED, SD15
 from raydense.rewards.clip import ClipScorer
 from raydense.tiny.networks import build_scheduler, build_tokenizer
-from raydense.wiring.policies import build_policy, chain, compiles, family_for, lora_config, resolved
+from raydense.wiring.policies import build_policy, chain, compiles, family_for, lora_config, records, resolved
 from raydense.wiring.scorers import build_scorer
 
 TOKENS = 77
@@ -103,7 +103,7 @@ def bench_policy(
     if compiled is None:  # as a run would have it
         compiled = compiles(config, device) if merged else config.policy.compile is True
     how: Any = {"merged": merged, "compiled": compiled}
-    how["recorded"] = merged and device.type == "cuda"
+    how["recorded"] = merged and records(config, device)
     if model.unet is None or model.vae is None or model.text is None:
         named = str(dtype).removeprefix("torch.")
         return build_policy(config, dtype=named, device=device, with_decoder=with_decoder, **how)

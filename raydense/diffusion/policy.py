@@ -16,6 +16,7 @@ from torch.func import functional_call
 from raydense.core.finite import all_finite
 from raydense.core.interfaces import NonFiniteError
 from raydense.core.seeding import derive_seed
+from raydense.core.transfers import to_cpu
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob, transition
@@ -233,9 +234,9 @@ class Policy:
             scaled = scaled + shift
         slices = scaled.split(self._decode_batch or len(scaled))
         pixels = torch.cat([self.vae.decode(part).sample.float() for part in slices])
-        finite = all_finite(pixels)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        images: NDArray[np.uint8] = bytes_.permute(0, 2, 3, 1).cpu().numpy()
-        if not finite:  # read only here, where the device is done
+        here, finite = to_cpu([bytes_.permute(0, 2, 3, 1), all_finite(pixels)])
+        images: NDArray[np.uint8] = here.numpy()
+        if not finite:
             raise NonFiniteError("non-finite pixels (image decoder); try sampler.dtype=bfloat16 or float32")
         return images

@@ -176,8 +176,13 @@ def sampled_rows(config: Config, family: Family) -> int:
 
 
 def compiles(config: Config, device: torch.device) -> bool:
-    """Whether the network of a sampler on this device is compiled."""
+    """Whether the network of a sampler on this device is compiled; of an exact one, only if the learner's is."""
     if config.policy.compile == "auto":
         pays = device.type == "cuda" and sampled_rows(config, read_family(config, fetch=False)) >= COMPILING_PAYS
-        return pays and lacking_compiler() is None
+        return pays and not config.sampler.exact and lacking_compiler() is None
     return config.policy.compile
+
+
+def records(config: Config, device: torch.device) -> bool:
+    """Whether small calls of a sampler on this device are CUDA graphs, as the learner's never are."""
+    return device.type == "cuda" and config.policy.compile is not False and not config.sampler.exact

@@ -24,7 +24,7 @@ from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.lean import keep_less
 from raydense.diffusion.policy import Policy
 from raydense.wiring.devices import resolve_device
-from raydense.wiring.policies import build_policy, compiles, initial_lora, resolved
+from raydense.wiring.policies import build_policy, compiles, initial_lora, records, resolved
 from raydense.wiring.scorers import build_scorer
 
 Handle = TypeVar("Handle")
@@ -42,7 +42,7 @@ def build_sampler(config: Config, name: str = "local") -> DiffusionSampler:
             with_decoder=True,
             merged=not config.sampler.exact,
             compiled=compiles(config, device),
-            recorded=device.type == "cuda" and config.policy.compile is not False,
+            recorded=records(config, device),
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)

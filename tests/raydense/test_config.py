@@ -103,6 +103,7 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("train.ties=none", "train.ties='none': input should be 'marginal' or 'random'"),
         ("train.tuple_choice=best", "train.tuple_choice='best': input should be 'random' or 'best_worst'"),
         ("train.reg_to_pi_init=false", "the loss needs a reference policy"),
+        ("train.reg_to_pi_old=true", "as the learner does; set sampler.exact=true too"),
         ("sampler.keep=5", "keep=5 exceeds trajectories=4; lower keep"),
         ("sampler.keep=1", "sampler.keep=1: input should be greater than or equal to 2"),
         ("sampler.storage_dtype=bfloat16", "input should be 'float16' or 'float32'"),
@@ -129,6 +130,11 @@ def test_a_mistake_is_explained_in_a_line(small_file: Path, override: str, said:
         load_config(small_file, overrides=[override])
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_reference_out_of_the_sampler_needs_one_that_computes_as_the_learner_does() -> None:
+    config = load_config(overrides=["train.reg_to_pi_old=true", "sampler.exact=true"])
+    assert (config.train.reg_to_pi_old, config.sampler.exact) == (True, True)
 
 
 def test_a_scorers_name_may_have_a_dot_inside() -> None:
