@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,16 @@ class BenchModel:
         return load_config(None, self.preset, [*self.overrides, *overrides])
 
 
+_SD15 = BenchModel(
+    "single-prompt",
+    (),
+    cut=("steps.count=2", "steps.draws=1", "sampler.trajectories=2", "sampler.keep=2", "train.batch_groups=1"),
+    clip=VIT_H_14,
+    scorer="CLIP ViT-H/14 (HPSv2's size), random weights",
+    unet=SD15_FILES["unet"],
+    vae=SD15_FILES["vae"],
+    text=SD15_FILES["text_encoder"],
+)
 MODELS: Mapping[str, BenchModel] = {
     "tiny": BenchModel("tiny", ()),
     "unet-78m": BenchModel(
@@ -75,15 +85,11 @@ MODELS: Mapping[str, BenchModel] = {
         vae={**SD15_FILES["vae"], "block_out_channels": (64, 128, 256, 256)},
         text={"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 5, "num_hidden_layers": 6},
     ),
-    "sd15": BenchModel(
-        "single-prompt",
-        (),
-        cut=("steps.count=2", "steps.draws=1", "sampler.trajectories=2", "sampler.keep=2", "train.batch_groups=1"),
-        clip=VIT_H_14,
-        scorer="CLIP ViT-H/14 (HPSv2's size), random weights",
-        unet=SD15_FILES["unet"],
-        vae=SD15_FILES["vae"],
-        text=SD15_FILES["text_encoder"],
+    "sd15": _SD15,
+    "sd15-multi": replace(
+        _SD15,
+        preset="multi-prompt",
+        overrides=("prompts.train=set://paper-train", "prompts.unseen=set://paper-unseen"),  # its own are a download
     ),
 }
 
