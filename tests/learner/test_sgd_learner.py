@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from learner import losses, references, sgd_learner
 from learner.clips import AutoClip
 from learner.references import ReferenceCache
-from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner, on_cpu
+from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
 from raydense.core.transfers import to_device
 from raydense.core.types import Position, TrajectoryGroup
 from raydense.diffusion.live_lora import LoraBeside
@@ -319,10 +320,21 @@ def test_a_step_waits_for_its_device_at_its_end_alone(
     assert all(parameter.grad is not None for parameter in policy.parameters())
 
 
-def test_the_state_of_a_gpu_travels_as_cpu_tensors() -> None:
-    """A GPU's tensors are stood in for by tensors that know their device and hold nothing."""
+def test_the_state_of_a_gpu_travels_as_cpu_tensors(begin: Callable[..., tuple[Policy, Learner]]) -> None:
+    """A GPU's moments are stood in for by tensors that know their device and hold nothing; the reader refuses them."""
+    _, learner = begin()
+    learner.train(1)
     with FakeTensorMode():
-        moments = {"step": torch.zeros((), device="cuda"), "exp_avg": torch.zeros(3, device="cuda")}
-        state = on_cpu({"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]})
-    assert {tensor.device.type for tensor in state["state"][0].values()} == {"cpu"}
-    assert state["param_groups"] == [{"lr": 1e-3, "params": [0]}]
+        for state in learner._optimizer.state.values():
+            state.update({name: torch.zeros(value.shape, device="cuda") for name, value in state.items()})
+    travelling, seen = learner.state_dict(), []
+
+    def receive(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            assert value.device.type == "cpu", "there is no GPU here"
+            seen.append(value)
+
+    tree_map(receive, {**travelling, "weights": dict(travelling["weights"].tensors)})
+    count = len(learner.policy.parameters())
+    assert len(seen) > 3 * count  # step and two moments each, and what the references know
+    assert travelling["optimizer"]["param_groups"][0]["params"] == list(range(count))
