@@ -224,7 +224,7 @@ class RayFleet:
         member = self._starting.pop(ref)
         try:
             self._base.admit(member.name, *ray.get(ref))
-        except (RayActorError, ConfigError) as error:
+        except (*DEATHS, ConfigError, RayTaskError) as error:
             self._replace(member, error)
             return
         member.alive = True
@@ -234,11 +234,12 @@ class RayFleet:
 
     def _replace(self, member: Member, error: Exception) -> None:
         """A sampler that cannot be built, or has another base model: the run's own fault while too few could be, else
-        a new actor's chance.
+        a new actor's chance. So is one that its node took down, memory or all, unless that goes on.
         """
         ray.kill(self._actors[member.name])
         failures = self._build_failures[member.name] = self._build_failures.get(member.name, 0) + 1
-        if not self._enough.is_set():
+        taken_down = isinstance(error, DEATHS) and not isinstance(error, RayActorError)
+        if not self._enough.is_set() and not (taken_down and failures < MAX_BUILD_FAILURES):
             raise error
         self._dispatcher.faults["unbuilt"] += 1
         if failures < MAX_BUILD_FAILURES:

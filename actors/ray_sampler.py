@@ -38,18 +38,18 @@ class Sampler:  # what Ray lists
         """What Ray lists, and begins this process's log with."""
         return repr(self._sampler)
 
+    @ended_by_device_faults
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:
         """The small report first, then one object a group (`num_returns = 1 + len(unit.prompts)`)."""
         keep_title("Sampler.sample")
-        with ended_by_device_faults():
-            report, groups = self._sampler.sample(unit, weights)
+        report, groups = self._sampler.sample(unit, weights)
         self._count(sum(len(group.rewards) for group in report.groups))
         return report, *groups
 
+    @ended_by_device_faults
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         keep_title("Sampler.render")
-        with ended_by_device_faults():
-            rendered = self._sampler.render(unit, weights)
+        rendered = self._sampler.render(unit, weights)
         self._count(len(rendered.images))
         return rendered
 

@@ -1,6 +1,7 @@
 """The sampler: the denoising chain with the current LoRA, scores, and the K of R trajectories that are kept.
 
-Called from two threads, it scores one unit and copies it from the device while the next is denoised.
+Called from two threads, it draws the noise of one unit, embeds its prompts, scores it and copies it from the device
+while another is denoised.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from raydense.core.memory import memory_advice
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
+from raydense.core.transfers import to_cpu, to_device
 from raydense.core.types import (
     FloatArray,
     GroupMeta,
@@ -37,7 +40,7 @@ from raydense.core.types import (
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob
 from raydense.diffusion.policy import Policy
 from raydense.diffusion.proof import prove_effect
-from raydense.families.conditioning import Conditioning, each, repeated, stacked
+from raydense.families.conditioning import Conditioning, each, stacked
 
 EMBEDDINGS = 64  # prompts whose embeddings stay on the device
 
@@ -147,8 +150,8 @@ class DiffusionSampler:
         self._storage_dtype, self._threads, self._name = storage_dtype, threads, name
         self._embed = lru_cache(EMBEDDINGS)(policy.encode)
         self._bound = ""
-        self._proved = False  # that trained weights have an effect
-        self._denoising, self._judging = threading.Lock(), threading.Lock()
+        self._proved: set[str] = set()  # checksums of weights whose effect was seen
+        self._embedding, self._denoising, self._judging = (threading.Lock() for _ in range(3))
         self._beside: torch.cuda.Stream | None = None
         if policy.device.type == "cuda":
             self._beside = torch.cuda.Stream(policy.device)  # type: ignore[no-untyped-call]
@@ -158,13 +161,13 @@ class DiffusionSampler:
 
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport, list[TrajectoryGroup]]:
         """Rolls out R trajectories of each prompt in one batch, scores all, keeps K of each."""
+        damage = self._judges.damage
         noise = self._pinned(torch.cat([self._group_noise(unit.stage, index) for index in unit.group_indices]))
+        embeds = self._embedded(unit.prompts)
         with self._alone(self._denoising):
-            damage = self._judges.damage
             self._bind(weights, unit.weights_version)
             started = time.perf_counter()
-            embeds = [self._embed(prompt) for prompt in unit.prompts]
-            rows = each(stacked(embeds), lambda tensor: tensor.repeat_interleave(self._trajectories, dim=0))
+            rows = each(embeds, lambda tensor: tensor.repeat_interleave(self._trajectories, dim=0))
             latents, log_probs, images = self._draw(noise, rows, self._policy.schedule)
             denoised = time.perf_counter()
         with self._alone(self._judging), torch.cuda.stream(self._beside):
@@ -172,8 +175,10 @@ class DiffusionSampler:
             prompts = [prompt for prompt in unit.prompts for _ in range(self._trajectories)]
             verdict = self._judges.judge(images, prompts, damage, unit.scales)
             scored = time.perf_counter()
+            latents, log_probs, *tensors = to_cpu([latents, log_probs, *embeds.values()])
+            own = [each(dict(zip(embeds, tensors, strict=True)), itemgetter(i)) for i in range(len(unit.prompts))]
             pieces = [
-                self._make_group(unit, i, embeds[i], latents, log_probs, images, verdict.scores, weights)
+                self._make_group(unit, i, own[i], latents, log_probs, images, verdict.scores, weights)
                 for i in range(len(unit.prompts))
             ]
         seconds = {"denoise": denoised - started, "score": scored - began}
@@ -182,17 +187,23 @@ class DiffusionSampler:
 
     def render(self, unit: RenderUnit, weights: PolicyWeights) -> Rendered:
         """Draws one picture a (prompt, seed); the same seed gives the same noise whatever the weights."""
+        damage = self._judges.damage
         draws = [generator(self._run_seed, "render", seed) for seed in unit.seeds]
         schedule = self._policy.evaluated
         noise = self._pinned(torch.stack([self._noise(one, schedule.num_steps) for one in draws]))
+        embeds = self._embedded(unit.prompts)
         with self._alone(self._denoising):
-            damage = self._judges.damage
             self._bind(weights, unit.weights_version)
-            conditioning = stacked([self._embed(prompt) for prompt in unit.prompts])
-            _, _, images = self._draw(noise, conditioning, schedule)
+            _, _, images = self._draw(noise, embeds, schedule)
         with self._alone(self._judging), torch.cuda.stream(self._beside):
             verdict = self._judges.judge(images, unit.prompts, damage)
-        return Rendered(images, verdict.scores, verdict.failures)
+        kept = images.copy()  # out of pinned memory: whoever asked may hold a thousand pictures
+        return Rendered(kept, verdict.scores, verdict.failures)
+
+    def _embedded(self, prompts: Sequence[str]) -> Conditioning:
+        """A row a prompt; made while the unit before is denoised."""
+        with self._alone(self._embedding):
+            return stacked([self._embed(prompt) for prompt in prompts])
 
     @contextmanager
     def _alone(self, part: threading.Lock) -> Iterator[None]:
@@ -203,7 +214,7 @@ class DiffusionSampler:
     def _draw(self, noise: Tensor, conditioning: Conditioning, schedule: Schedule) -> tuple[Tensor, Tensor, np.ndarray]:
         """Latents, log-probs, and pictures. Raises: NonFiniteError, DeviceMemoryError."""
         with memory_advice("lower sampler.unit_prompts or sampler.decode_batch, or set a 16-bit sampler.dtype"):
-            there = noise.to(self._policy.device, non_blocking=noise.is_pinned())
+            there = to_device(noise, self._policy.device)
             return denoise(self._policy, there, conditioning, self._storage_dtype, schedule)
 
     def _bind(self, weights: PolicyWeights, version: int) -> None:
@@ -212,10 +223,10 @@ class DiffusionSampler:
         if self._bound != weights.checksum:
             self._bound = ""  # what is live has no name until this has gone well
             self._policy.bind(weights)
-            if weights.steps > 0 and not self._proved and _add_something(weights):
+            if weights.steps > 0 and weights.checksum not in self._proved and _add_something(weights):
                 probe = torch.randn((1, *self._latent_shape), generator=generator(0, "probe"))
-                prove_effect(self._policy, probe.to(self._policy.device), repeated(self._embed("a photo"), 1))
-                self._proved = True
+                prove_effect(self._policy, probe.to(self._policy.device), self._embedded(["a photo"]))
+                self._proved.add(weights.checksum)
             self._bound = weights.checksum
 
     def _pinned(self, noise: Tensor) -> Tensor:
@@ -253,9 +264,9 @@ class DiffusionSampler:
             stage=unit.stage,
             index=unit.group_indices[i],
             prompt=unit.prompts[i],
-            conditioning={name: embeds[name].cpu().numpy() for name in sorted(embeds)},
-            latents=latents[rows].cpu()[kept][:, self._stored].numpy(),
-            log_probs=log_probs[rows].cpu()[kept].numpy(),
+            conditioning={name: embeds[name].numpy().copy() for name in sorted(embeds)},
+            latents=latents[rows][kept][:, self._stored].numpy(),
+            log_probs=log_probs[rows][kept].numpy(),
             rewards=rewards[kept.numpy()],
             weights_version=weights.version,
             weights_checksum=weights.checksum,

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydense.core.transfers import to_device
 from raydense.core.types import ByStep, FloatArray
 
 RECENT = 128  # log-ratios of a step that are remembered
@@ -97,7 +98,7 @@ class AutoClip:
 
 def on_device(delta: float | FloatArray, device: torch.device) -> float | Tensor:
     """δ as a loss takes it; what `Clip.now` gave."""
-    return delta if isinstance(delta, float) else torch.from_numpy(delta).to(device)
+    return delta if isinstance(delta, float) else to_device(torch.from_numpy(delta), device)
 
 
 def tell(

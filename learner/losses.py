@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raydense.core.ranking import reward_order
+from raydense.core.transfers import to_device
 
 IMPOSSIBLE = -1e30  # a log-probability; finite, so that its gradient is 0 and no NaN
 
@@ -97,13 +98,14 @@ def marginal_plackett_luce_loss(logits: Tensor, rewards: Tensor) -> Tensor:
 def _sets_by_size(n: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
     """For each size below n: all sets of it, what they were before their last member came, and who that was.
 
-    Shapes [sets], [sets, size], [sets, size]. Kept, since a copy to a GPU waits for all that it has to do.
+    Shapes [sets], [sets, size], [sets, size].
     """
     tables = []
     for size in range(1, n):
         last = torch.tensor(list(combinations(range(n), size)))
         after = (1 << last).sum(-1)
-        tables.append((after.to(device), (after[:, None] - (1 << last)).to(device), last.to(device)))
+        before = after[:, None] - (1 << last)
+        tables.append((to_device(after, device), to_device(before, device), to_device(last, device)))
     return tables
 
 

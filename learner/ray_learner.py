@@ -60,26 +60,32 @@ class Learner:  # what Ray lists
     def listen(self, host: str) -> int:
         return self._gang.listen(host)
 
+    @ended_by_device_faults
     def join(self, host: str, port: int, timeout_s: float) -> None:
         self._gang.join(host, port, timeout_s)
 
+    @ended_by_device_faults
     def weights(self) -> PolicyWeights:
         return self._learner.weights()
 
+    @ended_by_device_faults
     def averaged(self) -> PolicyWeights | None:
         return self._learner.averaged()
 
+    @ended_by_device_faults
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
         self._learner.begin_stage(stage, groups)
 
+    @ended_by_device_faults
     def train(self, num_steps: int) -> list[StepMetrics]:
         keep_title("Learner.train")
-        with ended_by_device_faults():
-            return self._learner.train(num_steps)
+        return self._learner.train(num_steps)
 
+    @ended_by_device_faults
     def state_dict(self) -> Mapping[str, Any]:
         return self._learner.state_dict()
 
+    @ended_by_device_faults
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._learner.load_state_dict(state)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from learner.batching import BatchDraws
 from learner.transitions import TransitionBatch, transition_log_probs
+from raydense.core.transfers import to_device
 from raydense.core.types import FloatArray
 from raydense.diffusion.policy import Policy
 
@@ -47,12 +48,15 @@ class ReferenceCache:
 
     def look_up(self, part: TransitionBatch) -> Tensor:
         """log π_I of a micro-batch's draws, float32 [B, n, S]; what is not known is computed, in one call."""
-        known = self._known[_index(part.plan)]
+        if not self._enabled:
+            with self._policy.reference():
+                return transition_log_probs(self._policy, part).detach()[part.draws]
+        known, device = self._known[_index(part.plan)], part.draws.device
         missing = np.unique(part.places[np.isnan(known)])
-        values = torch.from_numpy(known).to(part.draws.device)
+        values = to_device(torch.from_numpy(known), device)
         if not missing.size:
             return values
-        which = torch.from_numpy(missing).to(part.draws.device)
+        which = to_device(torch.from_numpy(missing), device)
         with self._policy.reference():
             fresh = transition_log_probs(self._policy, part, which).detach()
         by_place = fresh.new_full((len(part.t),), torch.nan).index_copy(0, which, fresh)

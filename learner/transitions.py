@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learner.batching import BatchDraws
 from learner.rivals import group_advantages
+from raydense.core.transfers import to_device
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.noising import NoiseLevels
 from raydense.diffusion.policy import Policy
@@ -42,13 +43,12 @@ class Batch:
         return self.x_t[which], self.t[which], each(self.conditioning, lambda tensor: tensor[row])
 
     def to(self, device: torch.device) -> Self:
-        """Copies to a GPU are queued from pinned memory, in the order of its work: nothing waits for them."""
+        """The same batch on a device; nothing waits for the copies."""
         if device.type == "cpu":
             return self
-        pin = device.type == "cuda"
 
         def there(value: Tensor) -> Tensor:
-            return (value.pin_memory() if pin else value).to(device, non_blocking=pin)
+            return to_device(value, device)
 
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: dict[str, Any] = {name: there(value) for name, value in values.items() if isinstance(value, Tensor)}

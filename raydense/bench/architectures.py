@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED, SD15
 from raydense.rewards.clip import ClipScorer
 from raydense.tiny.networks import build_scheduler, build_tokenizer
-from raydense.wiring.policies import build_policy, compiles, family_for, policy_of
+from raydense.wiring.policies import build_policy, compiles, family_for, policy_of, records
 from raydense.wiring.scorers import build_scorer
 
 TOKENS = 77
@@ -63,6 +63,16 @@ class BenchModel:
         return load_config(None, self.preset, [*self.overrides, *overrides])
 
 
+_SD15 = BenchModel(
+    "single-prompt",
+    (),
+    cut=("steps.count=2", "steps.draws=1", "sampler.trajectories=2", "sampler.keep=2", "train.batch_groups=1"),
+    clip=VIT_H_14,
+    scorer="CLIP ViT-H/14 (HPSv2's size), random weights",
+    unet=SD15_FILES["unet"],
+    vae=SD15_FILES["vae"],
+    text=SD15_FILES["text_encoder"],
+)
 MODELS: Mapping[str, BenchModel] = {
     "tiny": BenchModel("tiny", ()),
     "unet-78m": BenchModel(
@@ -75,15 +85,11 @@ MODELS: Mapping[str, BenchModel] = {
         vae={**SD15_FILES["vae"], "block_out_channels": (64, 128, 256, 256)},
         text={"hidden_size": 320, "intermediate_size": 1280, "num_attention_heads": 5, "num_hidden_layers": 6},
     ),
-    "sd15": BenchModel(
-        "single-prompt",
-        (),
-        cut=("steps.count=2", "steps.draws=1", "sampler.trajectories=2", "sampler.keep=2", "train.batch_groups=1"),
-        clip=VIT_H_14,
-        scorer="CLIP ViT-H/14 (HPSv2's size), random weights",
-        unet=SD15_FILES["unet"],
-        vae=SD15_FILES["vae"],
-        text=SD15_FILES["text_encoder"],
+    "sd15": _SD15,
+    "sd15-multi": replace(
+        _SD15,
+        preset="multi-prompt",
+        overrides=("prompts.train=set://paper-train", "prompts.unseen=set://paper-unseen"),  # its own are a download
     ),
 }
 
@@ -103,7 +109,7 @@ def bench_policy(
     if compiled is None:  # as a run would have it
         compiled = compiles(config, device) if merged else config.policy.compile is True
     how: Any = {"merged": merged, "compiled": compiled}
-    how["recorded"] = merged and device.type == "cuda"
+    how["recorded"] = merged and records(config, device)
     if model.unet is None or model.vae is None or model.text is None:
         named = str(dtype).removeprefix("torch.")
         return build_policy(config, dtype=named, device=device, with_decoder=with_decoder, **how)

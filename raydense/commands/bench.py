@@ -13,14 +13,14 @@ from raydense.commands.common import Debug, Overrides, check_new_file, explained
 from raydense.core.messages import command
 from raydense.core.terminal import open_console
 
-EXAMPLE = """Example: `raydense bench --model sd15 --json bench.json`, then
+EXAMPLE = """Example: `raydense bench --model sd15-multi --json bench.json`, then
 `raydense train --preset multi-prompt --dry-run --rates bench.json`"""
 
 
 def bench(
     models: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="NAME", help="tiny, unet-78m or sd15; repeatable. Default: tiny."),
+        typer.Option("--model", metavar="NAME", help="tiny, unet-78m, sd15 or sd15-multi; repeatable. Default: tiny."),
     ] = None,
     overrides: Overrides = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed, after one to warm up.")] = 5,
@@ -31,8 +31,9 @@ def bench(
 ) -> None:
     """Measures sampler, learner and scorer on this device, without Ray: rates, work, memory, time by phase.
 
-    The models are the embedded one, a U-Net of 78 M parameters and Stable Diffusion 1.5's architecture; the last two
-    have random weights and download nothing. On a CPU they do less than their preset, and say so.
+    The models are the embedded one, a U-Net of 78 M parameters and Stable Diffusion 1.5's architecture with the work
+    units and batches of the single-prompt preset (sd15) or the multi-prompt one (sd15-multi); all but the first have
+    random weights and download nothing. On a CPU they do less than their preset, and say so.
     """
     with explained(debug):
         if json_file is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import ray
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
+P = ParamSpec("P")
+R = TypeVar("R")
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, LocalRayletDiedError)  # of a process
 
 
@@ -41,19 +43,24 @@ def hide_unreserved_gpus() -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-@contextmanager
-def ended_by_device_faults() -> Iterator[None]:
-    """Ends the process at a CUDA error, after which nothing more can be computed in it: another takes its place.
+def ended_by_device_faults(method: Callable[P, R]) -> Callable[P, R]:
+    """For an actor's methods: a CUDA error, after which nothing more can be computed in the process, ends it.
 
-    Memory that ran out is none of these: it is an exception like others.
+    Another takes its place. Memory that ran out is none of these: it is an exception like others. What fails on a GPU
+    is found out by whatever looks at it next, so that this belongs around every method.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        if "CUDA error" not in str(error):
-            raise
-        print(f"raydense: this process ends: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except RuntimeError as error:
+            if "CUDA error" not in str(error):
+                raise
+            print(f"raydense: this process ends: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    return guarded
 
 
 def node_name() -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from raydense.core.finite import all_finite
 from raydense.core.interfaces import NonFiniteError
 from raydense.core.seeding import derive_seed
+from raydense.core.transfers import to_cpu
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob, transition
@@ -98,7 +99,7 @@ class Policy:
             raise ValueError(f"policy.lora_targets={lora.target_modules} match nothing in the network")
         self._names = tuple(sorted(family.conditioning_shapes))
         self._empty = family.unconditional(texts) if family.guided else None
-        self._cast_empty()
+        self._null = self._cast_empty()
 
     @property
     def about(self) -> str:
@@ -163,15 +164,14 @@ class Policy:
     @contextmanager
     def in_float32(self) -> Iterator[None]:
         """Inside this context the policy predicts in float32, with the LoRA beside its weights, without gradients."""
-        dtype = self.dtype
+        kept = self.dtype, self._null  # the same tensors come back: recorded calls read where they lie
         with self.for_once(), self._lora.beside(), widened(self.network, self._parameters):
-            self.dtype = torch.float32
-            self._cast_empty()
             try:
+                self.dtype = torch.float32
+                self._null = self._cast_empty()
                 yield
             finally:
-                self.dtype = dtype
-                self._cast_empty()
+                self.dtype, self._null = kept
 
     @contextmanager
     def for_once(self) -> Iterator[None]:
@@ -187,9 +187,9 @@ class Policy:
         finally:
             self._graphs = graphs
 
-    def _cast_empty(self) -> None:
+    def _cast_empty(self) -> Conditioning:
         """The unconditional half's conditioning, in the network's dtype."""
-        self._null = each(self._empty or {}, lambda tensor: tensor.to(self.device, self.dtype))
+        return each(self._empty or {}, lambda tensor: tensor.to(self.device, self.dtype))
 
     def _live_tensors(self) -> dict[str, FloatArray]:
         return {n: p.detach().cpu().numpy().copy() for n, p in self._parameters.items()}
@@ -262,9 +262,9 @@ class Policy:
             scaled = scaled + shift
         slices = scaled.split(self._decode_batch or len(scaled))
         pixels = torch.cat([self.vae.decode(part).sample.float() for part in slices])
-        finite = all_finite(pixels)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        images: NDArray[np.uint8] = bytes_.permute(0, 2, 3, 1).cpu().numpy()
-        if not finite:  # read only here, where the device is done
+        here, finite = to_cpu([bytes_.permute(0, 2, 3, 1), all_finite(pixels)])
+        images: NDArray[np.uint8] = here.numpy()
+        if not finite:
             raise NonFiniteError("non-finite pixels (image decoder); try sampler.dtype=bfloat16 or float32")
         return images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raydense.core.finite import all_finite
 from raydense.core.interfaces import InertWeights
 from raydense.diffusion.policy import Policy
 from raydense.families.conditioning import Conditioning
@@ -17,8 +18,9 @@ FLOAT32 = 1e-4  # of the prediction's norm: merging W + ΔW in float32, under gu
 def prove_effect(policy: Policy, x: Tensor, conditioning: Conditioning) -> None:
     """Trained weights change a probe's prediction, and to what the LoRA beside the weights gives in float32.
 
-    The latter within `ROUNDING` times the dtype's error, plus `FLOAT32`; where nothing is merged, there is nothing to
-    compare. Costs two network calls and, merged, two more in float32.
+    The latter within `ROUNDING` times the dtype's error, plus `FLOAT32`; seen were at most 0.4 of that, with LoRAs that
+    move the prediction by up to a quarter. Where nothing is merged, there is nothing to compare, nor where the network
+    overflows, which its next chain tells. Costs two network calls and, merged, two more in float32.
     Args: x [1, C, H, W]; conditioning of one row.
     Raises: InertWeights; RuntimeError if they were merged wrongly.
     """
@@ -36,7 +38,7 @@ def prove_effect(policy: Policy, x: Tensor, conditioning: Conditioning) -> None:
                 f"weights version {policy.version} predict the same noise as the base model: training has had no "
                 "effect; look at train.lr, train.clip and log_ratio/clip_fraction"
             )
-        if policy.merged:
+        if policy.merged and all_finite(tuned):
             with policy.in_float32():
                 exact, exact_base = predictions()
             error, allowed = (tuned - exact).norm(), ROUNDING * (base - exact_base).norm() + FLOAT32 * exact.norm()

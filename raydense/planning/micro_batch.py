@@ -1,4 +1,4 @@
-"""`learner.micro_batch: auto`: as many tuples a U-Net call as the learner's memory takes."""
+"""What `auto` is in numbers: the tuples of the learner's calls that its memory takes, the prompts of a work unit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ class FreeGpu:
 
 
 def settled(config: Config, pipeline: PipelineFiles, learner_gpu: Callable[[Config], FreeGpu | None]) -> Config:
-    """The configuration with a number in the place of `auto`; any other is returned as it is.
+    """The configuration with numbers in the places of `auto`, so that every process and a resume have the same.
 
-    The parts of a batch are as few as fit, and as equal as may be.
+    `sampler.unit_prompts`: as many as fill a GPU, by a count of images that judging draws at once anyway, so that the
+    planned memory of a sampler holds them. `learner.micro_batch`: the parts of a batch are as few as fit, and as equal
+    as may be.
     Args: learner_gpu: looks at it; None where it has none.
     Raises: ConfigError if not even one tuple fits.
     """
+    if config.sampler.unit_prompts == "auto":
+        unit = {"unit_prompts": config.sampler.prompts_at_once}
+        config = config.model_copy(update={"sampler": config.sampler.model_copy(update=unit)})
     if config.learner.micro_batch != "auto":
         return config
     plan, gpu = plan_run(config, pipeline, None, tflops=1.0), learner_gpu(config)

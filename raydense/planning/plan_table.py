@@ -65,6 +65,8 @@ def _compiled(config: Config, sampled_rows: int) -> str:
     rows = f"{sampled_rows:,} rows of the network a sampler"
     if config.policy.compile != "auto":
         return "networks of samplers and learner" if config.policy.compile else "nothing"
+    if config.sampler.exact:
+        return "nothing: sampler.exact=true computes as the learner does"
     if sampled_rows >= COMPILING_PAYS:
         return f"networks of samplers, on a GPU with a compiler: {rows}"
     return f"nothing: {rows} are too few for it to pay"

@@ -244,7 +244,7 @@ def _about(config: Config, root: Path, mirror: Mirror | None, origin: Mapping[st
 
 @contextmanager
 def _settled(config: Config, pipeline: PipelineFiles, local: bool, about: Mapping[str, str]) -> Iterator[Config]:
-    """The configuration with `learner.micro_batch: auto` as a number, which is then the run's own."""
+    """The configuration with numbers in the places of `auto`, which are then the run's own."""
     if local or config.learner.micro_batch != "auto":
         yield settled(config, pipeline, local_gpu)
     else:

@@ -213,10 +213,18 @@ def sampled_rows(config: Config, family: Family) -> int:
 
 
 def compiles(config: Config, device: torch.device, files: PipelineFiles | None = None) -> bool:
-    """Whether the network of a sampler on this device is compiled. Args: files: as of `build_policy`."""
+    """Whether the network of a sampler on this device is compiled; of an exact one, only if the learner's is.
+
+    Args: files: as of `build_policy`.
+    """
     if config.policy.compile != "auto":
         return config.policy.compile
-    if device.type != "cuda":
+    if device.type != "cuda" or config.sampler.exact:
         return False
     family = read_family(config, fetch=False) if files is None else family_for(config, files)
     return sampled_rows(config, family) >= COMPILING_PAYS and lacking_compiler() is None
+
+
+def records(config: Config, device: torch.device) -> bool:
+    """Whether small calls of a sampler on this device are CUDA graphs, as the learner's never are."""
+    return device.type == "cuda" and config.policy.compile is not False and not config.sampler.exact

@@ -28,7 +28,7 @@ from raydense.diffusion.noising import NoiseLevels, make_noise_levels
 from raydense.diffusion.policy import Policy
 from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles
 from raydense.wiring.devices import resolve_device
-from raydense.wiring.policies import build_policy, compiles, initial_lora, resolved
+from raydense.wiring.policies import build_policy, compiles, initial_lora, records, resolved
 from raydense.wiring.scorers import build_scorer
 
 Handle = TypeVar("Handle")
@@ -47,7 +47,7 @@ def build_sampler(config: Config, name: str = "local", files: PipelineFiles | No
             with_decoder=True,
             merged=not config.sampler.exact,
             compiled=compiles(config, device, files),
-            recorded=device.type == "cuda" and config.policy.compile is not False,
+            recorded=records(config, device),
             files=files,
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]

@@ -302,6 +302,39 @@ class BaseModels(BaseModel):
         return report
 
 
+class OutOfMemory(BaseModel):
+    """As if the nodes of the first few samplers ran out of memory while these start."""
+
+    def __init__(self, marker: Path, often: int) -> None:
+        super().__init__("/models/sd")
+        self._marker, self._often = marker, often
+
+    def look(self, folders: Sequence[str] = ()) -> Callable[[], dict[str, str]]:
+        marker, often = self._marker, self._often
+
+        def report() -> dict[str, str]:
+            import ray
+
+            with marker.open("a+") as file:
+                file.write("x")
+                file.seek(0)
+                if len(file.read()) <= often:
+                    raise ray.exceptions.OutOfMemoryError("the node ran low on memory")
+            return {"unet": "of all"}
+
+        return report
+
+
+def test_a_sampler_that_its_node_took_down_while_it_started_is_started_anew(
+    make_fleet: Callable[..., RayFleet], tmp_path: Path
+) -> None:
+    fleet = make_fleet(sampler_factory(), 1, base=OutOfMemory(tmp_path / "starts", MAX_BUILD_FAILURES - 1))
+    assert sum(1 for _ in fleet.collect(units(3))) == 3
+    assert fleet.faults["unbuilt"] == MAX_BUILD_FAILURES - 1
+    with pytest.raises(Exception, match="the node ran low on memory"):
+        make_fleet(sampler_factory(), 1, base=OutOfMemory(tmp_path / "others", MAX_BUILD_FAILURES))
+
+
 def test_a_node_with_another_base_model_is_named_before_work_begins(
     make_fleet: Callable[..., RayFleet], tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def make_sampler(policy: Policy) -> Callable[..., DiffusionSampler]:
             "threads": 1,
         }
         scorer, monitors = changes.pop("scorer", Brightness()), changes.pop("monitors", ())
-        return DiffusionSampler(policy, scorer, monitors, **{**options, **changes})
+        return DiffusionSampler(changes.pop("policy", policy), scorer, monitors, **{**options, **changes})
 
     return make
 
@@ -392,6 +392,61 @@ def test_threads_of_the_process_come_back(
     before = torch.get_num_threads()
     make_sampler(threads=before + 1).sample(UNIT, initial)
     assert torch.get_num_threads() == before
+
+
+def test_a_units_prompts_are_embedded_while_another_is_denoised(
+    make_sampler: Callable[..., DiffusionSampler],
+    policy: Policy,
+    initial: PolicyWeights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    embedded, denoising = threading.Event(), threading.Event()
+    encode, decode = policy.encode, policy.decode
+
+    def told(prompt: str) -> Any:
+        if prompt == "a hen":
+            embedded.set()
+        return encode(prompt)
+
+    def patient(latents: torch.Tensor) -> np.ndarray:
+        denoising.set()
+        assert embedded.wait(60)
+        return decode(latents)
+
+    monkeypatch.setattr(policy, "encode", told)
+    monkeypatch.setattr(policy, "decode", patient)
+    sampler = make_sampler()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(sampler.sample, UNIT, initial)
+        assert denoising.wait(60)
+        second = pool.submit(sampler.render, RenderUnit(("a hen",), (0,), 0), initial)
+        assert (len(first.result()[1]), len(second.result().images)) == (2, 1)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_every_version_of_the_weights_is_proved(
+    make_policy: Callable[..., Policy],
+    make_sampler: Callable[..., DiffusionSampler],
+    initial: PolicyWeights,
+    perturbed: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    damaged: int,
+) -> None:
+    policy = make_policy(with_decoder=True, merged=True)
+    sampler, versions = make_sampler(policy=policy), [initial]
+    versions += [perturbed(policy, seed=version, version=version) for version in (1, 2)]
+    bind = policy.bind
+
+    def badly(weights: PolicyWeights) -> None:
+        bind(weights)
+        if weights.version == damaged:
+            next(m for name, m in policy.network.named_modules() if name.endswith("to_q")).weight.data *= -3
+
+    monkeypatch.setattr(policy, "bind", badly)
+    for weights in versions[:damaged]:
+        sampler.sample(replace(UNIT, weights_version=weights.version), weights)
+    with pytest.raises(RuntimeError, match=f"weights version {damaged}: merged into the network they predict another"):
+        sampler.sample(replace(UNIT, weights_version=damaged), versions[damaged])
 
 
 def test_embeddings_on_the_device_are_few(

@@ -15,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learner.batch_source import BatchSource
+from learner.gang import Gang
 from learner.transitions import TransitionBatch
 from raydense.config import Config
 from raydense.diffusion.policy import Policy
+from raydense.wiring.roles import make_batches
 
 
 class Published:
@@ -106,3 +109,9 @@ class Published:
 def _log_normal(x: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
     density = -((x.float() - mean) ** 2) / (2 * sigma**2) - sigma.log() - math.log(math.sqrt(2 * math.pi))
     return density.mean(dim=tuple(range(1, density.ndim)))
+
+
+def batch_source(config: Config, fetch: Any, device: torch.device) -> BatchSource[int]:
+    """The run's own draws, a batch in one part."""
+    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"micro_batch": None})})
+    return make_batches(whole, fetch, device, Gang(), config.stage.groups)

@@ -27,18 +27,23 @@ def fake_learner_factory() -> Callable[..., Any]:
             self._step = 0
             self._groups: Sequence[Any] = ()
 
+        def _check_device(self) -> None:
+            if self._groups is None:
+                raise RuntimeError("CUDA error: device-side assert triggered")
+
         def weights(self) -> PolicyWeights:
+            self._check_device()
             return PolicyWeights.of(self._step, {"a": np.full(2, self._step, np.float32)})
 
         def averaged(self) -> PolicyWeights | None:
             return None
 
         def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
+            self._check_device()
             self._groups = groups
 
         def train(self, num_steps: int) -> list[StepMetrics]:
-            if self._groups is None:
-                raise RuntimeError("CUDA error: device-side assert triggered")
+            self._check_device()
             arrays = self._fetch(self._groups)
             self._step += num_steps
             values = {
@@ -49,9 +54,11 @@ def fake_learner_factory() -> Callable[..., Any]:
             return [StepMetrics(self._step, values)]
 
         def state_dict(self) -> Mapping[str, Any]:
+            self._check_device()
             return {"step": self._step}
 
         def load_state_dict(self, state: Mapping[str, Any]) -> None:
+            self._check_device()
             if state["step"] == 666:
                 os._exit(1)
             if state["step"] == 667:
@@ -120,8 +127,11 @@ def test_its_death_is_told_apart_and_it_can_be_started_anew(learner: Any) -> Non
     assert learner.started().weights().version == 0  # in its first state: the caller restores a checkpoint
 
 
-def test_a_gpu_that_failed_is_the_death_of_its_process(learner: Any) -> None:
-    learner.load_state_dict({"step": 667})
-    with pytest.raises(LearnerDied):
-        learner.train(1)
-    assert learner.started().weights().version == 0
+def test_a_gpu_that_failed_is_the_death_of_its_process_whoever_finds_it_out(learner: Any) -> None:
+    for method, *arguments in (
+        ("weights",), ("begin_stage", 0, []), ("train", 1), ("state_dict",), ("load_state_dict", {"step": 1}),
+    ):  # fmt: skip
+        learner.load_state_dict({"step": 667})
+        with pytest.raises(LearnerDied):
+            getattr(learner, method)(*arguments)
+        assert learner.started().weights().version == 0

@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner, on_cpu
+from learner import losses, references, sgd_learner
+from learner.clips import AutoClip
+from learner.references import ReferenceCache
+from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
+from raydense.core.transfers import to_device
 from raydense.core.types import Position, TrajectoryGroup
+from raydense.diffusion.live_lora import LoraBeside
 from raydense.diffusion.policy import Policy
+from raydense.families.conditioning import each
 from raydense.records.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 
 Groups = list[TrajectoryGroup]
@@ -249,10 +257,84 @@ def test_the_run_seed_decides_the_batches(
     assert rows[0] == rows[1] != rows[2]
 
 
-def test_the_state_of_a_gpu_travels_as_cpu_tensors() -> None:
-    """A GPU's tensors are stood in for by tensors that know their device and hold nothing."""
+class Copies(TorchDispatchMode):
+    """How many tensors are copied from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        given = [value.device for value in args if isinstance(value, torch.Tensor)]
+        self.count += isinstance(result, torch.Tensor) and bool(given) and given != [result.device] * len(given)
+        return result
+
+
+class Reached(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("cached", "clip", "ties", "copies"),
+    [
+        (False, 0.05, "random", 0),
+        (False, 0.05, "marginal", 2 * 3 * 2),  # in each of two parts, tables of sets of one and of two trajectories
+        (False, AutoClip(4, 0.1, 0.0), "random", 1),
+        (True, 0.05, "random", 2 * 2),  # in each of two parts: what is known, and which is not
+    ],
+)
+def test_a_step_waits_for_its_device_at_its_end_alone(
+    begin: Callable[..., tuple[Policy, Learner]],
+    monkeypatch: pytest.MonkeyPatch,
+    cached: bool,
+    clip: Any,
+    ties: str,
+    copies: int,
+) -> None:
+    """A device without content stands in: what is read from it, or depends on a value there, is an error."""
+    policy, learner = begin(clip=clip, ties=ties, tuple_size=3, micro_batch=2, reg_to_pi_old=True)
+    drawn = learner._batches.take(0)
+    device, network = torch.device("meta"), policy.network.to("meta")
+    policy.device, policy.schedule, policy._lora = device, policy.schedule.to(device), LoraBeside(network)
+    policy._parameters, policy._null = policy._lora.parameters, each(policy._null, lambda tensor: tensor.to(device))
+    parts = [(rows, part.to(device)) for rows, part in drawn.parts]
+    learner._references = ReferenceCache(policy, groups=5, keep=3, enabled=cached)
+    queued = []
+
+    def queue(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
+        queued.append(tensor)
+        return to_device(tensor, where)
+
+    def read(tensors: Any) -> None:
+        assert {tensor.device for tensor in tensors.values()} == {device}
+        raise Reached
+
+    for module in (references, sgd_learner, losses):
+        monkeypatch.setattr(module, "to_device", queue)
+    monkeypatch.setattr(sgd_learner, "_read", read)
+    monkeypatch.setattr(losses, "_sets_by_size", losses._sets_by_size.__wrapped__)  # keeps none of them
+    with Copies() as seen, pytest.raises(Reached):
+        learner._accumulate_gradient(replace(drawn, parts=parts))
+    assert (seen.count, len(queued)) == (copies, copies)
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+
+
+def test_the_state_of_a_gpu_travels_as_cpu_tensors(begin: Callable[..., tuple[Policy, Learner]]) -> None:
+    """A GPU's moments are stood in for by tensors that know their device and hold nothing; the reader refuses them."""
+    _, learner = begin()
+    learner.train(1)
     with FakeTensorMode():
-        moments = {"step": torch.zeros((), device="cuda"), "exp_avg": torch.zeros(3, device="cuda")}
-        state = on_cpu({"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]})
-    assert {tensor.device.type for tensor in state["state"][0].values()} == {"cpu"}
-    assert state["param_groups"] == [{"lr": 1e-3, "params": [0]}]
+        for state in learner._optimizer.state.values():
+            state.update({name: torch.zeros(value.shape, device="cuda") for name, value in state.items()})
+    travelling, seen = learner.state_dict(), []
+
+    def receive(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            assert value.device.type == "cpu", "there is no GPU here"
+            seen.append(value)
+
+    tree_map(receive, {**travelling, "weights": dict(travelling["weights"].tensors)})
+    count = len(learner.policy.parameters())
+    assert len(seen) > 3 * count  # step and two moments each, and what the references know
+    assert travelling["optimizer"]["param_groups"][0]["params"] == list(range(count))

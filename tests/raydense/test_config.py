@@ -111,6 +111,7 @@ def test_the_last_of_equal_overrides_wins(small_file: Path) -> None:
         ("train.objective=policy_gradient", "objective=policy_gradient needs log-probabilities that the sampler comp"),
         ("train.kl=0.1", "train.kl=0.1 is not read by train.objective=dense_preference; leave it at 0.0"),
         ("train.dpo_beta=3", "train.dpo_beta=3.0 is not read by train.objective=dense_preference; leave it at 5000.0"),
+        ("train.reg_to_pi_old=true", "as the learner does; set sampler.exact=true too"),
         ("sampler.keep=5", "keep=5 exceeds trajectories=4; lower keep"),
         ("sampler.keep=1", "sampler.keep=1: input should be greater than or equal to 2"),
         ("sampler.storage_dtype=bfloat16", "input should be 'float16' or 'float32'"),
@@ -137,6 +138,11 @@ def test_a_mistake_is_explained_in_a_line(small_file: Path, override: str, said:
         load_config(small_file, overrides=[override])
     assert said in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_reference_out_of_the_sampler_needs_one_that_computes_as_the_learner_does() -> None:
+    config = load_config(overrides=["train.reg_to_pi_old=true", "sampler.exact=true"])
+    assert (config.train.reg_to_pi_old, config.sampler.exact) == (True, True)
 
 
 def test_a_scorers_name_may_have_a_dot_inside() -> None:

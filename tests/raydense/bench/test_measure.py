@@ -19,6 +19,7 @@ from raydense.cli import app
 from raydense.config import load_config
 from raydense.planning.dry_run import count_transitions
 from raydense.planning.footprint import denoiser_footprint
+from raydense.planning.units import read_prompt_sets
 from raydense.wiring.policies import lora_config, read_family
 
 SMALL = ["sampler.unit_prompts=2", "train.batch_groups=2", "learner.micro_batch=2"]
@@ -149,7 +150,7 @@ def test_bad_input_is_found_before_the_work(arguments: list[str], said: str, tmp
 def test_help_names_the_models_and_shows_an_example() -> None:
     text = re.sub(r"[│\s]+", " ", invoke("bench", "--help").stdout)
     assert all(name in text for name in MODELS)
-    assert "raydense bench --model sd15 --json bench.json" in text
+    assert "raydense bench --model sd15-multi --json bench.json" in text
 
 
 def test_a_cpu_does_less_unless_told_and_the_rate_stays_that_of_the_whole_chain() -> None:
@@ -161,6 +162,18 @@ def test_a_cpu_does_less_unless_told_and_the_rate_stays_that_of_the_whole_chain(
     assert (told.config.steps.count, told.steps) == (4, 4)
     (tiny,) = plan_workloads(["tiny", "tiny"], devices)
     assert tiny.cut == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "preset", "prompts", "tuples"), [("sd15", "single-prompt", 6, 4), ("sd15-multi", "multi-prompt", 2, 32)]
+)
+def test_a_presets_own_work_units_and_batches_are_measured(model: str, preset: str, prompts: int, tuples: int) -> None:
+    measured, own = MODELS[model].config(), load_config(None, preset)
+    assert measured == own.model_copy(update={"prompts": measured.prompts})
+    whole = ["steps.count=50", f"sampler.trajectories={own.sampler.trajectories}", f"train.batch_groups={tuples}"]
+    (job,) = plan_workloads([model], ["sampler.device=cpu", "learner.device=cpu", *whole])
+    assert (len(job.units[0].prompts), job.config.train.batch_tuples) == (prompts, tuples)
+    assert job.units[0].prompts[0] in read_prompt_sets(job.config).train
 
 
 def test_the_largest_scorer_is_hpsv2s_architecture() -> None:

@@ -52,8 +52,13 @@ def test_what_ray_says_of_a_dead_process_is_a_death(name: str) -> None:
     assert issubclass(getattr(ray.exceptions, name), DEATHS)
 
 
-def test_only_a_failed_device_ends_the_process() -> None:
-    with pytest.raises(RuntimeError, match="CUDA out of memory"), ended_by_device_faults():
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-    with pytest.raises(ValueError, match="CUDA error"), ended_by_device_faults():
-        raise ValueError("CUDA error")
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ValueError("CUDA error")]
+)
+def test_only_a_failed_device_ends_the_process(error: Exception) -> None:
+    @ended_by_device_faults
+    def work() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        work()

@@ -21,6 +21,7 @@ from learner.references import ReferenceCache
 from learner.transitions import gather_transitions
 from raydense.cli import app
 from raydense.core.types import PolicyWeights
+from raydense.diffusion import compiler
 from raydense.diffusion.flow import Levels
 from raydense.diffusion.kernel import make_schedule
 from raydense.diffusion.loading import load_policy
@@ -64,6 +65,23 @@ def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_siz
     assert graphs[0] > 4  # of each kind of block, with a LoRA and without
     assert graphs == graphs[:1] * 3
     assert not counters["graph_break"]
+
+
+def test_code_for_more_kinds_of_calls_than_are_allowed_is_an_error_and_no_eager_call(
+    make_policy: Make, perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_function = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend="eager"))
+    monkeypatch.setattr(compiler, "VERSIONS", 1)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        policy = make_policy(compiled=True)
+        policy.bind(perturbed(policy))
+        arguments = torch.randn(2, 4, 8, 8), torch.tensor([0, 1]), repeated(policy.encode("a cat"), 2)
+        with torch.no_grad():
+            policy.predict(*arguments)
+            policy.predict(*arguments)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit, match="fullgraph"):
+            policy.predict(*arguments)  # with a gradient
 
 
 @pytest.mark.slow

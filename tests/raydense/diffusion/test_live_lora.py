@@ -145,12 +145,36 @@ def test_in_float32_everything_is_merged(make_policy: Make, trained: Callable[..
     assert adapted(load(make_policy, trained(scale=SMALL), merged=True)) == 0
 
 
+def places(policy: Policy) -> dict[str, int]:
+    """Where in memory lies what a call reads, beside its inputs."""
+    read = {**dict(policy.network.named_parameters()), **dict(policy.network.named_buffers()), **policy._null}
+    return {name: tensor.data_ptr() for name, tensor in read.items()}
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
-def test_merged_weights_keep_their_place_in_memory(make_policy: Make, trained: Callable[..., PolicyWeights]) -> None:
-    policy = load(make_policy, trained(), merged=True, dtype=torch.bfloat16)
-    places = {name: p.data_ptr() for name, p in policy.network.named_parameters()}
+def test_what_a_recorded_call_reads_keeps_its_place_in_memory(
+    make_policy: Make, trained: Callable[..., PolicyWeights], inputs: Any, dtype: torch.dtype, merged: bool
+) -> None:
+    policy = load(make_policy, trained(), merged=merged, dtype=dtype)
+    before, null = places(policy), policy._null
+    assert "prompt_embeds" in before
+
+    def stayed() -> bool:
+        return places(policy) == before and policy._null is null  # a place that was freed may be given out again
+
     policy.bind(trained(scale=0.2))
-    assert {name: p.data_ptr() for name, p in policy.network.named_parameters()} == places
+    assert stayed()
+    x, _, embeds = inputs
+    prove_effect(policy, x[:1], each(embeds, lambda tensor: tensor[:1]))
+    assert stayed()
+    with policy.reference():
+        policy.predict(*inputs)
+    assert stayed()
+    with pytest.raises(KeyError), policy.in_float32():
+        raise KeyError
+    assert stayed()
 
 
 class _Calls(TorchDispatchMode):

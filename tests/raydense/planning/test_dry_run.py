@@ -21,10 +21,11 @@ from raydense.pipelines.pipeline_files import read_pipeline
 from raydense.planning.dry_run import check_and_plan, size
 from raydense.planning.footprint import decoder_footprint
 from raydense.planning.plan_table import _compiled
-from raydense.wiring.policies import build_policy, read_family, sampled_rows
+from raydense.wiring.policies import build_policy, compiles, read_family, records, sampled_rows
 from raydense.wiring.roles import build_sampler
 
 ROWS = "rows of the network a sampler"
+EXACT = "sampler.exact=true"
 LARGE = ("sdxl", "sd35-medium", "flux-dev")
 BETAS, EPS, SEED = (0.9, 0.999), 1e-8, 42
 PAPER: dict[str, dict[str, Any]] = {
@@ -215,6 +216,8 @@ def test_every_preset_passes(name: str) -> None:
         ),
         ("multi-prompt", ["sampler.guidance_scale=1", "policy.compile=true"], "networks of samplers and learner"),
         ("multi-prompt", ["policy.compile=false"], "nothing"),
+        ("multi-prompt", [EXACT], "nothing: sampler.exact=true computes as the learner does"),
+        ("multi-prompt", [EXACT, "policy.compile=true"], "networks of samplers and learner"),
         ("tiny", [], f"nothing: 16,000 {ROWS} are too few for it to pay"),
         ("flux-dev", [], f"networks of samplers, on a GPU with a compiler: 1,200,000 {ROWS}"),
     ],
@@ -222,6 +225,28 @@ def test_every_preset_passes(name: str) -> None:
 def test_what_is_compiled_where_is_said_beforehand(preset: str, settings: list[str], said: str) -> None:
     config = load_config(None, preset, settings)
     assert _compiled(config, sampled_rows(config, read_family(config, fetch=False))) == said
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings", "device", "compiled", "recorded"),
+    [
+        ("multi-prompt", [], "cuda:0", True, True),
+        ("multi-prompt", [], "cpu", False, False),
+        ("multi-prompt", ["policy.compile=false"], "cuda:0", False, False),
+        ("multi-prompt", [EXACT], "cuda:0", False, False),
+        ("multi-prompt", [EXACT, "policy.compile=true"], "cuda:0", True, False),
+        ("tiny", [], "cuda:0", False, True),
+        ("tiny", ["policy.compile=true"], "cpu", True, False),
+    ],
+)
+def test_a_samplers_network_is_compiled_where_it_pays(
+    preset: str, settings: list[str], device: str, compiled: bool, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, preset, settings)
+    assert compiles(config, torch.device(device)) is compiled
+    assert records(config, torch.device(device)) is recorded
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert compiles(config, torch.device(device)) is (compiled and config.policy.compile is True)
 
 
 def test_a_machine_reads_the_plan() -> None:

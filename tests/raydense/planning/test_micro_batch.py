@@ -1,4 +1,4 @@
-"""`learner.micro_batch: auto`: what fits the memory, the same on every CPU, and a number in the run's configuration."""
+"""`auto`: what fits the memory or fills the device, the same on every CPU, and a number in the run's configuration."""
 
 from __future__ import annotations
 
@@ -83,6 +83,19 @@ def test_on_a_cpu_it_is_the_same_everywhere(config: Config) -> None:
     assert settled(large, files, without_gpu).learner.micro_batch == 1
 
 
+@pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
+def test_a_units_prompts_are_a_number_too_and_need_no_memory_that_judging_does_not(preset: str) -> None:
+    config = load_config(None, preset, ["learner.micro_batch=1"])
+    files = replace(PIPELINE, parts={**PIPELINE.parts, **PUBLISHED[SD15][1]})
+    result = settled(config, files, without_gpu)
+    assert (config.sampler.unit_prompts, result.sampler.unit_prompts) == ("auto", 32 // config.sampler.trajectories)
+    assert result == config.model_copy(update={"sampler": result.sampler})
+    assert settled(result, files, without_gpu) == result
+    one = load_config(None, preset, ["learner.micro_batch=1", "sampler.unit_prompts=1", "policy.compile=false"])
+    planned = [plan_run(some, files, None, tflops=1.0).sampler_gpu_bytes for some in (config, result, one)]
+    assert planned[0] == planned[1] <= planned[2]
+
+
 def test_what_fits_nowhere_is_one_line(config: Config) -> None:
     with pytest.raises(ConfigError, match=r"^learner.micro_batch=auto: a single tuple needs about .*, but its GPU"):
         settled(config, PIPELINE, on_a_gpu(1e6))
@@ -111,12 +124,15 @@ def test_a_run_records_the_number_and_its_result_is_that_of_the_number(
     runs, stage = {}, {**small_values["stage"], "count": 1}
     for micro_batch in ("auto", 4):
         file, out = tmp_path / f"{micro_batch}.yaml", tmp_path / f"run-{micro_batch}"
-        file.write_text(yaml.safe_dump({**small_values, "stage": stage, "learner": {"micro_batch": micro_batch}}))
+        sampler = {**small_values["sampler"], "unit_prompts": "auto" if micro_batch == "auto" else 8}
+        learner = {"micro_batch": micro_batch}
+        file.write_text(yaml.safe_dump({**small_values, "stage": stage, "learner": learner, "sampler": sampler}))
         result = CliRunner().invoke(app, ["train", "--local", str(file), "--out", str(out)])
         assert result.exit_code == 0, result.output
         runs[micro_batch] = out
     recorded = yaml.safe_load((runs["auto"] / "config.yaml").read_text())
     assert recorded["learner"]["micro_batch"] == 4  # of a batch of 4
+    assert recorded["sampler"]["unit_prompts"] == 8  # of 4 trajectories each
     for name in ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl", "config.yaml"):
         assert (runs["auto"] / name).read_bytes() == (runs[4] / name).read_bytes()
 

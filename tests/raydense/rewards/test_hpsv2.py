@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as vision
+from hpsv2_files import SMALL, write_hpsv2
 from PIL import Image
 
 from raydense.config import ConfigError
@@ -25,11 +26,6 @@ from raydense.rewards import hpsv2
 from raydense.rewards.hpsv2 import HPSv2Scorer, check_checkpoint, open_clip
 
 PROMPTS = ("a cat", "A dog on the moon, oil on canvas", "a cat", "", "a very long prompt, " * 40)
-SMALL = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
-}
 CPU = torch.device("cpu")
 
 
@@ -44,20 +40,9 @@ def small_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(open_clip(antialias).factory._MODEL_CONFIGS, "ViT-H-14", SMALL)
 
 
-def save_random_weights(path: Path) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = open_clip(False).create_model("ViT-H-14")
-        if model.visual.conv1.weight.shape[0] < 100:  # so small a network hardly sees its input otherwise
-            for parameter in model.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-    torch.save({"epoch": 1, "state_dict": model.state_dict()}, path)
-    return path
-
-
 @pytest.fixture
 def checkpoint(small_architecture: None, tmp_path: Path) -> Path:
-    return save_random_weights(tmp_path / "weights.pt")
+    return write_hpsv2(tmp_path / "weights.pt")
 
 
 @pytest.fixture
@@ -295,7 +280,7 @@ def test_the_full_model_equals_the_packages_own_score(
 
     plain: `test_equals_the_packages_own_score`, of a small model.
     """
-    weights = save_random_weights(tmp_path / "weights.pt")
+    weights = write_hpsv2(tmp_path / "weights.pt")
     images, prompts = pictures(2, 512, 512), PROMPTS[:2]
     scores = HPSv2Scorer("s", checkpoint=str(weights), device=CPU).score(images, prompts)
     expected = package_score(images, prompts, weights, antialias=False)
