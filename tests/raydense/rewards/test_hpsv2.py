@@ -291,10 +291,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_full_model_equals_the_packages_own_score(
     tmp_path: Path, package_score: Callable[..., list[float]]
 ) -> None:
-    """ViT-H-14, 986 million random parameters; needs 10 GB of memory and 4 GB of disk.
-
-    plain: `test_equals_the_packages_own_score`, of a small model.
-    """
+    """plain: `test_equals_the_packages_own_score`. Here ViT-H-14, at random; takes 10 GB of memory, 4 GB of disk."""
     weights = save_random_weights(tmp_path / "weights.pt")
     images, prompts = pictures(2, 512, 512), PROMPTS[:2]
     scores = HPSv2Scorer("s", checkpoint=str(weights), device=CPU).score(images, prompts)
