@@ -106,8 +106,7 @@ def gather_noised(plan: BatchDraws, groups: Sequence[TrajectoryGroup], levels: N
     assert plan.noise is not None
     shape = (*plan.trajectories.shape, plan.steps.shape[1])
     row, k, draw = (index.reshape(-1) for index in np.indices(shape))
-    last = groups[0].log_probs.shape[1]
-    clean = _stack(groups[r].state(i, last) for r, i in zip(row, plan.trajectories.numpy()[row, k], strict=True))
+    clean = _stack(groups[r].final(i) for r, i in zip(row, plan.trajectories.numpy()[row, k], strict=True))
     noise, level = plan.noise[row, draw], plan.steps[row, draw]
     places = np.arange(len(row)).reshape(shape)
     return NoisedBatch(

@@ -145,6 +145,11 @@ class TrajectoryGroup:
         state: NDArray[np.generic] = self.latents[trajectory, index - self.first_step]
         return state
 
+    def final(self, trajectory: int) -> NDArray[np.generic]:
+        """x_T of a trajectory, [C, H, W], which is stored whichever steps are."""
+        state: NDArray[np.generic] = self.latents[trajectory, -1]
+        return state
+
     @property
     def nbytes(self) -> int:
         arrays = (self.latents, self.log_probs, self.rewards, *self.conditioning.values())

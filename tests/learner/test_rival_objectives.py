@@ -17,7 +17,7 @@ from learner.objective import Measured
 from learner.rival_objectives import DiffusionDPO, PolicyGradient
 from learner.sgd_learner import SGDLearner
 from learner.transitions import NoisedBatch, TransitionBatch, gather_noised
-from raydense.core.types import TrajectoryGroup
+from raydense.core.types import TrajectoryGroup, stored_states
 from raydense.diffusion.noising import NoiseLevels, make_noise_levels
 from raydense.diffusion.policy import Policy
 
@@ -210,6 +210,15 @@ def test_a_pair_shares_its_levels_and_its_noise(groups: list[TrajectoryGroup], l
                 left.append((batch.x_t[drawn] - signal[drawn] * clean) / amount[drawn])
             torch.testing.assert_close(left[0], left[1], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(left[0], batch.target[here[0]], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("drawn", [range(1, 3), range(2), range(4)], ids=str)
+def test_the_final_latents_are_found_whichever_states_are_stored(
+    drawn: range, groups: list[TrajectoryGroup], levels: NoiseLevels
+) -> None:
+    stored = stored_states(drawn, 4)
+    fewer = [replace(group, latents=group.latents[:, stored], first_step=drawn.start) for group in groups]
+    assert torch.equal(noised(fewer, levels).x_t, noised(groups, levels).x_t)
 
 
 def test_a_tied_pair_costs_nothing_unless_ties_are_broken_at_random(
