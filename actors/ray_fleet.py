@@ -224,7 +224,10 @@ class RayFleet:
         member = self._starting.pop(ref)
         try:
             self._base.admit(member.name, *ray.get(ref))
-        except (*DEATHS, ConfigError, RayTaskError) as error:
+        except RayTaskError as error:
+            self._replace(member, error.cause or error)
+            return
+        except (*DEATHS, ConfigError) as error:
             self._replace(member, error)
             return
         member.alive = True
