@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,19 @@ def test_bytes_as_people_read_them(count: float, text: str) -> None:
     assert size(count) == text
 
 
+LARGE_PLANS: dict[str, dict[str, Any]] = {
+    # A row: 2 D² × (24 blocks of 12 on 1,024 tokens, 13 of 4 more, 23 of 12 on 333 of text), D = 1536, its attention
+    # 0.36 TFLOP, its LoRA 0.04; 20 rows and a decoding of 2.5
+    "sd35-medium": {"flops": 52.0, "learner_gb": 20},
+    # a U-Net of 2.98 TMAC as published, without attention's products; 100 rows and a decoding of 10
+    "sdxl": {"flops": 650, "learner_gb": 30},
+    # A row: 2 D² × (19 + 38 blocks of 12) on 1,536 tokens, D = 3072, its attention 1.65 TFLOP, its LoRA 0.12; 10 rows
+    # and a decoding. The learner: 24 GB of weights, and what checkpointing leaves of the activations.
+    "flux-dev": {"flops": 218.5, "learner_gb": 30},
+}
+PLANNED_IN_S = 30  # of one core; some 10 for each, where nothing else runs
+
+
 @pytest.mark.parametrize(
     ("preset", "network", "parameters", "conditioning"),
     [
@@ -281,9 +295,14 @@ def test_bytes_as_people_read_them(count: float, text: str) -> None:
 def test_a_large_model_is_planned_by_its_published_files(
     preset: str, network: str, parameters: int, conditioning: int
 ) -> None:
+    started = time.process_time()
     result = CliRunner().invoke(app, ["train", "--preset", preset, "--dry-run", "--log-format", "json"])
     assert result.exit_code == 0, result.output
+    assert time.process_time() - started < PLANNED_IN_S
     plan, config = json.loads(result.stdout), load_config(None, preset)
+    close = 0.1 if preset == "sdxl" else 0.01
+    assert plan["image_flops"] / 1e12 == pytest.approx(LARGE_PLANS[preset]["flops"], rel=close)
+    assert plan["learner_gpu_bytes"] / 1e9 < LARGE_PLANS[preset]["learner_gb"]
     assert (plan["network"], plan["unet_parameters"]) == (network, parameters)
     channels, states = (4, 51) if preset == "sdxl" else (16, 10 if preset == "sd35-medium" else 11)
     size, kept, steps = config.sampler.latent_size, config.sampler.keep, config.steps.count
