@@ -25,7 +25,6 @@ from raydense.core.memory import memory_advice
 from raydense.core.ranking import rank_positions
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
-from raydense.core.transfers import to_cpu, to_device
 from raydense.core.types import (
     FloatArray,
     GroupMeta,
@@ -40,6 +39,7 @@ from raydense.core.types import (
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob
 from raydense.diffusion.policy import Policy
 from raydense.diffusion.proof import prove_effect
+from raydense.diffusion.transfers import to_cpu, to_device
 from raydense.families.conditioning import Conditioning, each, stacked
 
 EMBEDDINGS = 64  # prompts whose embeddings stay on the device

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from raydense.core.transfers import to_device
 from raydense.core.types import ByStep, FloatArray
+from raydense.diffusion.transfers import to_device
 
 RECENT = 128  # log-ratios of a step that are remembered
 ENOUGH = 32  # of a step and its neighbours together, before anything is clipped there

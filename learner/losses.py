@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raydense.core.ranking import reward_order
-from raydense.core.transfers import to_device
+from raydense.diffusion.transfers import to_device
 
 IMPOSSIBLE = -1e30  # a log-probability; finite, so that its gradient is 0 and no NaN
 

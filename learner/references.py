@@ -11,9 +11,9 @@ from torch import Tensor
 
 from learner.batching import BatchDraws
 from learner.transitions import TransitionBatch, transition_log_probs
-from raydense.core.transfers import to_device
 from raydense.core.types import FloatArray
 from raydense.diffusion.policy import Policy
+from raydense.diffusion.transfers import to_device
 
 
 class ReferenceCache:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from learner.batching import BatchDraws
 from learner.rivals import group_advantages
-from raydense.core.transfers import to_device
 from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.noising import NoiseLevels
 from raydense.diffusion.policy import Policy
+from raydense.diffusion.transfers import to_device
 from raydense.families.conditioning import Conditioning, each
 
 

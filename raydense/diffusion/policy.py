@@ -15,12 +15,12 @@ from torch import Tensor
 from raydense.core.finite import all_finite
 from raydense.core.interfaces import NonFiniteError
 from raydense.core.seeding import derive_seed
-from raydense.core.transfers import to_cpu
 from raydense.core.types import FloatArray, PolicyWeights, tensor_checksum
 from raydense.diffusion.compiler import CudaGraphs, compile_blocks
 from raydense.diffusion.kernel import Schedule, gaussian_log_prob, transition
 from raydense.diffusion.live_lora import LiveLora, LoraBeside, MergedLora
 from raydense.diffusion.noising import NoiseLevels
+from raydense.diffusion.transfers import to_cpu
 from raydense.diffusion.widening import widened
 from raydense.families.conditioning import Conditioning, each
 from raydense.families.family import Family, Texts

@@ -124,6 +124,8 @@ class IdleLearner:
     def weights(self) -> PolicyWeights:
         return PolicyWeights.of(self._step, {"a": np.full(8, self._step, np.float32)})
 
+    def averaged(self) -> None: ...
+
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None: ...
 
     def train(self, num_steps: int) -> list[StepMetrics]:

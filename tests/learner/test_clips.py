@@ -111,9 +111,7 @@ def test_a_step_that_is_skipped_leaves_it_as_it_was(
 ) -> None:
     policy = make_policy()
     groups = make_groups(policy, count=5, keep=4)
-    learner = make_learner(
-        policy, batch_groups=5, clip=AutoClip(4, 0.3, floor=0.0), reg_to_pi_init=False, reg_to_pi_old=True
-    )
+    learner = make_learner(policy, batch_groups=5, clip=AutoClip(4, 0.3, floor=0.0), to_init=False, to_old=True)
     learner.begin_stage(0, groups)
     learner.train(2)
     before = learner.state_dict()["clip"]

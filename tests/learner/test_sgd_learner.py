@@ -14,14 +14,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from learner import losses, references, sgd_learner
+from learner import clips, losses, references, sgd_learner
 from learner.clips import AutoClip
 from learner.references import ReferenceCache
 from learner.sgd_learner import MAX_SKIPPED, NonFiniteStepError, SGDLearner
-from raydense.core.transfers import to_device
 from raydense.core.types import Position, TrajectoryGroup
 from raydense.diffusion.live_lora import LoraBeside
 from raydense.diffusion.policy import Policy
+from raydense.diffusion.transfers import to_device
 from raydense.families.conditioning import each
 from raydense.records.checkpoint_files import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -293,13 +293,14 @@ def test_a_step_waits_for_its_device_at_its_end_alone(
     copies: int,
 ) -> None:
     """A device without content stands in: what is read from it, or depends on a value there, is an error."""
-    policy, learner = begin(clip=clip, ties=ties, tuple_size=3, micro_batch=2, reg_to_pi_old=True)
+    policy, made = begin(clip=clip, ties=ties, tuple_size=3, micro_batch=2, to_old=True)
+    learner: Any = made
     drawn = learner._batches.take(0)
     device, network = torch.device("meta"), policy.network.to("meta")
     policy.device, policy.schedule, policy._lora = device, policy.schedule.to(device), LoraBeside(network)
     policy._parameters, policy._null = policy._lora.parameters, each(policy._null, lambda tensor: tensor.to(device))
     parts = [(rows, part.to(device)) for rows, part in drawn.parts]
-    learner._references = ReferenceCache(policy, groups=5, keep=3, enabled=cached)
+    learner._objective._references = ReferenceCache(policy, groups=5, keep=3, enabled=cached)
     queued = []
 
     def queue(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
@@ -310,7 +311,7 @@ def test_a_step_waits_for_its_device_at_its_end_alone(
         assert {tensor.device for tensor in tensors.values()} == {device}
         raise Reached
 
-    for module in (references, sgd_learner, losses):
+    for module in (references, clips, losses):
         monkeypatch.setattr(module, "to_device", queue)
     monkeypatch.setattr(sgd_learner, "_read", read)
     monkeypatch.setattr(losses, "_sets_by_size", losses._sets_by_size.__wrapped__)  # keeps none of them

@@ -123,8 +123,8 @@ def test_a_base_that_is_not_there_is_named_with_the_file(tmp_path: Path, text: s
     ("text", "said"),
     [
         ("preset: tiny\nstages: {count: 2}", "stages is not a setting; allowed here: name"),
-        ("preset: tiny\ntrain: {cilp: 2}", "train.cilp is not a setting; allowed here: batch_groups"),
-        ("preset: tiny\ntrain: {preset: tiny}", "train.preset is not a setting; allowed here: batch_groups"),
+        ("preset: tiny\ntrain: {cilp: 2}", "train.cilp is not a setting; allowed here: objective, batch_groups"),
+        ("preset: tiny\ntrain: {preset: tiny}", "train.preset is not a setting; allowed here: objective, batch_groups"),
         ("preset: tiny\ntrain:", "train is empty; give its settings, or remove it where a base has them"),
         (
             "preset: tiny\nreward: {scorer: }",

@@ -93,6 +93,7 @@ def test_a_transformers_blocks_compile_whole_and_predict_the_same(
     perturbed: Callable[..., PolicyWeights],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """plain: `test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_sizes`, of a U-Net."""
     compile_function = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend="eager"))
     directory = make_once(f"kind-{kind}", write)

@@ -225,9 +225,9 @@ def test_a_learner_keeps_no_text_encoder_and_guides_as_a_sampler_does(make_confi
 def test_a_clip_by_step_begins_above_three_times_its_dtypes_noise(
     dtype: str, make_config: Callable[..., Config]
 ) -> None:
-    clip: Any = build_learner(
-        make_config("sd", train={"clip": "auto"}, learner={"dtype": dtype}), fetch=lambda groups: groups
-    )._clip
+    config = make_config("sd", train={"clip": "auto"}, learner={"dtype": dtype})
+    learner: Any = build_learner(config, fetch=lambda groups: groups)
+    clip = learner._objective._clip
     clip.observe(np.zeros((1, 1), np.int64), np.full((1, 64, 1), 1e-9, np.float32))
     assert clip.now()[0] == pytest.approx({"bfloat16": 3e-3, "float16": 1.5e-4, "float32": 1e-9}[dtype])
 

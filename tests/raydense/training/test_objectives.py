@@ -39,7 +39,7 @@ SIZES = {
     "replay": {"segments": True, "keep_segments": True},
     "evaluate": {"prompts": 1, "images_per_prompt": 2, "grid_prompts": 1, "grid_images": 1},
 }
-PROBES = 2 * 2  # calls that prove a sampler's new weights: tuned and base, both halves of guidance
+PROBES = 2 * 2 * 2  # rows that prove two versions of trained weights: tuned and base, both halves of guidance
 
 
 def invoke(*arguments: str | Path) -> Any:

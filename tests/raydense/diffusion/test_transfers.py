@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from raydense.core.transfers import to_cpu, to_device
+from raydense.diffusion.transfers import to_cpu, to_device
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
