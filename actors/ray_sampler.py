@@ -35,8 +35,8 @@ class Sampler:  # what Ray lists
         return node_name(), self._look()
 
     def __repr__(self) -> str:
-        """What Ray lists, and begins this process's log with."""
-        return repr(self._sampler)
+        """What Ray lists, and begins this process's log with; it asks one that cannot be built, too."""
+        return repr(self._sampler) if hasattr(self, "_sampler") else "Sampler"
 
     @ended_by_device_faults
     def sample(self, unit: WorkUnit, weights: PolicyWeights) -> tuple[UnitReport | TrajectoryGroup, ...]:

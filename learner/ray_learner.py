@@ -48,8 +48,8 @@ class Learner:  # what Ray lists
         self._learner = factory(fetch_groups, self._gang)
 
     def __repr__(self) -> str:
-        """What Ray lists, and begins this process's log with."""
-        return repr(self._learner)
+        """What Ray lists, and begins this process's log with; it asks one that cannot be built, too."""
+        return repr(self._learner) if hasattr(self, "_learner") else "Learner"
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())

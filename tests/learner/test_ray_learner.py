@@ -113,6 +113,18 @@ def test_another_base_model_than_the_runs_is_refused(ray_cluster: None, pipeline
     assert base.known == model_checksums(str(pipeline_dir), None, LEARNED_WITH)
 
 
+def test_one_that_cannot_be_built_says_why(ray_cluster: None) -> None:
+    from learner.ray_learner import RayLearner
+
+    def broken(*_: Any) -> Any:
+        raise FileNotFoundError("policy.model=nowhere: cannot load its unet")
+
+    learner = RayLearner(broken, num_cpus=0.5, num_gpus=0, patience_s=60.0)
+    with pytest.raises(LearnerDied, match=r"policy\.model=nowhere: cannot load its unet"):
+        learner.started()
+    learner.shutdown()
+
+
 def test_its_errors_are_the_drivers(learner: Any) -> None:
     with pytest.raises(ValueError, match="a step below 0"):
         learner.load_state_dict({"step": -1})
