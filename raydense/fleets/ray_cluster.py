@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+import grpc
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
@@ -67,6 +68,7 @@ def _connect(about: Mapping[str, str]) -> None:
             with _loopback_only(), starting_here():
                 ray.init(address="local", **options)
         else:
+            _probe_token(address)
             _warn_if_open(address, ray.init(address=address, **options).dashboard_url)
     except AuthenticationError as error:
         raise ConfigError(f"{where}: {str(error).split('.')[0]}; {TOKEN_ADVICE}") from None
@@ -166,6 +168,27 @@ def _probe(address: str) -> None:
             f"RAY_ADDRESS={address}: nothing answers there ({error}); correct it, start the cluster, or unset it for a "
             "private one"
         ) from None
+
+
+def _probe_token(address: str) -> None:
+    """Asks a head for what every program asks first, with the token that Ray would take; without a right one Ray itself
+    tries twenty times, and logs each. Raises: ConfigError if we are refused for it.
+    """
+    if address in ("", "auto", "local") or "//" in address:
+        return
+    try:
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+    except ImportError:  # of another Ray, which then tells for itself
+        return
+    headers = AuthenticationTokenLoader.instance().get_token_for_http_header()  # empty without RAY_AUTH_MODE=token
+    with grpc.insecure_channel(address) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+        try:
+            ask(b"", timeout=PROBE_S, metadata=tuple(headers.items()))
+        except grpc.RpcError as error:  # any other one is for Ray to tell
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                reason = "its token is another one" if headers else "it asks for a token"
+                raise ConfigError(f"RAY_ADDRESS={address}: the cluster refuses us: {reason}; {TOKEN_ADVICE}") from None
 
 
 def check_resources(config: Config, placement: Placement) -> None:

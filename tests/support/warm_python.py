@@ -47,6 +47,10 @@ MODULES = (
 )
 
 
+OWN = ("raydense", "actors", "learner")
+PATH, NOWHERE = list[str](), -1  # of a server: where modules are looked for, and a stream that leads nowhere
+
+
 @contextmanager
 def start_warm_python() -> Iterator[Path]:
     """The executable, for as long as the block lasts; where there is no Linux it is Python itself."""
@@ -55,7 +59,7 @@ def start_warm_python() -> Iterator[Path]:
         return
     # /tmp is short, as the path of a socket must be
     with tempfile.TemporaryDirectory(prefix="warm-", dir="/tmp", ignore_cleanup_errors=True) as root:
-        directory = _home(Path(root))
+        directory = make_home(Path(root))
         command = [REAL, __file__, directory]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
             assert server.stdout and server.stdout.readline() == b"ready\n"
@@ -74,11 +78,11 @@ def process_of(client: subprocess.Popen[Any]) -> int:
     return int(file.read_text())
 
 
-def _home(root: Path) -> Path:
-    """A server's directory, with the executable and what that has to know."""
+def make_home(root: Path, real: str = REAL) -> Path:
+    """A server's directory, with the executable and what that has to know. real: Python itself."""
     directory = Path(tempfile.mkdtemp(dir=root))
     (directory / "environment").write_text(json.dumps(dict(os.environ)))
-    (directory / "python").write_text(f"#!{REAL} -IS\n{CLIENT.read_text('utf-8')}")
+    (directory / "python").write_text(f"#!{real} -IS\n{CLIENT.read_text('utf-8')}")
     (directory / "python").chmod(0o700)
     return directory
 
@@ -227,14 +231,14 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-def _serve(directory: Path) -> None:
+def serve(directory: Path, real: str = REAL) -> None:
     """Ends with the process that started it, and in every forked process as that process's program does."""
     server, owner = Server(directory), os.dup(0)
     print("ready", flush=True)
     while True:
         request = server.next_process(owner)
         _become(request)
-        directory = _home(directory.parent)
+        directory = make_home(directory.parent, real)
         server, (owner, own_end) = Server(directory), os.pipe()
         if os.fork():
             break
@@ -247,14 +251,22 @@ def _serve(directory: Path) -> None:
     _end(_exit_code(request["arguments"]))
 
 
-if __name__ == "__main__":
+def warm_up(*, own: bool = True) -> None:
+    """Imports what `serve`'s processes are to have. own: our packages, too; else each imports them for itself."""
+    global PATH, NOWHERE
     NOWHERE = os.open(os.devnull, os.O_RDWR)
     PATH = [part for part in sys.path[1:] if part not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     for module in MODULES:
         import_module(module)
     assert "ray" not in sys.modules, "it reads its environment as it is imported"
+    for module in [] if own else [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        del sys.modules[module]
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # Arrow has a thread
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _serve(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    warm_up()
+    serve(Path(sys.argv[1]))

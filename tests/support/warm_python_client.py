@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-HERE, REAL = os.path.dirname(sys.argv[0]), sys.executable
+HERE, REAL = os.path.dirname(os.path.realpath(sys.argv[0])), sys.executable
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AT_LOADING = ("HF_", "LANG", "LC_", "OMP_", "PYTHON", "TORCH_", "TRANSFORMERS_")  # variables that modules read then
 HARMLESS = ("HF_TOKEN", "PYTHONBREAKPOINT", "PYTHONIOENCODING", "PYTHONPATH")  # read when used, or heeded by the server
@@ -23,7 +23,8 @@ def taken(arguments, environment):
         before = json.load(file)
     names = {n for n in {*before, *environment} if n.startswith(AT_LOADING) and n not in HARMLESS}
     program = arguments[0] if arguments else ""
-    known = program == "-c" or program.endswith(SCRIPTS) or arguments[:2] == ["-m", "raydense.cli"]
+    inline = program == "-c" and "from multiprocessing" not in arguments[1]  # that one inherits open files
+    known = inline or program.endswith(SCRIPTS) or arguments[:2] == ["-m", "raydense.cli"]
     return known and all(before.get(name) == environment.get(name) for name in names)
 
 
@@ -57,7 +58,8 @@ def stand_in(arguments):
 def main():
     arguments = sys.argv[1:]
     if not taken(arguments, os.environ):
-        os.execv(REAL, [REAL, *arguments])
+        # where this stands in for an environment's Python, what the process starts in turn shall be asked for here, too
+        os.execv(REAL, [sys.argv[0] if os.path.islink(sys.argv[0]) else REAL, *arguments])
     code = stand_in(arguments)
     if code < 0:
         if -code in PASSED_ON:

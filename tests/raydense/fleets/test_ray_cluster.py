@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import ray
 
@@ -20,6 +22,7 @@ from raydense.fleets.ray_cluster import TESTED_RAY, _matches, check_resources, r
 from raydense.planning.placement import Placement, place
 
 pytestmark = pytest.mark.ray
+TOKEN = "0123456789abcdef" * 4
 
 
 @pytest.mark.parametrize(
@@ -60,12 +63,54 @@ def test_a_cluster_that_refuses_us(error: Exception, said: str, monkeypatch: pyt
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
-    monkeypatch.setattr("raydense.fleets.ray_cluster._probe", lambda address: None)
+    for probe in ("_probe", "_probe_token"):
+        monkeypatch.setattr(f"raydense.fleets.ray_cluster.{probe}", lambda address: None)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with pytest.raises(ConfigError, match=r"^RAY_ADDRESS=10.0.0.1:6379: ") as caught, ray_session():
         pass
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """The address of a server that takes only calls with one token, as a head does."""
+
+    def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if ("authorization", f"Bearer {TOKEN}") not in context.invocation_metadata():
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+        return b""
+
+    class Anything(grpc.GenericRpcHandler):  # type: ignore[misc]
+        def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), handlers=[Anything()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"), [(None, "it asks for a token"), ("ab" * 32, "its token is another one"), (TOKEN, None)]
+)
+def test_a_token_is_asked_for_before_ray_asks_twenty_times(
+    head: str, ours: str | None, said: str | None, tmp_path: Path
+) -> None:
+    program = "import sys; from raydense.fleets.ray_cluster import _probe_token; _probe_token(sys.argv[1])"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["HOME"] = str(tmp_path)
+    if ours:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ours}
+    command = [sys.executable, "-c", program, head]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    if said is None:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        last = done.stderr.splitlines()[-1]
+        assert f"RAY_ADDRESS={head}: the cluster refuses us: {said}; set RAY_AUTH_MODE=token" in last
 
 
 def test_an_error_of_ray_itself_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:

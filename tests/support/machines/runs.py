@@ -1,0 +1,177 @@
+"""Runs of raydense on a cluster of hosts: submitted by the client, written to a shared directory, read from here."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from machines.cluster import Cluster
+from machines.host import HOME, ROOT, wait_until
+
+SHARED, MODELS = Path("/mnt/shared"), Path("/mnt/models")  # as hosts see them
+RESULT = ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl", "scores.json")  # whose bytes must not change
+ON_GPU_NODES = {  # deploy/README.md's settings
+    "samplers.num_gpus": 1,
+    "samplers.labels.raydense/role": "sampler",
+    "learner.num_gpus": 1,
+}
+SCORER = """
+import json, socket, time
+from pathlib import Path
+
+HERE = Path({here!r})
+
+def note(what, **more):
+    host = socket.gethostname()
+    with open(HERE / what / host, "a") as file:
+        file.write(json.dumps({{"host": host, "time": time.time(), **more}}) + chr(10))
+
+def score(images, prompts):
+    note("begun")
+    began = time.monotonic()
+    while time.monotonic() - began < float((HERE / "pace").read_text()):  # as long as a unit shall take now
+        time.sleep(0.05)
+    note("done", images=len(images))
+    return images.mean(axis=(1, 2, 3)) / 255
+"""
+
+
+def on_the_hosts(values: dict[str, Any]) -> dict[str, Any]:
+    """A small configuration whose files lie where hosts see them."""
+    kept = {key: value for key, value in values.items() if key != "samplers"}
+    kept["policy"] = {**kept["policy"], "model": str(MODELS / "pipeline")}
+    kept["prompts"] = {name: str(MODELS / f"{name}.txt") for name in ("train", "unseen")}
+    return kept
+
+
+class Runs:
+    """Args: shared: the directory of this machine that hosts see as `SHARED`. values: of every configuration."""
+
+    def __init__(self, cluster: Cluster, shared: Path, values: dict[str, Any]) -> None:
+        self._cluster, self._shared, self._values = cluster, shared, values
+        for package in ("raydense", "actors", "learner"):
+            shutil.copytree(ROOT / package, shared / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def project(self, name: str, *, pace_s: float = 0.0, **updates: Any) -> Path:
+        """A working directory on the client: the code, a configuration, the user's own scorer."""
+        for notes in ("begun", "done"):
+            (self._shared / name / notes).mkdir(parents=True)
+        (self._shared / name / "pace").write_text(str(pace_s))
+        place = Path(name)
+        self._cluster.client.run(f"cp -r {SHARED}/code {place}")
+        values = {**self._values, "name": name, "learner": {"device": "cpu"}}  # the hosts' GPUs are not real
+        values["sampler"] = {**values["sampler"], "device": "cpu"}
+        values["reward"] = {"scorer": {"kind": "callable", "name": "bright", "target": "bright:score"}}
+        for key, value in updates.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        self._cluster.client.write(place / "config.yaml", yaml.safe_dump(values))
+        self._cluster.client.write(place / "bright.py", SCORER.format(here=str(SHARED / name)))
+        return HOME / place
+
+    def calm(self, project: Path) -> Path:
+        """The same configuration on the client alone, without Ray; its run directory, as seen from here."""
+        name = f"{project.name}/calm"
+        (self._shared / project.name / "pace").write_text("0")
+        self._cluster.client.run(
+            f"cd {project} && python -m raydense.cli train --local config.yaml --out {SHARED}/{name}", timeout_s=900
+        )
+        return self._shared / name
+
+    def begin(self, project: Path, *, out: str = "", variables: Mapping[str, str] = {}, **settings: Any) -> Run:
+        """`ray job submit --working-dir`, followed. out: another place than the shared directory. variables: its
+        environment's.
+        """
+        wanted = {**ON_GPU_NODES, "samplers.count": 2, **settings}
+        options = " ".join(f"--set {key}={value}" for key, value in wanted.items())
+        return self._submit(project, f"config.yaml {options} --out {out or self._out(project)}", variables)
+
+    def resume(self, project: Path) -> Run:
+        return self._submit(project, f"--resume {self._out(project)}", {})
+
+    def _out(self, project: Path) -> str:
+        return f"{SHARED}/{project.name}/run"
+
+    def _submit(self, project: Path, arguments: str, variables: Mapping[str, str]) -> Run:
+        out = self._shared / project.name / "run"
+        log = out.with_name(f"job-{len(list(out.parent.glob('job-*')))}")
+        environment = shlex.quote(json.dumps({"env_vars": dict(variables)}))
+        options = [f"--working-dir {project}", f"--runtime-env-json {environment}"]
+        command = f"python -m raydense.cli train {arguments}"
+        return Run(out, self._cluster.begin_job(log, "submit", *options, "--", command), log)
+
+
+class Run:
+    """A job under way, and what it leaves in `out`."""
+
+    def __init__(self, out: Path, job: subprocess.Popen[bytes], log: Path) -> None:
+        self.out, self.job, self.log = out, job, log
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def ended(self) -> bool:
+        return self.job.poll() is not None
+
+    def pace(self, seconds: float) -> None:
+        """How long the scorer takes for a unit from now on."""
+        new = self.out.parent / "new-pace"
+        new.write_text(str(seconds))
+        new.replace(self.out.parent / "pace")
+
+    def until(self, holds: Callable[[], Any], what: str, timeout_s: float = 600) -> float:
+        """Seconds until it holds. Raises: AssertionError if the run ended before, or the time is over."""
+        began = time.monotonic()
+        wait_until(lambda: holds() or self.ended, timeout_s, f"{what}\n{self.said[-3000:]}", every_s=0.1)
+        assert holds(), f"the run ended before: {what}\n{self.said[-3000:]}"
+        return time.monotonic() - began
+
+    def finish(self, timeout_s: float = 900) -> str:
+        """What it said. Raises: AssertionError if it failed."""
+        self.job.wait(timeout_s)
+        assert self.job.returncode == 0, self.said[-4000:]
+        return self.said
+
+    def rows(self, name: str, **wanted: Any) -> list[dict[str, Any]]:
+        """Whole rows of `telemetry` or `metrics` that have these values."""
+        path = self.out / f"{name}.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+    def units(self, **wanted: Any) -> list[dict[str, Any]]:
+        return self.rows("telemetry", kind="unit", **wanted)
+
+    def calls(self, what: str = "done", since: float = 0.0) -> Counter[str]:
+        """Calls of the scorer by host, of those that were begun or done since then."""
+        files = (self.out.parent / what).iterdir()
+        notes = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return Counter(note["host"] for note in notes if note["time"] >= since)
+
+    def faults(self) -> Counter[str]:
+        """The fleet's own account over the whole run: deaths, hangs, lost, retried, resampled."""
+        counts: Counter[str] = Counter()
+        for row in self.rows("telemetry", kind="ledger"):
+            for key, value in row.items():
+                if key.startswith("fleet/") and key != "fleet/live_samplers":
+                    counts[key.removeprefix("fleet/")] = max(counts[key.removeprefix("fleet/")], int(value))
+        return +counts
+
+    def assert_same(self, calm: Path) -> None:
+        """The calm run's bytes, and a ledger that balances at the end of every stage."""
+        for name in RESULT:
+            assert (self.out / name).read_bytes() == (calm / name).read_bytes(), name
+        last = {row["stage"]: row for row in self.rows("telemetry", kind="ledger")}
+        assert last
+        for stage, row in last.items():
+            assert row["issued"] == row["finished"] == row["consumed"], f"stage {stage}: {row}"
