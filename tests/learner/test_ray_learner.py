@@ -119,7 +119,7 @@ def test_one_that_cannot_be_built_says_why(ray_cluster: None) -> None:
     def broken(*_: Any) -> Any:
         raise FileNotFoundError("policy.model=nowhere: cannot load its unet")
 
-    learner = RayLearner(broken, num_cpus=0.5, num_gpus=0, patience_s=60.0)
+    learner = RayLearner(broken, num_cpus=0.5, num_gpus=0, patience_s=300.0)
     with pytest.raises(LearnerDied, match=r"policy\.model=nowhere: cannot load its unet"):
         learner.started()
     learner.shutdown()
