@@ -24,6 +24,11 @@ ON_GPU_NODES = {  # deploy/README.md's settings
     "samplers.labels.raydense/role": "sampler",
     "learner.num_gpus": 1,
 }
+LARGE = {  # groups of 0.66 MB, below the size from which on the driver keeps them on disk and fetches them, too
+    "sampler": {"trajectories": 256, "keep": 256, "unit_prompts": 1, "guidance_scale": 1.0},
+    "stage": {"count": 2, "groups": 12, "steps": 4},
+    "train": {"batch_groups": 12},
+}
 SCORER = """
 import json, socket, time
 from pathlib import Path
