@@ -11,15 +11,10 @@ from pathlib import Path
 import pytest
 from machines.cluster import ADDRESSES, DASHBOARD, ROLES, Cluster
 from machines.host import ROOT, Host
-from machines.runs import Run, Runs
+from machines.runs import LARGE, Run, Runs
 
 pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(1500)]
 
-LARGE = {  # groups of 0.66 MB, below the size from which on the driver keeps them on disk and fetches them, too
-    "sampler": {"trajectories": 256, "keep": 256, "unit_prompts": 1, "guidance_scale": 1.0},
-    "stage": {"count": 2, "groups": 12, "steps": 4},
-    "train": {"batch_groups": 12},
-}
 IDLE_S = 5.0
 SECURITY = (ROOT / "deploy" / "SECURITY.md").read_text("utf-8")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from machines.cluster import Cluster
 from machines.host import wait_until
-from machines.runs import Run, Runs
+from machines.runs import LARGE, Run, Runs
 from machines.switch import CUT, FREE, Port, Way
 
 pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(1500)]
@@ -65,14 +66,31 @@ def test_a_short_cut_distance_and_loss_lose_nothing(cluster: Cluster, runs: Runs
     for stage in range(3):
         assert sorted(unit["unit"] for unit in run.units(stage=stage)) == list(range(16))
     assert set(run.calls()) == set(SAMPLERS)
-    print({kind: seconds(run, kind) for kind in ("sampling", "training")})
 
 
 def seconds(run: Run, phase: str) -> list[float]:
     """Of every stage."""
-    return [
-        round(row[f"phase/{phase}_s"], 1) for row in run.rows("telemetry", kind="phase") if f"phase/{phase}_s" in row
-    ]
+    return [row[f"phase/{phase}_s"] for row in run.rows("telemetry", kind="phase") if f"phase/{phase}_s" in row]
+
+
+def test_a_slow_link_holds_nobody_up_while_they_sample(cluster: Cluster, runs: Runs) -> None:
+    """Stage 2: one host at 10 Mbit/s. Its groups stay there until the learner wants them, and that waits for them."""
+    project = runs.project("slow", **LARGE)
+    run = runs.begin(project)
+    run.until(units(run, 0, 12), "a stage is sampled")
+    run.until(lambda: run.rows("metrics", kind="step", stage=0), "it is learned from")
+    cluster.hosts["sampler-1"].port.set(TEN_MBIT)
+    run.finish()
+    run.assert_same(runs.calm(project))
+    assert not run.faults()
+    (first, second), (before, learning) = seconds(run, "sampling"), seconds(run, "training")
+    shares = [Counter(unit["sampler"] for unit in run.units(stage=stage)) for stage in (0, 1)]
+    print(
+        f"sampling {first:.1f} s, then {second:.1f} s; training {before:.1f} s, then {learning:.1f} s; units {shares}"
+    )
+    assert second < 2 * first
+    (stored,) = (row["replay/bytes"] for row in run.rows("metrics", kind="stage", stage=1))
+    assert learning < before + 2 * stored / TEN_MBIT.bytes_a_second
 
 
 # -- hosts that are lost ---------------------------------------------------------------------------------------------

@@ -73,14 +73,14 @@ class Cluster:
     def start(self) -> None:
         """The head, then its workers, as `ray up` does with these files and commands."""
         self.client.write(".ray/auth_token", self.token)
-        self.start_head()
+        self.join("head")
         self._join_all()
         self.forward_dashboard()
 
     def restart(self) -> None:
         """As a head that was lost and `ray up` again: a new cluster of the same hosts."""
         self.hosts["head"].run("pkill -9 -f 'gcs_server|raylet'; sleep 1", check=False)
-        self.start_head()
+        self.join("head")
         self._join_all()
         wait_until(lambda: self.job("list", check=False).returncode == 0, 240, "the jobs API")
 
@@ -90,12 +90,8 @@ class Cluster:
             if name != "head":
                 self.join(name)
 
-    def start_head(self) -> None:
-        self._prepare("head")
-        self.hosts["head"].run(self._start_line("head"), **self._variables("head"))
-
     def join(self, name: str) -> None:
-        """Starts Ray on a worker's host, again if it does not come up in the half minute that Ray has for it."""
+        """Starts Ray on a host, again if it does not come up in the half minute that Ray has for it."""
         self._prepare(name)
         for tries_left in (2, 1, 0):
             host, variables = self.hosts[name], self._variables(name)

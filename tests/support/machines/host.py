@@ -19,7 +19,7 @@ INIT = Path(__file__).with_name("init.py")
 USER = "ubuntu"
 HOME = Path("/home") / USER
 HIDDEN = ("/tmp", "/var/tmp", "/home", "/root", "/mnt", "/dev/shm", "/run")
-PYTHON = {os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)}
+THE_SAME = {place: place for place in {os.path.realpath(sys.base_prefix), str(ROOT)} - {os.path.realpath(sys.prefix)}}
 
 
 class Host:
@@ -46,10 +46,7 @@ class Host:
         wanted = {
             "name": name,
             "hidden": HIDDEN,
-            "shown": {
-                **{place: place for place in PYTHON - {os.path.realpath(sys.prefix)}},
-                **{k: str(v) for k, v in shown.items()},
-            },
+            "shown": {**THE_SAME, **{place: str(source) for place, source in shown.items()}},
             "layered": [sys.prefix],
             "files": {
                 "/etc/hosts": "127.0.0.1 localhost\n" + "".join(f"{a} {n}\n" for n, a in names.items()),

@@ -22,7 +22,11 @@ RESULT = ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl", "scores.json
 ON_GPU_NODES = {  # deploy/README.md's settings
     "samplers.num_gpus": 1,
     "samplers.labels.raydense/role": "sampler",
-    "learner.num_gpus": 1,
+}
+LARGE = {  # groups of 0.66 MB, below the size from which on the driver keeps them on disk and fetches them, too
+    "sampler": {"trajectories": 256, "keep": 256, "unit_prompts": 1, "guidance_scale": 1.0},
+    "stage": {"count": 2, "groups": 12, "steps": 4},
+    "train": {"batch_groups": 12},
 }
 SCORER = """
 import json, socket, time
@@ -68,7 +72,8 @@ class Runs:
         (self._shared / name / "pace").write_text(str(pace_s))
         place = Path(name)
         self._cluster.client.run(f"cp -r {SHARED}/code {place}")
-        values = {**self._values, "name": name, "learner": {"device": "cpu"}}  # the hosts' GPUs are not real
+        learner = {"device": "cpu", "num_gpus": 1}  # the hosts' GPUs are not real
+        values = {**self._values, "name": name, "learner": learner}
         values["sampler"] = {**values["sampler"], "device": "cpu"}
         values["reward"] = {"scorer": {"kind": "callable", "name": "bright", "target": "bright:score"}}
         for key, value in updates.items():
@@ -153,10 +158,10 @@ class Run:
         return self.rows("telemetry", kind="unit", **wanted)
 
     def calls(self, what: str = "done", since: float = 0.0) -> Counter[str]:
-        """Calls of the scorer by host, of those that were begun or done since then."""
+        """Calls of the scorer by the cluster's host, of those that were begun or done since then."""
         files = (self.out.parent / what).iterdir()
         notes = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-        return Counter(note["host"] for note in notes if note["time"] >= since)
+        return Counter(note["host"] for note in notes if note["time"] >= since and note["host"] != "client")
 
     def faults(self) -> Counter[str]:
         """The fleet's own account over the whole run: deaths, hangs, lost, retried, resampled."""
