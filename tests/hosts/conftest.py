@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def namespaces() -> None:
 
 
 @pytest.fixture(scope="session")
-def models(pipeline_dir: Path, scorer_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models")
     shutil.copytree(pipeline_dir, directory / "pipeline")
     (directory / "train.txt").write_text("a cat\na dog\na red fox\n")
@@ -37,17 +37,11 @@ def models(pipeline_dir: Path, scorer_dir: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def make_cluster(namespaces: None, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    def make(**system: object) -> tuple[Cluster, Path]:
-        shared = tmp_path_factory.mktemp("shared")
-        return Cluster({str(SHARED): shared, str(MODELS): models}, {**SYSTEM, **system}), shared
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def cluster_and_shared(make_cluster: Callable[..., Any]) -> Iterator[tuple[Cluster, Path]]:
-    cluster, shared = make_cluster()
+def cluster_and_shared(
+    namespaces: None, models: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Cluster, Path]]:
+    shared = tmp_path_factory.mktemp("shared")
+    cluster = Cluster({str(SHARED): shared, str(MODELS): models}, SYSTEM)
     try:
         cluster.start()
         yield cluster, shared
@@ -61,5 +55,5 @@ def cluster(cluster_and_shared: tuple[Cluster, Path]) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def runs(cluster_and_shared: tuple[Cluster, Path], models: Path, small_values: dict[str, Any]) -> Runs:
+def runs(cluster_and_shared: tuple[Cluster, Path], small_values: dict[str, Any]) -> Runs:
     return Runs(*cluster_and_shared, on_the_hosts(small_values))

@@ -159,10 +159,6 @@ class Cluster:
         for host in hosts:
             assert server.stdout.readline() == "ready\n", f"no warm Python on {host.name}"
 
-    def trust(self, name: str) -> None:
-        """Gives a host the client's key."""
-        self.hosts[name].write(".ssh/id_ed25519", self.client.run("cat .ssh/id_ed25519").stdout)
-
     def _open_ssh(self) -> None:
         self.client.run("mkdir -m 700 .ssh && ssh-keygen -q -t ed25519 -N '' -f .ssh/id_ed25519")
         key = self.client.run("cat .ssh/id_ed25519.pub").stdout
