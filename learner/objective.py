@@ -159,10 +159,17 @@ def preference_loss(
             # drift from π_old; at a stage's first step, where θ is π_old, the noise of re-scoring
             "log_ratio/old_abs_mean": (log_probs - batch.old_log_probs).abs().flatten(1).mean(1),
             "logit_std": logits.detach(),  # [B, n]
-            "reward/gap": batch.rewards.amax(-1) - batch.rewards.amin(-1),
-            "reward/ties": tied.float(),  # tuples with equal rewards
+            **reward_metrics(batch.rewards),
         }
     return loss, values
+
+
+def reward_metrics(rewards: Tensor) -> dict[str, Tensor]:
+    """Of each tuple, whatever is learned from it. Args: rewards [B, n]. Returns: [B] each."""
+    return {
+        "reward/gap": rewards.amax(-1) - rewards.amin(-1),
+        "reward/ties": have_ties(rewards).float(),  # tuples with equal rewards
+    }
 
 
 def batch_metrics(values: Mapping[str, NDArray[np.float32]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from learner.batching import BatchDraws, Ties
 from learner.clips import Clip, on_device, tell
 from learner.losses import have_ties, pair_accuracy
-from learner.objective import CLIPPED, DISTANCES, Measured, batch_metrics
+from learner.objective import CLIPPED, DISTANCES, Measured, batch_metrics, reward_metrics
 from learner.rivals import clipped_surrogate, diffusion_dpo_loss, diffusion_dpo_margins, gaussian_kl
 from learner.transitions import NoisedBatch, TransitionBatch
 from raydense.core.types import ByStep
@@ -80,7 +80,7 @@ def _ratios(log_ratio: Tensor, limit: float | Tensor, part: TransitionBatch) -> 
         "ratio/mean": ratio.mean(dim=(1, 2)),
         "ratio/max": ratio.amax(dim=(1, 2)),
         "advantage/abs_mean": part.advantages.abs().mean(dim=1),
-        **_rewards(part),
+        **reward_metrics(part.rewards),
     }
 
 
@@ -118,7 +118,7 @@ class DiffusionDPO:
                 "error/model": errors.mean(dim=(1, 2)),
                 "error/initial": initial.mean(dim=(1, 2)),
                 "logit_std": logits,
-                **_rewards(part),
+                **reward_metrics(part.rewards),
             }
         return loss, values
 
@@ -135,10 +135,3 @@ class DiffusionDPO:
         """Mean squared error of each draw's prediction: float32 [b, 2, S]."""
         predicted = self._policy.predict(*part.given(), self._levels, guided=False)
         return ((predicted - part.target) ** 2).mean(dim=(1, 2, 3))[part.draws]
-
-
-def _rewards(part: TransitionBatch | NoisedBatch) -> dict[str, Tensor]:
-    return {
-        "reward/gap": part.rewards.amax(-1) - part.rewards.amin(-1),
-        "reward/ties": have_ties(part.rewards).float(),
-    }

@@ -132,7 +132,7 @@ class UNetWatch:
 
     def _watched(self, x_t: Tensor, *others: Any, guided: bool = True) -> Tensor:
         gradient = torch.is_grad_enabled()
-        self.rows[gradient] += len(x_t) * (2 if guided and self._family.guided else 1)
+        self.rows[gradient] += len(x_t) * (self._family.rows if guided else 1)
         self._timeline.mark(self._phases[gradient])
         output = self._predict(x_t, *others, guided=guided)
         if self._after is not None and gradient:

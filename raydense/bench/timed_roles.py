@@ -86,7 +86,7 @@ def measure_sampler(
         "steps_run": config.steps.count,
         "scorer": scorer.name,
         "unet_rows": watch.rows[False] / rounds,
-        "rows_a_latent": 2 if policy.family.guided else 1,
+        "rows_a_latent": policy.family.rows,
         "denoise_share": unet_flops * rounds / sum(p["denoise"] for p in phases) / rate,
         **_work(unet_flops + images * decoder.flops, phases, rate),
         **_setting(config.sampler.dtype, config.sampler.threads, device, memory),
@@ -134,7 +134,7 @@ def measure_learner(
         "micro_batch": config.learner.micro_batch,
         "unet_rows": watch.rows[True] / rounds,
         "reference_rows": watch.rows[False] / rounds,
-        "rows_a_latent": 2 if policy.family.guided else 1,
+        "rows_a_latent": policy.family.rows,
         **_work(watch.flops(config, dtype) / rounds, phases, rate),
         **_setting(config.learner.dtype, config.learner.threads, device, memory),
     }

@@ -28,7 +28,6 @@ from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.placement import place
 from raydense.planning.preflight import Found, check_inputs
 from raydense.planning.units import stage_units
-from raydense.wiring.policies import resolved
 from raydense.wiring.roles import build_learner, build_sampler
 
 NOISE_SHARE = 3  # times the error of a log-ratio: a clip below that cuts noise
@@ -125,11 +124,14 @@ def _trial(found: Found, plan: Plan) -> Iterator[Check]:
 
 
 def _log_ratio_noise(config: Config, policy: Policy, group: TrajectoryGroup) -> float:
-    """Root mean square over the denoising steps that the loss draws, for a LoRA as it is early in a run."""
+    """Root mean square over the denoising steps that the loss draws, for a LoRA as it is early in a run.
+
+    Args: config: resolved.
+    """
     weights = policy.weights()
     policy.bind(drifted(policy))
-    latents, steps = torch.from_numpy(group.latents[0].copy()).to(policy.device), resolved(config, policy.family).steps
-    drawn = steps.drawn  # of the others, some have no density
+    latents = torch.from_numpy(group.latents[0].copy()).to(policy.device)
+    drawn = config.steps.drawn  # of the others, some have no density
     t = torch.linspace(drawn[0], drawn[-1], min(NOISE_STEPS, len(drawn))).long().to(policy.device)
     at = t - group.first_step
     given = {name: torch.from_numpy(array.copy()).to(policy.device) for name, array in group.conditioning.items()}

@@ -94,11 +94,9 @@ def sweep(
         from raydense.evaluation.until_decided import Asked, most_seeds, name_rule, run_until_decided
         from raydense.training.stopping import StopRequested
 
-        given, asked = parse_seeds(seeds), Asked(compare, on, judge, max_seeds)
-        most = most_seeds(until_decided, asked, given)
+        given, asked, cells = parse_seeds(seeds), Asked(compare, on, judge, max_seeds), parse_grid(grid or [])
+        most, arms = most_seeds(until_decided, asked, given), parse_arms(arm or [], cells)
         all_seeds = more_seeds(given, most) if given and most else given
-        cells = parse_grid(grid or [])
-        arms = parse_arms(arm or [], cells)
         trials = plan_sweep(out, config_file, preset, overrides or [], cells, all_seeds, accept_changes, arms)
         settings = list(dict.fromkeys(trial.settings for trial in trials))
         first = find_setting("--against", against, settings) if against is not None else settings[0]

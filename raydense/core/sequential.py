@@ -2,18 +2,14 @@
 
 Lan and DeMets (Biometrika 70, 1983): the error that may be spent by n of N pairs is fixed beforehand, here 5 % · n / N
 (Kim and DeMets 1987, ρ = 1). The bounds are exact for Student's t, not the normal ones (Jennison and Turnbull 1991):
-the path of t under no difference hangs on neither mean nor spread, so it is simulated once. A mean with these bounds
-for a t quantile is a repeated confidence interval (Jennison and Turnbull 1989): in 95 % of sweeps, all of them hold.
+the path of t under no difference hangs on neither mean nor spread, so it is simulated once. `mean_interval` with these
+bounds is a repeated confidence interval (Jennison and Turnbull 1989): in 95 % of sweeps, all of them hold.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from raydense.core.statistics import Interval
+from numpy.typing import NDArray
 
 ERROR = 0.05  # of deciding at any look where there is no difference
 RESERVE = 0.001  # of it, for the error of the simulation: 0.0005 is one standard deviation
@@ -44,17 +40,6 @@ def bounds(first: int, most: int) -> tuple[float, ...]:
         spent = allowed
         found.append(bound)
     return tuple(found)
-
-
-def repeated_interval(values: ArrayLike, bound: float) -> Interval:
-    """Of the mean of values [n], at the look whose bound this is."""
-    flat = np.asarray(values, dtype=np.float64)
-    mean, margin = float(flat.mean()), bound * float(flat.std(ddof=1)) / math.sqrt(len(flat))
-    return Interval(mean, mean - margin, mean + margin)
-
-
-def excludes_zero(interval: Interval) -> bool:
-    return interval.low > 0 or interval.high < 0
 
 
 def _t(total: NDArray[np.float64], squares: NDArray[np.float64], pairs: int) -> NDArray[np.float64]:

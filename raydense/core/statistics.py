@@ -44,14 +44,19 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def side(self) -> str | None:
+        """Of 0, which lies outside; None where it may lie inside."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else None
+
     def as_dict(self) -> dict[str, float | None]:
         return {k: None if math.isnan(v) else v for k, v in asdict(self).items()}
 
 
-def mean_interval(values: ArrayLike) -> Interval:
-    """Student's interval of the mean of independent values [n]."""
+def mean_interval(values: ArrayLike, bound: float | None = None) -> Interval:
+    """Of the mean of independent values [n]: Student's, or with another bound of |t| in the place of his quantile."""
     flat = known_rows(values)
-    mean, margin = _mean(flat), _quantile(len(flat)) * _standard_error(flat)
+    mean, margin = _mean(flat), (_quantile(len(flat)) if bound is None else bound) * _standard_error(flat)
     return Interval(mean, mean - margin, mean + margin)
 
 

@@ -224,7 +224,7 @@ class Policy:
         """The network's output: float32 [N, C, H, W]. Args: as of `transition`; guided: False: as in pre-training."""
         times = (schedule or self.schedule).timesteps[t]
         learns = torch.is_grad_enabled() and not self._is_reference
-        self.rows["trained" if learns else "forward"] += len(x_t) * (2 if guided and self.family.guided else 1)
+        self.rows["trained" if learns else "forward"] += len(x_t) * (self.family.rows if guided else 1)
         if not guided:
             given = {name: tensor.to(self.dtype) for name, tensor in conditioning.items()}
             return self._run(x_t.to(self.dtype), times, given)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raydense.core.sequential import excludes_zero
 from raydense.core.statistics import Interval, mean_interval, pairs_needed, sign_test
 from raydense.evaluation.sweep import Settings, label
 
@@ -46,9 +45,7 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        if not excludes_zero(self.interval):
-            return "not decided"
-        return "higher" if self.interval.mean > 0 else "lower"
+        return self.interval.side or "not decided"
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,6 @@ sweep that is cut and goes on decides the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any
 
 from raydense.config import ConfigError
 from raydense.core.messages import first_few
-from raydense.core.sequential import bounds, excludes_zero, repeated_interval
-from raydense.core.statistics import Interval
+from raydense.core.sequential import bounds
+from raydense.core.statistics import Interval, mean_interval
 from raydense.evaluation.outcomes import outcomes
 from raydense.evaluation.paired import LAST_STEP
 from raydense.evaluation.sweep import Settings, Trial, find_setting, label
 from raydense.evaluation.sweep_runs import SweepRunner
+from raydense.files.durable import json_if_there
 from raydense.records.tables import shown, write_json
 
 FILE = "decision.json"
@@ -138,8 +138,7 @@ def fix_rule(out: Path, rule: Rule, trials: Sequence[Trial]) -> tuple[float, ...
 
 def read_decision(out: Path) -> Mapping[str, Any] | None:
     """What a sweep until decided wrote; None of another sweep."""
-    path = out / FILE
-    content: Mapping[str, Any] | None = json.loads(path.read_text("utf-8")) if path.is_file() else None
+    content: Mapping[str, Any] | None = json_if_there(out / FILE)
     return content
 
 
@@ -150,8 +149,8 @@ def looks(rule: Rule, limits: Sequence[float], differences: Mapping[int, float])
         seeds = rule.seeds[:count]
         if not all(seed in differences for seed in seeds):
             break
-        found.append(Look(count, repeated_interval([differences[seed] for seed in seeds], limit)))
-        if excludes_zero(found[-1].interval):
+        found.append(Look(count, mean_interval([differences[seed] for seed in seeds], limit)))
+        if found[-1].interval.side:
             break
     return found
 
@@ -172,7 +171,7 @@ def run_until_decided(out: Path, rule: Rule, trials: Sequence[Trial], runner: Sw
     while not runner.failed:
         found = looks(rule, limits, _differences(rule, both))
         _write_looks(out, found, len(rule.seeds))
-        if excludes_zero(found[-1].interval) or ready == len(rule.seeds):
+        if found[-1].interval.side or ready == len(rule.seeds):
             break
         seeds = rule.seeds[ready : ready + max(1, runner.jobs // 2)]
         more = [trial for trial in both if trial.seed in seeds]
@@ -198,7 +197,7 @@ def _differences(rule: Rule, both: Sequence[Trial]) -> dict[int, float]:
 
 def _write_looks(out: Path, found: Sequence[Look], most: int) -> None:
     last = found[-1]
-    verdict = None if not excludes_zero(last.interval) else "higher" if last.interval.mean > 0 else "lower"
+    verdict = last.interval.side
     rows = [{"seeds": look.seeds, **look.interval.as_dict()} for look in found]
     ended = verdict is not None or last.seeds == most
     write_json(out / FILE, {**(read_decision(out) or {}), "looks": rows, "ended": ended, "decided": verdict})

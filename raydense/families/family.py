@@ -105,6 +105,11 @@ class Family(ABC):
         return self.halves and self.guidance_scale != 1
 
     @property
+    def rows(self) -> int:
+        """Of the network that a latent takes in a call."""
+        return 2 if self.guided else 1
+
+    @property
     def takes_guidance(self) -> bool:
         """Whether a scale other than 1 changes what the network gives."""
         return True

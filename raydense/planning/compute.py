@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydense.config import Config
+from raydense.wiring.chains import judged_by
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,24 @@ class NetworkRows:
         }
 
 
-def planned_rows(config: Config, guided: bool, images: int, transitions: int, judged: int) -> NetworkRows:
+def planned_rows(config: Config, a_latent: int, images: int, transitions: int, judged: int) -> NetworkRows:
     """Before a run, of which the learner's rows are the most there can be: no draw comes twice.
 
     Args:
-        config: resolved. guided: whether a call has two halves.
+        config: resolved. a_latent: rows of a latent, `Family.rows`.
         images, judged: pictures that are learned from, and those that are judged.
         transitions: with a gradient, or noised pictures.
     """
-    trained = transitions * (_halves(guided) if config.train.draws_steps else 1)
+    trained = transitions * (a_latent if config.train.draws_steps else 1)
     return NetworkRows(
-        sampler=images * config.steps.count * _halves(guided),
+        sampler=images * config.steps.count * a_latent,
         learner_forward=trained if config.train.calls_initial else 0,
         learner_trained=trained,
-        judging=_judging(config, guided, judged),
+        judging=_judging(config, a_latent, judged),
     )
 
 
-def computed_rows(config: Config, guided: bool, rows: Iterable[Mapping[str, Any]], judged: int) -> NetworkRows:
+def computed_rows(config: Config, a_latent: int, rows: Iterable[Mapping[str, Any]], judged: int) -> NetworkRows:
     """After a run. Args: rows: of its metrics; the rest as of `planned_rows`."""
     groups, counts = 0, list[Mapping[str, int] | None]()
     for row in rows:
@@ -62,16 +63,12 @@ def computed_rows(config: Config, guided: bool, rows: Iterable[Mapping[str, Any]
     known = [count for count in counts if count is not None]
     whole = len(known) == len(counts)  # a run of earlier code may have begun without
     return NetworkRows(
-        sampler=groups * config.sampler.trajectories * config.steps.count * _halves(guided),
+        sampler=groups * config.sampler.trajectories * config.steps.count * a_latent,
         learner_forward=sum(count["forward"] for count in known) if whole else None,
         learner_trained=sum(count["trained"] for count in known) if whole else None,
-        judging=_judging(config, guided, judged),
+        judging=_judging(config, a_latent, judged),
     )
 
 
-def _halves(guided: bool) -> int:
-    return 2 if guided else 1
-
-
-def _judging(config: Config, guided: bool, images: int) -> int:
-    return images * (config.evaluate.steps or config.steps.count) * _halves(guided)
+def _judging(config: Config, a_latent: int, images: int) -> int:
+    return images * judged_by(config).count * a_latent

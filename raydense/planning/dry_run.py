@@ -101,7 +101,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     decoder = decoder_footprint(files["vae"] or {}, latent_size=(height, width), dtype=decoded_as)
     encoders = _encoder_bytes(config, files)
     group = group_bytes(config, channels * height * width, _conditioning_bytes(family))
-    rows = 2 if family.guided else 1
+    rows = family.rows
     lora_bytes = 4 * trained.lora_parameters
     images, judged = count_images(config), count_judged(config, sets)
     image_flops = config.steps.count * rows * rolled.flops + decoder.flops
@@ -115,7 +115,7 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         images=images,
         judged_images=judged,
         sampled_rows=sampled_rows(config, family),
-        network_rows=planned_rows(config, family.guided, images, count_transitions(config), judged),
+        network_rows=planned_rows(config, rows, images, count_transitions(config), judged),
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
         network=family.layout.called,

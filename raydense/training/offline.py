@@ -163,8 +163,8 @@ def train_offline(
                 run_stages(config, sets, fleet, learner, recorder)
         finally:
             recorder.close()
-    guided = family_for(config, found.pipeline).guided
-    rows = replace(computed_rows(config, guided, read_rows(run_dir.metrics), judged=0), sampler=0)
+    a_latent = family_for(config, found.pipeline).rows
+    rows = replace(computed_rows(config, a_latent, read_rows(run_dir.metrics), judged=0), sampler=0)
     summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline", rows)
     run_dir.write_summary(summary)
     run_dir.publish()

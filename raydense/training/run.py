@@ -174,8 +174,8 @@ class _Run:
         finally:
             recorder.close()
         wall_s = time.perf_counter() - self._started
-        guided, judged = family_for(self._config, self._pipeline).guided, count_judged(self._config, self._sets)
-        rows = computed_rows(self._config, guided, read_rows(self._dir.metrics), judged)
+        a_latent, judged = family_for(self._config, self._pipeline).rows, count_judged(self._config, self._sets)
+        rows = computed_rows(self._config, a_latent, read_rows(self._dir.metrics), judged)
         summary = summarise(self._config, before, after, recorder.seconds, wall_s, runner, rows, last_step)
         self._dir.write_scores(score_table(self._config, self._sets, before, after, last_step))
         self._dir.write_summary(summary)

@@ -208,7 +208,7 @@ def initial_lora(config: Config, layout: Layout, shapes: Mapping[str, tuple[int,
 def sampled_rows(config: Config, family: Family) -> int:
     """Rows of the network that a sampler computes to learn from."""
     images = config.stage.count * config.stage.groups * config.sampler.trajectories
-    rows = images * config.steps.count * (2 if family.guided else 1)
+    rows = images * config.steps.count * family.rows
     return rows // (config.samplers.max or config.samplers.count or 1)
 
 

@@ -21,6 +21,22 @@ from raydense.core.types import TrajectoryGroup
 from raydense.diffusion.policy import Policy
 
 
+@pytest.fixture(scope="module")
+def policy(make_policy: Callable[..., Policy], perturbed: Callable[..., Any]) -> Policy:
+    """A policy some way from the initial one, so that every ratio is away from 0."""
+    policy = make_policy()
+    policy.bind(perturbed(policy, scale=0.05))
+    return policy
+
+
+@pytest.fixture(scope="module")
+def groups(make_policy: Callable[..., Policy], make_groups: Callable[..., Any], perturbed: Callable[..., Any]) -> Any:
+    """Groups of an older policy."""
+    old = make_policy()
+    old.bind(perturbed(old, scale=0.04, seed=1))
+    return make_groups(old, count=3, keep=4)
+
+
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., TransitionBatch]:
     """One tuple of each group: make_batch(groups, tuple_size=3)."""

@@ -43,22 +43,6 @@ def test_metrics_are_means_over_tuples_the_largest_ratio_and_the_spread_of_all_l
     assert found == {"loss": 1.5, "log_ratio/abs_max": 3.0, "logit_std": pytest.approx(statistics.stdev([1, 5, 2, -3]))}
 
 
-@pytest.fixture(scope="module")
-def policy(make_policy: Callable[..., Policy], perturbed: Callable[..., Any]) -> Policy:
-    """A policy some way from the initial one, so that every ratio is away from 0."""
-    policy = make_policy()
-    policy.bind(perturbed(policy, scale=0.05))
-    return policy
-
-
-@pytest.fixture(scope="module")
-def groups(make_policy: Callable[..., Policy], make_groups: Callable[..., Any], perturbed: Callable[..., Any]) -> Any:
-    """Groups of an older policy."""
-    old = make_policy()
-    old.bind(perturbed(old, scale=0.04, seed=1))
-    return make_groups(old, count=3, keep=4)
-
-
 def slow_preference_loss(policy: Policy, batch: TransitionBatch, case: str) -> list[float]:
     """METHOD §4, literally."""
     losses = []

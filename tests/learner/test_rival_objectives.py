@@ -25,21 +25,6 @@ CLIP, KL, BETA = 0.02, 0.5, 20.0
 
 
 @pytest.fixture(scope="module")
-def policy(make_policy: Callable[..., Policy], perturbed: Callable[..., Any]) -> Policy:
-    policy = make_policy()
-    policy.bind(perturbed(policy, scale=0.05))
-    return policy
-
-
-@pytest.fixture(scope="module")
-def groups(make_policy: Callable[..., Policy], make_groups: Callable[..., Any], perturbed: Callable[..., Any]) -> Any:
-    """Groups of an older policy."""
-    old = make_policy()
-    old.bind(perturbed(old, scale=0.04, seed=1))
-    return make_groups(old, count=3, keep=4)
-
-
-@pytest.fixture(scope="module")
 def levels(policy: Policy) -> NoiseLevels:
     return make_noise_levels(policy.family.files["scheduler"] or {})
 

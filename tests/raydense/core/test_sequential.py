@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-from raydense.core.sequential import ERROR, bounds, excludes_zero, repeated_interval
+from raydense.core.sequential import ERROR, bounds
+from raydense.core.statistics import mean_interval
 
 PATHS = 20_000
 
@@ -61,10 +62,10 @@ def test_bounds_are_the_same_each_time_and_looks_begin_with_two_pairs() -> None:
 
 
 def test_an_interval_by_hand() -> None:
-    found = repeated_interval([1.0, 2.0, 6.0], 4.0)  # variance 7, over 3 values
+    found = mean_interval([1.0, 2.0, 6.0], 4.0)  # variance 7, over 3 values
     margin = 4 * math.sqrt(7 / 3)
     assert (found.mean, found.low, found.high) == pytest.approx((3.0, 3 - margin, 3 + margin))
-    assert not excludes_zero(found)
-    assert excludes_zero(repeated_interval([1.0, 2.0, 6.0], 1.9))
-    assert excludes_zero(repeated_interval([-1.0, -2.0, -6.0], 1.9))
-    assert not excludes_zero(repeated_interval([0.0, 0.0], 5.0))
+    assert found.side is None
+    assert mean_interval([1.0, 2.0, 6.0], 1.9).side == "higher"
+    assert mean_interval([-1.0, -2.0, -6.0], 1.9).side == "lower"
+    assert mean_interval([0.0, 0.0], 5.0).side is None

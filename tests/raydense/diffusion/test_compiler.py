@@ -33,6 +33,17 @@ from raydense.pipelines.pipeline_files import read_pipeline
 Make = Callable[..., Policy]
 
 
+@pytest.fixture
+def compile_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Another backend. `eager`: the network becomes the same graphs, which run as they are; no code is generated."""
+    compile_function = torch.compile
+
+    def choose(backend: str) -> None:
+        monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend=backend))
+
+    return choose
+
+
 def predictions(policy: Policy, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """With the LoRA and without it; no gradient."""
     x = torch.randn((count, 4, 8, 8), generator=torch.Generator().manual_seed(count))
@@ -45,11 +56,9 @@ def predictions(policy: Policy, count: int) -> tuple[torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_sizes(
-    make_policy: Make, perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch, backend: str
+    make_policy: Make, perturbed: Callable[..., PolicyWeights], compile_by: Callable[[str], None], backend: str
 ) -> None:
-    """`eager`: the U-Net becomes the same graphs, which run as they are; no code is generated."""
-    compile_function = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend=backend))
+    compile_by(backend)
     plain, compiled = make_policy(), make_policy(compiled=True)
     weights = perturbed(plain)
     for policy in (plain, compiled):
@@ -68,10 +77,12 @@ def test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_siz
 
 
 def test_code_for_more_kinds_of_calls_than_are_allowed_is_an_error_and_no_eager_call(
-    make_policy: Make, perturbed: Callable[..., PolicyWeights], monkeypatch: pytest.MonkeyPatch
+    make_policy: Make,
+    perturbed: Callable[..., PolicyWeights],
+    compile_by: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compile_function = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend="eager"))
+    compile_by("eager")
     monkeypatch.setattr(compiler, "VERSIONS", 1)
     with torch._dynamo.config.patch(recompile_limit=1):
         policy = make_policy(compiled=True)
@@ -91,11 +102,10 @@ def test_a_transformers_blocks_compile_whole_and_predict_the_same(
     write: Callable[..., Any],
     make_once: Callable[..., Path],
     perturbed: Callable[..., PolicyWeights],
-    monkeypatch: pytest.MonkeyPatch,
+    compile_by: Callable[[str], None],
 ) -> None:
     """plain: `test_a_compiled_policy_predicts_the_same_and_compiles_once_for_all_batch_sizes`, of a U-Net."""
-    compile_function = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_function(f, **options, backend="eager"))
+    compile_by("eager")
     directory = make_once(f"kind-{kind}", write)
     plain, compiled = (load_transformer(directory, compiled) for compiled in (False, True))
     weights = perturbed(plain)

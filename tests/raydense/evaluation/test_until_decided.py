@@ -16,7 +16,8 @@ from written_runs import write_run
 
 from raydense.cli import app
 from raydense.config import ConfigError, load_config
-from raydense.core.sequential import bounds, repeated_interval
+from raydense.core.sequential import bounds
+from raydense.core.statistics import mean_interval
 from raydense.evaluation.sweep import Trial
 from raydense.evaluation.sweep_table import write_results
 from raydense.evaluation.until_decided import (
@@ -91,7 +92,7 @@ def test_a_decision_is_the_first_look_whose_interval_excludes_zero(sweep: Sweep,
     last = found["looks"][-1]["seeds"]
     assert 4 < last < 12
     for count, row in zip(range(4, last + 1), found["looks"], strict=True):
-        expected = repeated_interval(differences[:count], limits[count - 4])
+        expected = mean_interval(differences[:count], limits[count - 4])
         assert (row["seeds"], row["low"], row["high"]) == (count, *map(pytest.approx, (expected.low, expected.high)))
         assert (row["low"] > 0) == (count == last)
     assert sorted(writer.made) == sorted((s, n) for s in ("0.8", "1") for n in RULE.seeds[:last])

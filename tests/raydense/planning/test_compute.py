@@ -23,9 +23,9 @@ ROWS: list[dict[str, Any]] = [
 
 def test_a_run_is_the_sum_of_its_rows(small_config: Callable[..., Config]) -> None:
     config = small_config(evaluate={"steps": 3})  # R = 4, T = 4
-    assert computed_rows(config, True, ROWS, judged=10) == NetworkRows(9 * 4 * 4 * 2, 9, 58, 10 * 3 * 2)
-    assert computed_rows(config, False, ROWS, judged=10).sampler == 9 * 4 * 4
-    assert computed_rows(config, True, ROWS, judged=0).as_dict() == {
+    assert computed_rows(config, 2, ROWS, judged=10) == NetworkRows(9 * 4 * 4 * 2, 9, 58, 10 * 3 * 2)
+    assert computed_rows(config, 1, ROWS, judged=10).sampler == 9 * 4 * 4
+    assert computed_rows(config, 2, ROWS, judged=0).as_dict() == {
         "sampler": {"forward": 288},
         "learner": {"forward": 9, "forward_with_gradient": 58, "backward": 58},
         "judging": {"forward": 0},
@@ -33,7 +33,7 @@ def test_a_run_is_the_sum_of_its_rows(small_config: Callable[..., Config]) -> No
 
 
 def test_what_earlier_code_trained_is_not_guessed(small_config: Callable[..., Config]) -> None:
-    rows = computed_rows(small_config(), True, [*ROWS, {"kind": "step"}], judged=0)
+    rows = computed_rows(small_config(), 2, [*ROWS, {"kind": "step"}], judged=0)
     assert (rows.sampler, rows.learner_forward, rows.learner_trained) == (288, None, None)
 
 
@@ -53,5 +53,5 @@ def test_the_plan_is_the_most_there_can_be(
     config = small_config(train=train, sampler={"exact": True})
     transitions = count_transitions(config)
     assert transitions == 2 * 3 * 4 * 2 * 2  # stages, steps, groups, pairs, draws
-    planned = planned_rows(config, True, images=40, transitions=transitions, judged=6)
+    planned = planned_rows(config, 2, images=40, transitions=transitions, judged=6)
     assert planned == NetworkRows(40 * 4 * 2, forward * halves * 96, halves * 96, 6 * 4 * 2)
