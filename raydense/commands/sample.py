@@ -58,20 +58,9 @@ def sample(
         numbers = out.with_name(f"{out.stem}-trajectory.json") if judged else None
         for path in (out, *(file for file in (strip, numbers) if file)):
             check_new_file("--out", path, make_parent=True)
-        from raydense.evaluation.sample import draw, save_pictures
-        from raydense.records.progress import ProgressDisplay
+        from raydense.evaluation.sample import save_pictures
 
-        with ProgressDisplay(open_console()) as display:
-            for note in drawn.notes:
-                display.say(note)
-
-            def progress(done: int, total: int) -> None:
-                display.update("drawing", done, total)
-
-            judge = drawn.judge() if drawn.judge else None
-            drawings = draw(
-                drawn.config, drawn.models, prompts, images, chains=trajectory, judge=judge, progress=progress
-            )
+        drawings = _draw(drawn, prompts, images, trajectory)
         typer.echo(f"pictures    {save_pictures(out, drawings)}")
         if strip:
             _show_chains(strip, drawn.config, drawings)
@@ -133,6 +122,21 @@ def _models(
     drawn = [model for model in models if base or model.name != BASE]
     judge = partial(build_judge, joint.reward.scorer, judge_scales(config.reward.scorer, sources)) if judged else None
     return _Drawn(joint, drawn, judge, (*notes, *pinned.notes, *pipeline.notes))
+
+
+def _draw(drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool) -> list[Drawing]:
+    from raydense.evaluation.sample import draw
+    from raydense.records.progress import ProgressDisplay
+
+    with ProgressDisplay(open_console()) as display:
+        for note in drawn.notes:
+            display.say(note)
+
+        def progress(done: int, total: int) -> None:
+            display.update("drawing", done, total)
+
+        judge = drawn.judge() if drawn.judge else None
+        return draw(drawn.config, drawn.models, prompts, images, chains=trajectory, judge=judge, progress=progress)
 
 
 def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> None:

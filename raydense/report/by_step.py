@@ -135,8 +135,7 @@ def _rows_with(run: RunData, name: str) -> list[Row]:
 
 
 def _drawn(rows: list[Row]) -> Values:
-    counts: Values = np.sum([row["step_draws"] for row in rows], axis=0, dtype=np.float64)
-    return counts
+    return np.asarray(np.sum([row["step_draws"] for row in rows], axis=0, dtype=np.float64))
 
 
 def _squares(rows: list[Row], name: str) -> Values:
