@@ -10,7 +10,7 @@ from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.flow import SCHEDULER as FLOW_SCHEDULER
 from raydense.diffusion.flow import is_flow
-from raydense.diffusion.kernel import DDIM, check_eta
+from raydense.diffusion.kernel import check_eta
 from raydense.diffusion.schedulers import settle_chain
 from raydense.families.family import Family
 from raydense.families.known import check_parts
@@ -24,11 +24,11 @@ from raydense.pipelines.pipeline_files import (
     PipelineFiles,
     config_file,
 )
+from raydense.planning.effects import check_effects, check_kept, idle_notes
 from raydense.planning.scorer_files import check_hub, check_scorer
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
-from raydense.sections.run import PolicyConfig
 from raydense.wiring.policies import (
     chain,
     evaluated_chain,
@@ -39,8 +39,6 @@ from raydense.wiring.policies import (
     resolved,
 )
 from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
-
-T5_DEFAULTS = {key: PolicyConfig.model_fields[key].default for key in ("t5", "t5_dtype", "t5_tokens")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,12 @@ def check_inputs(config: Config) -> Found:
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
     prompts = replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts)))
-    return Found(as_found(config, pipeline), prompts, pipeline)
+    config = as_found(config, pipeline)
+    if config.replay.keep_segments:
+        from raydense.planning.memory import group_bytes
+
+        check_kept(config, group_bytes(config, family_for(config, pipeline)))
+    return Found(config, prompts, pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
@@ -94,12 +97,11 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
             raise ConfigError(str(error)) from None
     family = read_family(config, fetch=fetch)
     check_parts(family)
-    _check_t5(config, family)
-    _check_effects(config, family)
+    check_effects(config, family)
     _check_latents(family)
     pipeline = _check_files(config, family.files)
     config = resolved(config, family)
-    notes = (*pipeline.notes, *_check_chain(config, family), *_rounding_note(config))
+    notes = (*pipeline.notes, *_check_chain(config, family), *_rounding_note(config), *idle_notes(config))
     _check_lora(config, family)
     return replace(pipeline, notes=notes)
 
@@ -136,32 +138,6 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
     parts = {other: ", ".join(part for part, variant in variants.items() if variant == other) for other in others}
     notes = [f"policy.model has only {other} weights for {parts[other]}, so these are loaded" for other in others]
     return replace(pipeline, variant=others[0] if len(others) == 1 else None, notes=(*pipeline.notes, *notes))
-
-
-def _check_t5(config: Config, family: Family) -> None:
-    """Raises: ConfigError if one is to be left out that cannot be, or to read nothing."""
-    present = [part for part in family.files.networks if family.files.is_t5(part)]
-    needed = [part for part in present if part not in family.layout.optional]
-    if config.policy.t5 is None and needed:
-        raise ConfigError(f"policy.t5=null: a {family.files.kind} cannot do without its {needed[0]}; set device or cpu")
-    if config.policy.t5_tokens == 0 and present:
-        raise ConfigError(f"policy.t5_tokens=0: its {present[0]} reads at least 1; raise it, or leave it null")
-
-
-def _check_effects(config: Config, family: Family) -> None:
-    """Raises: ConfigError if something is set that cannot act on such a model."""
-    kind, policy, scale = f"a {family.files.kind}", config.policy, config.sampler.guidance_scale
-    if not family.layout.has_t5:
-        for key, default in T5_DEFAULTS.items():
-            if (value := getattr(policy, key)) != default:
-                shown, ours = ("null" if it is None else it for it in (value, default))
-                raise ConfigError(f"policy.{key}={shown}: {kind} has no T5; leave it {ours}")
-    if config.steps.spacing is not None and DDIM not in family.dynamics:
-        raise ConfigError(
-            f"steps.spacing={config.steps.spacing}: the scheduler of {kind} spaces its noise levels; leave it null"
-        )
-    if scale != 1 and not family.takes_guidance:
-        raise ConfigError(f"sampler.guidance_scale={scale:g}: this {family.files.kind} takes no guidance; set it to 1")
 
 
 def _check_latents(family: Family) -> None:
