@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from raydense.config import Config, ConfigError
 from raydense.core.messages import first_few
@@ -13,13 +15,14 @@ from raydense.diffusion.flow import is_flow
 from raydense.diffusion.kernel import check_eta
 from raydense.diffusion.schedulers import settle_chain
 from raydense.families.family import Family
-from raydense.families.known import check_parts
+from raydense.families.known import check_classes, check_parts
 from raydense.families.text import limit_tokens
 from raydense.pipelines.model_folder import ModelFolder
 from raydense.pipelines.pipeline_files import (
     CLIP,
     POSITIONS,
     SCHEDULER,
+    T5_VOCABULARY,
     VOCABULARY,
     PipelineFiles,
     config_file,
@@ -90,16 +93,21 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     Returns: the files, with notes on what is taken otherwise than they have it.
     Raises: ConfigError.
     """
+    from raydense.planning.fitting import check_fit
+
     if config.policy.compile is True and not os.environ.get("RAY_ADDRESS"):  # else the nodes that compile say so
         try:
             check_compiler()
         except FileNotFoundError as error:
             raise ConfigError(str(error)) from None
     family = read_family(config, fetch=fetch)
+    check_classes(family)
+    folders = _described_folders(config, family.files)
     check_parts(family)
     check_effects(config, family)
     _check_latents(family)
-    pipeline = _check_files(config, family.files)
+    pipeline = _check_files(config, family.files, folders)
+    check_fit(family)
     config = resolved(config, family)
     notes = (*pipeline.notes, *_check_chain(config, family), *_rounding_note(config), *idle_notes(config))
     _check_lora(config, family)
@@ -112,23 +120,33 @@ def as_found(config: Config, pipeline: PipelineFiles) -> Config:
     return resolved(config.model_copy(update={"policy": policy}), family_for(config, pipeline))
 
 
-def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
-    """Looks at every file of the pipeline that is on this machine; of weights at their headers alone.
-
-    Returns: the pipeline, and notes on weights of a variant that nobody asked for.
-    """
-    from raydense.pipelines.configurations import check_configuration
-    from raydense.pipelines.networks import check_network, class_of
+def _described_folders(config: Config, pipeline: PipelineFiles) -> dict[str, ModelFolder]:
+    """The pipeline's folders, each of which can be made from its small files. Raises: ConfigError."""
+    from raydense.pipelines.networks import check_described, class_of
 
     policy = config.policy
     folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in pipeline.parts}
     for part in pipeline.tokenizers:
         folders[part].check_files(vocabulary=folders[part].is_local and pipeline.layout.tokenizers[part] == CLIP)
+    for part, name in pipeline.networks.items():
+        check_described(class_of(name), folders[part])
+    return folders
+
+
+def _check_files(config: Config, pipeline: PipelineFiles, folders: Mapping[str, ModelFolder]) -> PipelineFiles:
+    """Looks at the scheduler, and at what weights say of themselves, of those that are on this machine.
+
+    Returns: the pipeline, and notes on weights of a variant that nobody asked for.
+    """
+    from raydense.pipelines.configurations import check_configuration
+    from raydense.pipelines.networks import check_weights, class_of
+
+    policy = config.policy
     if (scheduler := pipeline[SCHEDULER]) is not None:
         cls = class_of(FLOW_SCHEDULER if is_flow(scheduler) else "DDIMScheduler")
         check_configuration(cls, scheduler, f"policy.model={policy.model}: {config_file(SCHEDULER)}")
     networks = pipeline.networks
-    found = {part: check_network(class_of(name), folders[part], policy.variant) for part, name in networks.items()}
+    found = {part: check_weights(class_of(name), folders[part], policy.variant) for part, name in networks.items()}
     variants = {part: weights.variant for part, weights in found.items() if weights is not None}
     if policy.variant is not None and len(variants) == len(networks) and policy.variant not in variants.values():
         raise ConfigError(
@@ -211,25 +229,36 @@ def _check_lora(config: Config, family: Family) -> None:
 
 def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:
     """Notes on prompts that are too long, where the tokenizer is at hand. Raises: ConfigError if it is another's."""
-    from raydense.pipelines.networks import class_of, load_part
-
-    folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, "tokenizer")
-    try:
-        tokenizer = load_part(class_of("CLIPTokenizer").from_pretrained, folder, vocabulary=True)
-    except ConfigError:
-        if folder.is_local:
-            raise
+    tokenizers = [_tokenizer(config, pipeline, part) for part in pipeline.tokenizers]
+    if (tokenizer := tokenizers[0]) is None:
         return []  # the samplers need it too, and say so
-    text = pipeline["text_encoder"] or {}
-    if len(tokenizer) > (known := text.get("vocab_size", VOCABULARY)):
-        raise ConfigError(
-            f"policy.model={config.policy.model}: its tokenizer has {len(tokenizer)} tokens, but its text encoder's "
-            f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
-        )
-    limit_tokens(tokenizer, text.get("max_position_embeddings", POSITIONS))
+    limit_tokens(tokenizer, (pipeline["text_encoder"] or {}).get("max_position_embeddings", POSITIONS))
     if any(map(pipeline.is_t5, pipeline.networks)):
         return []  # which reads what the CLIPs do not
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
+
+
+def _tokenizer(config: Config, pipeline: PipelineFiles, part: str) -> Any:
+    """None where it is not at hand. Raises: ConfigError if it is damaged, or has more tokens than its encoder."""
+    from raydense.pipelines.networks import class_of, load_part
+
+    folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, part)
+    is_clip = pipeline.layout.tokenizers[part] == CLIP
+    cls = class_of("CLIPTokenizer" if is_clip else "T5TokenizerFast")
+    try:
+        tokenizer = load_part(cls.from_pretrained, folder, vocabulary=is_clip)
+    except ConfigError:
+        if folder.is_local:
+            raise
+        return None
+    encoder = part.replace("tokenizer", "text_encoder")
+    known = (pipeline[encoder] or {}).get("vocab_size", VOCABULARY if is_clip else T5_VOCABULARY)
+    if len(tokenizer) > known:
+        raise ConfigError(
+            f"policy.model={config.policy.model}: its {part} has {len(tokenizer)} tokens, but its {encoder}'s "
+            f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
+        )
+    return tokenizer
 
 
 def needs_hub(prompts: str) -> bool:
