@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
@@ -31,14 +30,15 @@ FOREIGN = (  # what a tensor's name gives away, and whose it is
     (re.compile(r"\bon_input$"), "an IA3"),
     (re.compile(r"\.[ab][12m]\.weight$"), "a GLoRA"),
     (re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"), "a LyCORIS file with whole differences of weights"),
+    (re.compile(r"^(double|single)_blocks\.\d+\.processor\."), "in XLabs' format of FLUX"),
+    (re.compile(r"^diffusion_model\."), "in ComfyUI's format"),
+    (re.compile(r"^lora_transformer_"), "of a format that names its layers lora_transformer_…"),
 )
 
 UNSUPPORTED = ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "lora_bias")  # they change what tensors mean
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft initialisations that move the base's weights too
 
 _TEXT = re.compile(r"^(lora_te(?P<kohyas>\d*)_|(base_model\.model\.)?text_(model|encoder(_(?P<own>\d))?)\.)")
-_KOHYA_UNET = "lora_unet_"
-_DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
 def refuse_foreign(names: Iterable[str], source: str, layout: Layout) -> None:
@@ -72,50 +72,6 @@ def denoisers_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora,
     if texts and len(texts) == len(tensors):
         raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the {called}")
     return {name: tensor for name, tensor in tensors.items() if not _text_encoder(name)}
-
-
-# -- Kohya's files ------------------------------------------------------------------------------------------------
-
-
-def is_kohya(names: Iterable[str]) -> bool:
-    """Whether the file is of sd-scripts or names its tensors like that, as many tools do."""
-    return any(name.startswith(_KOHYA_UNET) for name in names)
-
-
-def from_kohya(tensors: Tensors, source: str) -> Tensors:
-    """The U-Net's part of a Kohya file under diffusers' names, in float32, each up-projection times its alpha / rank.
-
-    Raises: ConfigError for tensors of another name, a layer without both factors, or an alpha that is no number.
-    """
-    layers: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        layer, _, part = name.partition(".")
-        layers.setdefault(layer, {})[part] = tensor
-    odd = [
-        f"{layer} with {', '.join(sorted(parts))}"
-        for layer, parts in layers.items()
-        if not layer.startswith(_KOHYA_UNET) or parts.keys() - {_ALPHA} != {_DOWN, _UP}
-    ]
-    if odd:
-        raise ConfigError(f"{source}: {len(odd)} of its layers are not the two factors of a LoRA: {first_few(odd, 2)}")
-    folded = {}
-    for layer, parts in layers.items():
-        down, up = parts[_DOWN].float(), parts[_UP].float()
-        folded[f"{layer}.{_DOWN}"], folded[f"{layer}.{_UP}"] = down, up * _kohya_scale(layer, parts, source)
-    named, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(folded)
-    result: Tensors = named
-    return result
-
-
-def _kohya_scale(layer: str, parts: Tensors, source: str) -> float:
-    """alpha / rank; sd-scripts reads a layer without an alpha, or with 0, as alpha = rank."""
-    if _ALPHA not in parts:
-        return 1.0
-    alpha = parts[_ALPHA]
-    if alpha.numel() != 1:
-        raise ConfigError(f"{source}: {layer}.{_ALPHA} {list(alpha.shape)} is not one number")
-    rank = next(iter(parts[_DOWN].shape), 0) or 1  # a tensor without one is refused where shapes are compared
-    return (alpha.item() or rank) / rank
 
 
 class Adapter(BaseModel):

@@ -224,7 +224,8 @@ def _check_lora(config: Config, family: Family) -> None:
                 "layers and convolutions"
             )
     if config.policy.init_lora is not None:
-        initial_lora(config, family.layout, lora_shapes(family, lora_config(config)))
+        adaptable = [name for name, is_one in layers.items() if is_one]
+        initial_lora(config, family.files, lora_shapes(family, lora_config(config)), adaptable)
 
 
 def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:
