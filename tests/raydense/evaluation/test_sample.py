@@ -43,7 +43,7 @@ def drawings(small_runs: Runs) -> list[Drawing]:
 
 
 def test_pictures_are_those_of_the_sampler_with_the_same_seeds(small_runs: Runs, drawings: list[Drawing]) -> None:
-    joint, pipeline, models = first_run(small_runs)
+    joint, _, models = first_run(small_runs)
     rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 3, (0, 1, 2), 1), models[1].weights)
     (ours,) = [d for d in drawings if (d.prompt, d.model) == ("a cat", "first")]
     assert np.array_equal(ours.pictures, rendered.images)
