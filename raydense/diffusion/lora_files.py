@@ -74,7 +74,7 @@ def read_lora(
     source = f"{setting}={path}"
     tensors, metadata = _read(path, source)
     refuse_foreign(tensors, source, pipeline.layout)
-    raw, adapter = denoisers_part(tensors, source, text_encoder, pipeline.layout.called), Adapter()
+    raw, adapter = denoisers_part(tensors, source, text_encoder, pipeline.layout), Adapter()
     if is_kohya(raw):
         raw = from_kohya(raw, source, pipeline)
     elif any(name.startswith("base_model.model.") for name in raw):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from raydense.config import ConfigError
 from raydense.core.messages import first_few, one_line
-from raydense.pipelines.pipeline_files import Layout
+from raydense.pipelines.pipeline_files import T5_ENCODER, Layout
 from raydense.sections.base import TextEncoderLora
 
 Tensors = Mapping[str, torch.Tensor]
@@ -47,31 +47,33 @@ def refuse_foreign(names: Iterable[str], source: str, layout: Layout) -> None:
         for pattern, what in FOREIGN:
             if pattern.search(name):
                 raise ConfigError(f"{source} is {what} ({name}), which cannot be taken over; give a plain LoRA")
-        if (encoder := _text_encoder(name)) not in (None, *layout.text_encoders):
+        if (encoder := _text_encoder(name, layout)) not in (None, *layout.text_encoders):
             raise ConfigError(
                 f"{source} adapts a {encoder} ({name}), which this kind of model has not; give a LoRA of its own kind"
             )
 
 
-def _text_encoder(name: str) -> str | None:
+def _text_encoder(name: str, layout: Layout) -> str | None:
     """The folder of the text encoder that a tensor belongs to; None of the denoiser's."""
     if (match := _TEXT.match(name)) is None:
         return None
+    if match["kohyas"] == "3" and layout.has_t5:  # of FLUX, too, whose second encoder it is
+        return next(part for part, name in layout.networks.items() if name == T5_ENCODER)
     number = match["kohyas"] or match["own"] or "1"
     return "text_encoder" if number == "1" else f"text_encoder_{number}"
 
 
-def denoisers_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora, called: str) -> Tensors:
+def denoisers_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora, layout: Layout) -> Tensors:
     """The tensors that are not a text encoder's. Raises: ConfigError if there are such and they are to be refused."""
-    texts = [name for name in tensors if _text_encoder(name)]
+    texts = [name for name in tensors if _text_encoder(name, layout)]
     if texts and text_encoder == "refuse":
         raise ConfigError(
             f"{source} also adapts the text encoder, which stays as it is here ({len(texts)} tensors: "
-            f"{first_few(texts, 1)}); policy.text_encoder_lora=leave_out takes the {called}'s part alone"
+            f"{first_few(texts, 1)}); policy.text_encoder_lora=leave_out takes the {layout.called}'s part alone"
         )
     if texts and len(texts) == len(tensors):
-        raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the {called}")
-    return {name: tensor for name, tensor in tensors.items() if not _text_encoder(name)}
+        raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the {layout.called}")
+    return {name: tensor for name, tensor in tensors.items() if not _text_encoder(name, layout)}
 
 
 class Adapter(BaseModel):

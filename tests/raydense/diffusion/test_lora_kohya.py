@@ -232,6 +232,14 @@ def test_what_diffusers_does_not_convert_is_refused_with_the_formats_name(
     refuse(write(tmp_path, *layers), PipelineFiles("", kind), f"is in Kohya's format, and {said}")
 
 
+@pytest.mark.parametrize(("kind", "encoder"), [("FluxPipeline", "te1"), ("FluxPipeline", "te3")])
+def test_a_text_encoders_part_of_flux_is_left_out_on_demand(kind: str, encoder: str, tmp_path: Path) -> None:
+    path, files = write(tmp_path, LAYERS["flux"], f"lora_{encoder}_encoder_block_0_layer_0_q"), PipelineFiles("", kind)
+    refuse(path, files, "also adapts the text encoder, which stays as it is here (2 tensors: lora_te")
+    left = read_lora(str(path), text_encoder="leave_out", pipeline=files)
+    assert [*left.ranks] == ["transformer_blocks.0.attn.to_out.0"]
+
+
 FOREIGN = [
     ("double_blocks.0.processor.qkv_lora1.down.weight", "is in XLabs' format of FLUX (double_blocks.0.processor.qkv"),
     ("diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight", "is in ComfyUI's format (diffusion_model.double_b"),
