@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from raydense.core.terminal import open_console
 if TYPE_CHECKING:
     from raydense.evaluation.candidates import Model
     from raydense.evaluation.sample import Drawing
+    from raydense.pipelines.pipeline_files import PipelineFiles
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
 MAY_CHANGE = ("seed", "policy", "steps", "sampler", "evaluate")
@@ -46,7 +48,7 @@ def sample(
         out = _picture_file(out)
         chosen = load_config(config_file, preset) if config_file or preset or not lora else None
         changes = [*(overrides or []), *([] if seed is None else [f"seed={seed}"])]
-        config, models, notes = _models(lora or [], base, chosen, changes, accept_changes)
+        config, pipeline, models = _models(lora or [], base, chosen, changes, accept_changes)
         strip = out.with_name(f"{out.stem}-trajectory{out.suffix}") if trajectory else None
         for path in (out, *([strip] if strip else [])):
             check_new_file("--out", path, make_parent=True)
@@ -54,13 +56,13 @@ def sample(
         from raydense.records.progress import ProgressDisplay
 
         with ProgressDisplay(open_console()) as display:
-            for note in notes:
+            for note in pipeline.notes:
                 display.say(note)
 
             def progress(done: int, total: int) -> None:
                 display.update("drawing", done, total)
 
-            drawings = draw(config, models, prompts, images, chains=trajectory, progress=progress)
+            drawings = draw(config, pipeline, models, prompts, images, chains=trajectory, progress=progress)
         typer.echo(f"pictures    {save_pictures(out, drawings)}")
         if strip:
             _show_chains(strip, config, drawings)
@@ -77,8 +79,8 @@ def _picture_file(out: Path | None) -> Path:
 
 def _models(
     lora: list[str], base: bool, chosen: Config | None, changes: list[str], accept_changes: bool
-) -> tuple[Config, list[Model], tuple[str, ...]]:
-    """What to draw with: the configuration, the models by their LoRAs, and what is to be said of their files."""
+) -> tuple[Config, PipelineFiles, list[Model]]:
+    """What to draw with: the configuration, the pipeline with what is to be said of it, the models by their LoRAs."""
     from raydense.evaluation.candidates import (
         BASE,
         chain_notes,
@@ -97,7 +99,7 @@ def _models(
     notes = chain_notes(pinned.config, pipeline, sources)
     joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
     drawn = [model for model in models if base or model.name != BASE]
-    return joint, drawn, (*notes, *pinned.notes, *pipeline.notes)
+    return joint, replace(pipeline, notes=(*notes, *pinned.notes, *pipeline.notes)), drawn
 
 
 def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> None:

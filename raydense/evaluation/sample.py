@@ -18,6 +18,7 @@ from raydense.core.threads import cpu_threads
 from raydense.diffusion.policy import Policy
 from raydense.evaluation.candidates import Model
 from raydense.families.conditioning import each, repeated
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.records.grids import fitting, save_grid
 from raydense.wiring.devices import resolve_device
 from raydense.wiring.policies import build_policy
@@ -46,6 +47,7 @@ def shown_steps(config: Config) -> list[int]:
 
 def draw(
     config: Config,
+    pipeline: PipelineFiles,
     models: Sequence[Model],
     prompts: Sequence[str],
     images: int,
@@ -57,6 +59,7 @@ def draw(
 
     Args:
         config: its policy is the models' own; its seed decides the noise.
+        pipeline: that config names, as it was read.
         images: of each prompt and model.
         chains: whether to decode x̂0 at the steps of `shown_steps`, of the first picture.
         progress: hears how many drawings of how many are done.
@@ -64,8 +67,14 @@ def draw(
     drawings = []
     device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
-        merged = not config.sampler.exact
-        policy = build_policy(config, dtype=config.sampler.dtype, device=device, with_decoder=True, merged=merged)
+        policy = build_policy(
+            config,
+            dtype=config.sampler.dtype,
+            device=device,
+            with_decoder=True,
+            merged=not config.sampler.exact,
+            files=pipeline,
+        )
         noise = _noise(config, policy, images).to(device)
         for model in models:
             policy.bind(model.weights)

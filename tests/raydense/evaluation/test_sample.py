@@ -15,7 +15,9 @@ from raydense.config import Config, load_config
 from raydense.core.types import RenderUnit
 from raydense.evaluation.candidates import Model, find_sources, fit_models
 from raydense.evaluation.sample import Drawing, distances, draw, shown_steps
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.preflight import check_pipeline
+from raydense.wiring import policies
 from raydense.wiring.roles import build_sampler
 
 Runs = tuple[Path, Path]
@@ -25,19 +27,23 @@ def sample(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["sample", *map(str, arguments)])
 
 
-def first_run(small_runs: Runs) -> tuple[Config, list[Model]]:
+def first_run(small_runs: Runs) -> tuple[Config, PipelineFiles, list[Model]]:
     config = load_config(small_runs[0] / "config.yaml")
-    return fit_models(config, check_pipeline(config), find_sources([str(small_runs[0])]), "--lora")
+    pipeline = check_pipeline(config)
+    joint, models = fit_models(config, pipeline, find_sources([str(small_runs[0])]), "--lora")
+    return joint, pipeline, models
 
 
 @pytest.fixture(scope="module")
 def drawings(small_runs: Runs) -> list[Drawing]:
-    joint, models = first_run(small_runs)
-    return draw(joint, models, ["a cat", "a hen"], 3, chains=True, progress=lambda done, total: None)
+    joint, pipeline, models = first_run(small_runs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "read_pipeline", lambda *_, **__: pytest.fail("the pipeline has been read already"))
+        return draw(joint, pipeline, models, ["a cat", "a hen"], 3, chains=True, progress=lambda done, total: None)
 
 
 def test_pictures_are_those_of_the_sampler_with_the_same_seeds(small_runs: Runs, drawings: list[Drawing]) -> None:
-    joint, models = first_run(small_runs)
+    joint, _, models = first_run(small_runs)
     rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 3, (0, 1, 2), 1), models[1].weights)
     (ours,) = [d for d in drawings if (d.prompt, d.model) == ("a cat", "first")]
     assert np.array_equal(ours.pictures, rendered.images)
@@ -59,9 +65,9 @@ def test_the_chain_ends_at_the_finished_picture(drawings: list[Drawing]) -> None
 
 
 def test_a_portrait_is_drawn_as_the_sampler_draws_it(small_runs: Runs) -> None:
-    joint, models = first_run(small_runs)
+    joint, pipeline, models = first_run(small_runs)
     joint = joint.model_copy(update={"sampler": joint.sampler.model_copy(update={"latent_size": (12, 8)})})
-    (ours,) = draw(joint, models[1:], ["a cat"], 2, chains=True, progress=lambda done, total: None)
+    (ours,) = draw(joint, pipeline, models[1:], ["a cat"], 2, chains=True, progress=lambda done, total: None)
     rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 2, (0, 1), 1), models[1].weights)
     assert ours.pictures.shape == (2, 24, 16, 3)
     assert ours.chain.shape == (4, 24, 16, 3)
