@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batching import BatchDraws, Ties
+from learner.by_step import BY_DRAW, CLIPPED, DISTANCES, LOG_PROBS, SLOPES, ByStepReader, slopes
 from learner.clips import Clip, on_device, tell
 from learner.losses import (
     clipped_log_ratio,
@@ -31,7 +32,6 @@ from raydense.diffusion.policy import Policy
 
 Measured = dict[str, NDArray[np.float32]]  # of a whole batch: [B, ...] each
 
-DISTANCES, CLIPPED = "distances", "clipped"  # by draw, [B, n, S]: |log-ratio|, and whether it was beyond δ
 INITIAL = "initial"  # log π_I, [B, n, S]
 
 
@@ -81,6 +81,7 @@ class DensePreference:
         self._options: Any = {"c": c, "ties": ties, "balance": balance}
         self._wanted, self._warm_up_steps = (to_init, to_old), warm_up_steps
         self._to_init, self._to_old = self._wanted
+        self._by_step = ByStepReader.of(policy)
 
     def begin_stage(self, stage: int) -> None:
         self._references.begin_stage(stage)
@@ -103,8 +104,8 @@ class DensePreference:
         if INITIAL in measured:
             self._references.remember(plan, measured.pop(INITIAL))
         steps, count = plan.steps.numpy(), self._policy.schedule.num_steps
-        by_step = tell(self._clip, self._delta, steps, measured.pop(DISTANCES), measured.pop(CLIPPED), count)
-        return batch_metrics(measured), by_step
+        clipped = tell(self._clip, self._delta, steps, measured[DISTANCES], measured[CLIPPED], count)
+        return batch_metrics(measured), {**clipped, **self._by_step.read(plan, measured)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"references": self._references.state_dict(), "clip": self._clip.state_dict()}
@@ -143,6 +144,7 @@ def preference_loss(
     loss, tied = plackett_luce_loss(logits, batch.rewards, batch.tie_noise), have_ties(batch.rewards)
     if ties == "marginal":
         loss = torch.where(tied, marginal_plackett_luce_loss(logits, batch.rewards), loss)
+    slope = slopes(loss, log_probs)
     with torch.no_grad():
         to_references = [log_probs - r for r in references] or [torch.zeros_like(log_probs)]
         each_distance = torch.stack(to_references, dim=1).abs()  # [B, references, n, S]
@@ -151,6 +153,8 @@ def preference_loss(
         values = {
             DISTANCES: each_distance.amax(1),
             CLIPPED: beyond.any(1).float(),
+            LOG_PROBS: log_probs.detach(),
+            SLOPES: slope,
             "loss": loss.detach(),
             "pair_accuracy": pair_accuracy(logits, batch.rewards),
             "log_ratio/clip_fraction": beyond.flatten(1).float().mean(1),
@@ -180,6 +184,6 @@ def batch_metrics(values: Mapping[str, NDArray[np.float32]]) -> dict[str, float]
             metrics[name] = float(array.max())
         elif name == "logit_std":
             metrics[name] = float(array.std(ddof=1, dtype=np.float64))
-        elif name not in (DISTANCES, CLIPPED):
+        elif name not in BY_DRAW:
             metrics[name] = float(array.mean(dtype=np.float64))
     return metrics

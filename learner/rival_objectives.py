@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from learner.batching import BatchDraws, Ties
+from learner.by_step import CLIPPED, DISTANCES, LOG_PROBS, SLOPES, ByStepReader, slopes
 from learner.clips import Clip, on_device, tell
 from learner.losses import have_ties, pair_accuracy
-from learner.objective import CLIPPED, DISTANCES, Measured, batch_metrics, reward_metrics
+from learner.objective import Measured, batch_metrics, reward_metrics
 from learner.rivals import clipped_surrogate, diffusion_dpo_loss, diffusion_dpo_margins, gaussian_kl
 from learner.transitions import NoisedBatch, TransitionBatch
 from raydense.core.types import ByStep
@@ -30,6 +31,7 @@ class PolicyGradient:
 
     def __init__(self, policy: Policy, clip: Clip, *, kl: float) -> None:
         self._policy, self._clip, self._kl = policy, clip, kl
+        self._by_step = ByStepReader.of(policy)
 
     def begin_stage(self, stage: int) -> None:
         """Nothing hangs on it."""
@@ -45,10 +47,12 @@ class PolicyGradient:
             with self._policy.reference():
                 initial = self._policy.transition(*given)[0].detach()
         mean, sigma, _ = self._policy.transition(*given)
-        log_ratio = gaussian_log_prob(part.x_next, mean, sigma)[part.draws] - part.old_log_probs
+        log_probs = gaussian_log_prob(part.x_next, mean, sigma)[part.draws]
+        log_ratio = log_probs - part.old_log_probs
         limit = self._limit[step] if isinstance(self._limit, Tensor) else self._limit
         loss = clipped_surrogate(log_ratio.exp(), part.advantages, limit).mean(dim=(1, 2))
         values = _ratios(log_ratio.detach(), limit, part)
+        values |= {LOG_PROBS: log_probs.detach(), SLOPES: slopes(loss, log_probs)}  # of the surrogate alone
         if initial is not None:
             divergence = gaussian_kl(mean, initial, sigma)[part.draws].mean(dim=(1, 2))
             loss = loss + self._kl * divergence
@@ -57,8 +61,8 @@ class PolicyGradient:
 
     def end_step(self, plan: BatchDraws, measured: Measured) -> tuple[dict[str, float], ByStep]:
         steps, count = plan.steps.numpy(), self._policy.schedule.num_steps
-        by_step = tell(self._clip, self._epsilon, steps, measured.pop(DISTANCES), measured.pop(CLIPPED), count)
-        return batch_metrics(measured), by_step
+        clipped = tell(self._clip, self._epsilon, steps, measured[DISTANCES], measured[CLIPPED], count)
+        return batch_metrics(measured), {**clipped, **self._by_step.read(plan, measured)}
 
     def state_dict(self) -> dict[str, Any]:
         return {"clip": self._clip.state_dict()}

@@ -160,16 +160,23 @@ def mixture_scales(scorer: ScorerConfig, sources: Sequence[Source], base: Judgem
     That is what the first run trained with this mixture was judged with, so that its scores here are those that it gave
     itself; without one, the mean and standard deviation of the base model's pictures here.
     """
-    for source in sources:
-        if source.run and source.config and source.config.reward.scorer == scorer:
-            scales = StageScales(scorer, source.run)
-            if 0 in scales:
-                return scales, f"the first stage's statistics of {source.name}"
+    if known := run_scales(scorer, sources):
+        return known
     scales = StageScales(scorer, None)
     judges = next(iter(base.scores.values()))
     every = {judge: np.concatenate([by[judge] for by in base.scores.values()]) for judge in judges}
     scales.calibrate(Judgement({"train": every}))
     return scales, "the statistics of the base model's pictures here"
+
+
+def run_scales(scorer: ScorerConfig, sources: Sequence[Source]) -> tuple[StageScales, str] | None:
+    """Those of the first run that was trained with a mixture of z-scores, and in words whose they are."""
+    for source in sources if is_zscored(scorer) else ():
+        if source.run and source.config and source.config.reward.scorer == scorer:
+            scales = StageScales(scorer, source.run)
+            if 0 in scales:
+                return scales, f"the first stage's statistics of {source.name}"
+    return None
 
 
 def _judge(

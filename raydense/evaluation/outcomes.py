@@ -84,9 +84,26 @@ def outcomes(trials: Sequence[Trial], against: Settings | None = None) -> list[O
         other = reference(outcome.arm, first, list(arms))
         theirs = by_place.get((other, outcome.prompts, outcome.judge)) if other else None
         notes = _notes(arms[outcome.arm], arms[theirs.arm], outcome.prompts) if theirs else []
-        found_difference = difference(outcome.gains, theirs.gains, theirs.arm, notes) if theirs else None
+        found_difference = difference(*_known_to_both(outcome, theirs, arms), theirs.arm, notes) if theirs else None
         compared.append(replace(outcome, difference=found_difference))
     return compared
+
+
+def _known_to_both(
+    ours: Outcome, theirs: Outcome, arms: Mapping[Arm, _Runs]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Gains by seed, over the prompts of which a judge who failed at times knows every score in both arms."""
+    found = {seed: (gain, theirs.gains[seed]) for seed, gain in ours.gains.items() if seed in theirs.gains}
+    for seed in list(found):
+        tables = [arms[o.arm].judged[seed][o.prompts][o.judge].gain for o in (ours, theirs)]
+        if len(tables[0]) != len(tables[1]):
+            continue  # they were judged on other prompts, which a note says
+        known = ~np.isnan(np.concatenate(tables, axis=1)).any(axis=1)
+        if known.any():
+            found[seed] = float(tables[0][known].mean()), float(tables[1][known].mean())
+        else:
+            del found[seed]
+    return {seed: gain for seed, (gain, _) in found.items()}, {seed: gain for seed, (_, gain) in found.items()}
 
 
 def _arms(trials: Sequence[Trial]) -> dict[Arm, _Runs]:

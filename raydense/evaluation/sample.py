@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +12,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.judges import Judges
 from actors.sampler import denoise
-from raydense.config import Config
+from raydense.config import Config, ConfigError
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
+from raydense.core.types import FloatArray, Scales
+from raydense.diffusion.kernel import Schedule
 from raydense.diffusion.policy import Policy
-from raydense.evaluation.candidates import Model
-from raydense.families.conditioning import each, repeated
+from raydense.evaluation.candidates import Model, Source
+from raydense.evaluation.evaluate import run_scales
+from raydense.evaluation.settling import RULE, settled_at
+from raydense.families.conditioning import Conditioning, each, repeated
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.records.grids import fitting, save_grid
+from raydense.records.tables import write_json
+from raydense.sections.rewards import ScorerConfig
+from raydense.training.normalising import is_zscored
 from raydense.wiring.devices import resolve_device
 from raydense.wiring.policies import build_policy
+from raydense.wiring.scorers import build_scorer
 
 CHAIN_SHOWN = 12  # steps of a chain in a strip, at most
 
 Pictures = NDArray[np.uint8]
+Judge = Callable[[Pictures, str], FloatArray]  # uint8 [N, h, w, 3] of one prompt → float32 [N]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One prompt by one model: pictures uint8 [m, h, w, 3], and of the first the chain uint8 [S, h, w, 3]."""
+    """One prompt by one model: pictures uint8 [m, h, w, 3], and of the first the chain uint8 [S, h, w, 3].
+
+    scores: float32 [T + 1], of x̂0 at each of its steps and of the finished picture; empty without a judge.
+    """
 
     prompt: str
     model: str
     pictures: Pictures
     chain: Pictures
+    scores: FloatArray
 
 
 def shown_steps(config: Config) -> list[int]:
@@ -53,6 +68,7 @@ def draw(
     images: int,
     *,
     chains: bool,
+    judge: Judge | None = None,
     progress: Callable[[int, int], None],
 ) -> list[Drawing]:
     """Draws in this process; picture i has the noise of the i-th picture of an evaluation with this seed.
@@ -62,6 +78,7 @@ def draw(
         pipeline: that config names, as it was read.
         images: of each prompt and model.
         chains: whether to decode x̂0 at the steps of `shown_steps`, of the first picture.
+        judge: of x̂0 at every step of these chains.
         progress: hears how many drawings of how many are done.
     """
     drawings = []
@@ -79,7 +96,7 @@ def draw(
         for model in models:
             policy.bind(model.weights)
             for prompt in prompts:
-                drawings.append(_drawing(config, policy, noise, model.name, prompt, chains))
+                drawings.append(Drawing(prompt, model.name, *_drawn(config, policy, noise, prompt, chains, judge)))
                 progress(len(drawings), len(models) * len(prompts))
     return drawings
 
@@ -90,20 +107,55 @@ def _noise(config: Config, policy: Policy, images: int) -> Tensor:
     return torch.stack([torch.randn(shape, generator=generator(config.seed, "render", i)) for i in range(images)])
 
 
+def judge_scales(scorer: ScorerConfig, sources: Sequence[Source]) -> Scales:
+    """What a mixture of z-scores divides by, as a run of `sources` was judged. Raises: ConfigError without one."""
+    known = run_scales(scorer, sources)
+    if is_zscored(scorer) and known is None:
+        raise ConfigError(
+            f"{scorer.name} is of z-scores, which are a run's own; draw a run that was trained with it, or give "
+            "another judge by --scorer"
+        )
+    return known[0].of(0) if known else ()
+
+
+def build_judge(scorer: ScorerConfig, scales: Scales) -> Judge:
+    judges = Judges(build_scorer(scorer), ())
+
+    def judge(pictures: Pictures, prompt: str) -> FloatArray:
+        return judges.judge(pictures, [prompt] * len(pictures), judges.damage, scales).scores[scorer.name]
+
+    return judge
+
+
 @torch.no_grad()
-def _drawing(config: Config, policy: Policy, noise: Tensor, model: str, prompt: str, chains: bool) -> Drawing:
+def _drawn(
+    config: Config, policy: Policy, noise: Tensor, prompt: str, chains: bool, judge: Judge | None
+) -> tuple[Pictures, Pictures, FloatArray]:
+    """Pictures, chain and scores of a `Drawing`."""
     conditioning = repeated(policy.encode(prompt), len(noise))
     storage, schedule = getattr(torch, config.sampler.storage_dtype), policy.evaluated
     latents, _, pictures = denoise(policy, noise, conditioning, storage, schedule)
+    none = np.zeros(0, np.float32)
     if not chains:
-        return Drawing(prompt, model, pictures, pictures[:0])
-    chain = []
-    for step in shown_steps(config):
-        t = torch.full((1,), step, device=noise.device)
-        given = each(conditioning, lambda tensor: tensor[:1])
-        _, _, x0 = policy.transition(latents[:1, step], t, given, schedule)
-        chain.append(policy.decode(x0)[0])
-    return Drawing(prompt, model, pictures, np.stack(chain))
+        return pictures, pictures[:0], none
+    shown = shown_steps(config)
+    if judge is None:
+        return pictures, _predictions(policy, latents, conditioning, schedule, shown), none
+    chain = _predictions(policy, latents, conditioning, schedule, range(schedule.num_steps))
+    return pictures, chain[shown], judge(np.concatenate([chain, pictures[:1]]), prompt)
+
+
+def _predictions(
+    policy: Policy, latents: Tensor, conditioning: Conditioning, schedule: Schedule, steps: Sequence[int]
+) -> Pictures:
+    """x̂0 of the first picture at some steps, decoded; as many at once as pictures were drawn."""
+    parts = []
+    for start in range(0, len(steps), len(latents)):
+        t = torch.tensor(steps[start : start + len(latents)], device=latents.device)
+        given = each(conditioning, itemgetter(slice(len(t))))  # all are of one prompt
+        _, _, x0 = policy.transition(latents[0, t], t, given, schedule)
+        parts.append(policy.decode(x0))
+    return np.concatenate(parts)
 
 
 def distances(drawing: Drawing) -> list[float]:
@@ -121,12 +173,40 @@ def save_pictures(path: Path, drawings: Sequence[Drawing]) -> Path:
 
 
 def save_chains(path: Path, config: Config, drawings: Sequence[Drawing]) -> Path:
-    """A row a prompt and model: x̂0 along the chain, then the finished picture. Returns: where the file is."""
+    """A row a prompt and model: x̂0 along the chain, then the finished picture. Returns: where the file is.
+
+    Framed: the first picture shown in which the judge's score is settled.
+    """
+    shown = shown_steps(config)
     rows = np.stack([np.concatenate([d.chain, d.pictures[:1]]) for d in drawings])
-    titles = [f"t = {step}" for step in shown_steps(config)]
-    return _save(path, rows, [f"{d.model}: {d.prompt}" for d in drawings], [*titles, "finished"])
+    titles = [f"t = {step}" for step in shown]
+    framed = [int(np.searchsorted(shown, settled_at(d.scores))) for d in drawings if len(d.scores)]
+    labels = [f"{d.model}: {d.prompt}" + _settled(d) for d in drawings]
+    return _save(path, rows, labels, [*titles, "finished"], framed)
 
 
-def _save(path: Path, images: Pictures, prompts: Sequence[str], titles: Sequence[str]) -> Path:
-    height, width, _ = save_grid(path, images, prompts, titles).shape
+def _settled(drawing: Drawing) -> str:
+    return f" (settled at t = {settled_at(drawing.scores)})" if len(drawing.scores) else ""
+
+
+def write_chains(path: Path, config: Config, judge: str, drawings: Sequence[Drawing]) -> None:
+    """The numbers behind `save_chains`, as JSON. Args: judge: its name."""
+    rows = [
+        {
+            "model": d.model,
+            "prompt": d.prompt,
+            "scores": [float(score) for score in d.scores[:-1]],
+            "finished": float(d.scores[-1]),
+            "settled_at": settled_at(d.scores),
+            "distances": distances(d),
+        }
+        for d in drawings
+    ]
+    write_json(path, {"judge": judge, "rule": RULE, "shown_steps": shown_steps(config), "chains": rows})
+
+
+def _save(
+    path: Path, images: Pictures, prompts: Sequence[str], titles: Sequence[str], framed: Sequence[int] = ()
+) -> Path:
+    height, width, _ = save_grid(path, images, prompts, titles, framed).shape
     return fitting(path, width, height)

@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from raydense.config import Config, ConfigError, changed_settings, load_config, load_run_config
@@ -47,8 +48,19 @@ class Trial:
 
 
 def label(settings: Settings) -> str:
-    """As tables show it: `gamma=0.8, exclude_last=2`."""
-    return ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings) or "as configured"
+    """As tables show it: `gamma=0.8, exclude_last=2`; with the section where several have such a setting."""
+    return ", ".join(f"{_short(key)}={value}" for key, value in settings) or "as configured"
+
+
+def _short(key: str) -> str:
+    name = key.rpartition(".")[2]
+    return name if _sections_with(name) <= 1 else key
+
+
+@cache
+def _sections_with(name: str) -> int:
+    fields = [getattr(field.annotation, "model_fields", {}) for field in Config.model_fields.values()]
+    return sum(name in section for section in fields)
 
 
 def parse_grid(options: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -87,7 +99,7 @@ def parse_arms(options: Sequence[str], grid: Mapping[str, Sequence[str]]) -> lis
         arm = tuple((key.strip(), value.strip()) for key, _, value in parts)
         keys = [key for key, _ in arm]
         whole = bool(arm) and all(key and value for key, value in arm)
-        if not whole or arm in arms or len(set(keys)) < len(keys) or {"seed", *grid} & set(keys):
+        if not whole or sorted(arm) in map(sorted, arms) or len(set(keys)) < len(keys) or {"seed", *grid} & set(keys):
             raise ConfigError(
                 f"--arm {option!r}: expected key=value,key=value, each arm once, no key of --grid or --seeds, such as "
                 "--arm steps.gamma=1,train.lr=1e-4"
@@ -152,11 +164,15 @@ def plan_sweep(
     Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings or made
         from other files.
     """
-    trials = []
+    trials: list[Trial] = []
+    known: list[tuple[Config, Settings]] = []
     for arm, values in itertools.product(arms or [()], itertools.product(*grid.values())):
         settings = (*arm, *zip(grid, values, strict=True))
         changes = (*overrides, *(f"{key}={value}" for key, value in settings))
         own = load_config(config_file, preset, list(changes))
+        if same := next((label(other) for before, other in known if before == own), None):
+            raise ConfigError(f"{label(settings)} is {same} in other words: nothing to compare; leave one of them out")
+        known.append((own, settings))
         config = as_found(own, check_inputs(own).pipeline)
         pins = pin_inputs(own).pins
         for seed in seeds or (own.seed,):

@@ -18,6 +18,7 @@ from raydense.files.durable import replacing
 
 CELL = 128  # smallest edge of a picture in a grid, pixels; smaller pictures are magnified
 GAP, LABEL = 4, 22
+FRAME = 3  # lies in the gap: no pixel of a picture is lost
 TEXT = "raydense-grid"  # the PNG text chunk with prompts, titles and layout
 
 
@@ -68,7 +69,11 @@ class Grid:
 
 
 def save_grid(
-    path: Path, images: NDArray[np.uint8], prompts: Sequence[str], titles: Sequence[str]
+    path: Path,
+    images: NDArray[np.uint8],
+    prompts: Sequence[str],
+    titles: Sequence[str],
+    framed: Sequence[int] = (),
 ) -> NDArray[np.uint8]:
     """Draws rows of pictures, each row under its prompt, and blocks of columns under their titles.
 
@@ -76,6 +81,7 @@ def save_grid(
         path: whose ending is one of FORMATS; the file is at `fitting` of it.
         images: uint8 [rows, columns, h, w, 3]; the columns are split evenly over the titles.
         prompts: one a row. titles: one a block of columns.
+        framed: of each row the column whose picture has a frame; empty: none.
     Returns: the sheet, uint8 [height, width, 3].
     """
     rows, columns, height, width, _ = images.shape
@@ -91,6 +97,10 @@ def save_grid(
             picture = Image.fromarray(images[row, column])
             picture = picture.resize((layout.width, layout.height), Image.Resampling.NEAREST)
             sheet.paste(picture, (layout.left(column), layout.top(row) + LABEL))
+    for row, column in enumerate(framed):
+        left, top = layout.left(column) - FRAME, layout.top(row) + LABEL - FRAME
+        corner = left + layout.width + 2 * FRAME - 1, top + layout.height + 2 * FRAME - 1
+        draw.rectangle((left, top, *corner), outline="#d62728", width=FRAME)
     path = fitting(path, *layout.size)
     about, form = PngInfo(), FORMATS[path.suffix.lower()]
     facts = {"prompts": list(prompts), "titles": list(titles), "layout": layout.__dict__}

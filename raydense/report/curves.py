@@ -1,4 +1,4 @@
-"""The figures of a run's curves: rewards and monitors, learning, the steps that the loss drew."""
+"""The figures of a run's curves: rewards and monitors, and learning."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from raydense.report.by_step import CLIPPED_WELL
 from raydense.report.run_data import Curve, RunData
-from raydense.report.svg import INK, MUTED, RULE, SERIES, Figure, draw
-from raydense.sections.run import StepsConfig
+from raydense.report.svg import MUTED, RULE, SERIES, Figure, draw
 
 MOST_POINTS = 400  # of a curve; a longer one is drawn as the means of as many stretches
-CLIPPED_WELL = (0.02, 0.10)  # of the log-ratios: where the clip is well chosen (METHOD §9)
 LEARNING = {
     "loss": ("Loss", ""),
     "pair_accuracy": ("Pair accuracy", "Share of a batch's pairs that the policy orders as the reward does."),
@@ -94,68 +93,6 @@ def watch_figures(run: RunData) -> Iterator[Figure]:
             )
 
 
-def step_figure(run: RunData) -> Figure | None:
-    """Which denoising steps the loss drew; nothing of a loss on finished pictures."""
-    if not run.config.train.draws_steps:
-        return None
-    counts, counted = _step_counts(run)
-    if not counted:
-        return None
-    expected = expected_shares(run.config.steps) * counts.sum()
-    some = "" if counted == len(run.rows("step")) else f" Counted in {counted:,} evenly spaced gradient steps."
-    drawn = run.config.steps.drawn
-    some_left = len(drawn) < run.config.steps.count
-    left_out = f", the steps {drawn[0]} to {drawn[-1]} alone" if some_left else ""
-    return draw(
-        "steps",
-        "Denoising steps drawn",
-        f"Draws of the loss by step index; 0 is the first, noisiest step. Dots: expected at γ = "
-        f"{run.config.steps.gamma:g}{left_out}.{some}",
-        f"Histogram of {counts.sum():,} step draws: step 0 {counts[0]:,} times, step {len(counts) - 1} "
-        f"{counts[-1]:,} times, step {int(counts.argmax())} most often.",
-        partial(_paint_steps, counts=counts, expected=expected),
-    )
-
-
-def clip_figure(run: RunData) -> Figure | None:
-    """Which share of a denoising step's log-ratios was clipped; nothing of a run of earlier code."""
-    rows = [row for row in run.rows("step") if "clipped" in row and "step_draws" in row]
-    if not rows:
-        return None
-    drawn = run.config.train.tuple_size * np.array([row["step_draws"] for row in rows]).sum(axis=0)
-    clipped = np.array([row["clipped"] for row in rows]).sum(axis=0)
-    shares = np.divide(clipped, drawn, out=np.zeros(len(drawn)), where=drawn > 0)
-    most = int(shares.argmax())
-    return draw(
-        "clipped-by-step",
-        "Clipped log-ratios by step",
-        f"Share of each denoising step's log-ratios beyond δ ({run.config.train.shown_clip}), over the whole run. "
-        "Band: 2 to 10 %.",
-        f"Clipped share by denoising step: {clipped.sum() / drawn.sum():.1%} of all, most at step {most}: "
-        f"{shares[most]:.1%}.",
-        partial(_paint_clipped, shares=shares),
-    )
-
-
-def _step_counts(run: RunData) -> tuple[NDArray[np.int64], int]:
-    """How often each denoising step was drawn: int64 [T], and in how many gradient steps this was counted."""
-    rows = run.rows("step")
-    known = [row["step_draws"] for row in rows if "step_draws" in row]
-    if len(known) == len(rows):
-        return np.sum(known, axis=0, dtype=np.int64), len(known)
-    from raydense.report.step_draws import draw_counts  # with torch: earlier code did not count while it trained
-
-    return draw_counts(run.config, run.steps_taken)
-
-
-def expected_shares(steps: StepsConfig) -> NDArray[np.float64]:
-    """P(t), which the draws follow (METHOD §4): float64 [T]."""
-    weights, drawn = np.zeros(steps.count), np.array(steps.drawn)
-    weights[drawn] = steps.gamma ** drawn.astype(np.float64)
-    shares: NDArray[np.float64] = weights / weights.sum()
-    return shares
-
-
 # -- how they are drawn ---------------------------------------------------------------------------------------
 
 
@@ -199,22 +136,6 @@ def _paint_learning(axes: Any, curve: Curve, run: RunData, limit: float | None) 
     axes.plot(steps, _smooth(values), color=SERIES[0])
     axes.set_xlabel("gradient steps; upright lines: stages")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-
-
-def _paint_steps(axes: Any, counts: NDArray[np.int64], expected: NDArray[np.float64]) -> None:
-    axes.bar(range(len(counts)), counts, color=SERIES[0], alpha=0.75, width=0.85)
-    axes.plot(range(len(counts)), expected, ".", color=INK, markersize=5)
-    axes.set_xlabel("denoising step t")
-    axes.grid(visible=False, axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-
-
-def _paint_clipped(axes: Any, shares: NDArray[np.float64]) -> None:
-    axes.axhspan(*CLIPPED_WELL, color=SERIES[2], alpha=0.14, linewidth=0)
-    axes.bar(range(len(shares)), shares, color=SERIES[0], alpha=0.75, width=0.85)
-    axes.set_xlabel("denoising step t")
-    axes.grid(visible=False, axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
 
 
 def _stretches(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -14,7 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from raydense.config import ConfigError
 from raydense.core.messages import command, duration
 from raydense.files.durable import write_text
-from raydense.report.curves import clip_figure, learning_figures, reward_figures, step_figure, watch_figures
+from raydense.report.by_step import by_step_figures
+from raydense.report.curves import learning_figures, reward_figures, watch_figures
 from raydense.report.pictures import SetGains, grid_pictures, prompt_gains
 from raydense.report.run_data import RunData, read_run
 from raydense.report.times import phase_totals, time_figures
@@ -60,7 +61,7 @@ def render(run: RunData) -> str:
         "duration": duration,
         "tone": tone,
     }
-    gains, by_step = prompt_gains(run), [figure for figure in (step_figure(run), clip_figure(run)) if figure]
+    gains = prompt_gains(run)
     return environment.get_template("page.html").render(
         run=run,
         command=command,
@@ -69,7 +70,7 @@ def render(run: RunData) -> str:
         tiles=list(_tiles(run, gains)),
         rewards=list(reward_figures(run)),
         watch=list(watch_figures(run)),
-        learning=[*learning_figures(run), *by_step],
+        learning=[*learning_figures(run), *by_step_figures(run)],
         times=list(time_figures(run)),
         phases=phase_totals(run),
         pictures=grid_pictures(run),

@@ -14,7 +14,7 @@ import torch
 from scipy.special import logsumexp
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from learner import losses
+from learner import losses, objective
 from learner.batching import BatchDraws
 from learner.objective import batch_metrics, preference_loss
 from learner.references import ReferenceCache
@@ -243,6 +243,7 @@ def test_the_loss_is_of_one_device_and_never_waits_for_it(
     """With tensors that say they are on a GPU and have no content: asking for any is an error."""
     monkeypatch.setattr(losses, "_sets_by_size", losses._sets_by_size.__wrapped__)  # keeps none of them
     monkeypatch.setattr(losses, "to_device", lambda tensor, device: tensor.to(device))  # what is faked is not pinned
+    monkeypatch.setattr(objective, "slopes", lambda loss, log_probs: log_probs)  # autograd asks for a real device
     batch = make_batch(groups)
     with FakeTensorMode():
         on_gpu = {

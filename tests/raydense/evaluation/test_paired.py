@@ -239,3 +239,19 @@ def test_a_prompt_that_a_monitor_did_not_score_is_left_out(trials: Trials) -> No
     assert list(found.gains) == [0, 1]  # of the third nothing is known
     assert list(found.gains.values()) == pytest.approx([0.1, 0.1])
     assert (found.before, found.after) == pytest.approx((0.3, 0.4))
+
+
+def test_prompts_that_a_judge_does_not_know_in_one_arm_count_in_neither(swept: list[Trial]) -> None:
+    """Else prompts that gain more than others would be a difference of the arms."""
+    for trial in (swept[4], swept[-1]):  # seed 4: in both arms the first prompt gains 0.1 more
+        path = trial.directory / "scores.json"
+        scores = json.loads(path.read_text())
+        judged = scores["unseen"]["unseen: a cat"]["clip"]
+        judged["after"] = [value + 0.1 for value in judged["after"]]
+        if trial is swept[-1]:
+            judged["after"][1] = None
+        path.write_text(json.dumps(scores))
+    found = only(outcomes(swept), HIGH)
+    assert found.gains[4] == pytest.approx(0.06)  # of the one prompt that is known
+    assert found.difference is not None
+    assert list(found.difference.by_seed.values()) == pytest.approx(DIFFERENCES)

@@ -26,7 +26,16 @@ from raydense.config import Config, ConfigError, load_config
 from raydense.core.statistics import Interval, mean_interval
 from raydense.evaluation.outcomes import Outcome, outcomes
 from raydense.evaluation.paired import Arm
-from raydense.evaluation.sweep import Trial, find_setting, more_seeds, parse_arms, parse_grid, parse_seeds, plan_sweep
+from raydense.evaluation.sweep import (
+    Trial,
+    find_setting,
+    label,
+    more_seeds,
+    parse_arms,
+    parse_grid,
+    parse_seeds,
+    plan_sweep,
+)
 from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.sweep_runs import SweepRunner
 from raydense.evaluation.sweep_table import write_results
@@ -103,10 +112,27 @@ def test_arms_are_settings_that_go_together(config: Path, tmp_path: Path) -> Non
     assert trials[0].name == "steps.gamma=0.8,train.lr=1e-4,steps.exclude_last=0,seed=1"
 
 
-@pytest.mark.parametrize("arm", ["", "a", "a=", "=1", "a=1,a=2", "seed=1", "g.h=1", "a=1,,b=2", "a=[1", "x.y=1"])
+@pytest.mark.parametrize("arms", [["steps.gamma=1", "steps.gamma=1.0"], ["train.c=10,train.lr=0.01", "steps.draws=2"]])
+def test_one_configuration_in_other_words_is_no_second_arm(arms: list[str], config: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(gamma=1.0 is gamma=1|draws=2 is c=10, lr=0.01) in other words"):
+        plan_sweep(tmp_path, config, None, [], {}, (1,), arms=parse_arms(arms, {}))
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [("steps.gamma", "gamma"), ("steps.count", "steps.count"), ("stage.count", "stage.count"), ("train.lr", "lr")],
+)
+def test_a_label_says_which_setting_it_is(key: str, shown: str) -> None:
+    """`steps.count` and `stage.count` are different arms, in tables as in the figure of gains."""
+    assert label(((key, "4"), ("train.c", "5"))) == f"{shown}=4, c=5"
+
+
+@pytest.mark.parametrize(
+    "arm", ["", "a", "a=", "=1", "a=1,a=2", "seed=1", "g.h=1", "a=1,,b=2", "a=[1", "x.y=1", "x.z=2,x.y=1"]
+)
 def test_an_arm_that_is_none_is_refused(arm: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value,key=value, each arm once"):
-        parse_arms(["x.y=1", arm], {"g.h": ("1", "2")})
+        parse_arms(["x.y=1", "x.y=1,x.z=2", arm], {"g.h": ("1", "2")})
 
 
 @pytest.mark.parametrize(

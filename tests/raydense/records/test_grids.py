@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raydense.records.grids import CELL, GAP, LABEL, fitting, read_grid, save_grid
+from raydense.records.grids import CELL, FRAME, GAP, LABEL, fitting, read_grid, save_grid
 
 
 def flat_pictures(rows: int, columns: int, edge: int) -> np.ndarray:
@@ -32,6 +32,20 @@ def test_portraits_and_landscapes_are_read_as_they_were_drawn(tmp_path: Path, sh
     images = np.random.default_rng(0).integers(0, 256, (2, 4, *shape, 3), dtype=np.uint8)
     save_grid(tmp_path / "grid.png", images, ["a cat", "a dog"], ["base model", "tuned"])
     assert np.array_equal(read_grid(tmp_path / "grid.png").images, images)
+
+
+def test_a_frame_lies_around_its_picture_and_covers_none(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 100, (2, 3, 16, 16, 3), dtype=np.uint8)
+    save_grid(tmp_path / "grid.png", images, ["a cat", "a dog"], ["a", "b", "c"], framed=[2, 0])
+    assert np.array_equal(read_grid(tmp_path / "grid.png").images, images)
+    with Image.open(tmp_path / "grid.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1] < 50)
+    assert red.sum() == 2 * ((128 + 2 * FRAME) ** 2 - 128**2)
+    rows, columns = np.nonzero(red[: LABEL + 128 + GAP + LABEL])
+    assert (rows.min(), rows.max()) == (2 * LABEL - FRAME, 2 * LABEL + 128 + FRAME - 1)
+    assert columns.max() == pixels.shape[1] - GAP + FRAME - 1
+    assert np.nonzero(red[LABEL + 128 + GAP + LABEL :])[1].min() == GAP - FRAME
 
 
 def test_two_blocks_have_a_wider_gap_between_them(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from raydense.report.svg import draw
 FIGURES = {
     "figure-reward0", "figure-reward1", "figure-loss", "figure-pair_accuracy", "figure-grad_norm",
     "figure-log_ratio-clip_fraction", "figure-log_ratio-abs_mean", "figure-log_ratio-old_abs_mean", "figure-steps",
-    "figure-clipped-by-step",
+    "figure-clipped-by-step", "figure-gradient-by-step", "figure-spread-by-step",
     "figure-phases", "figure-throughput-images_per_s", "figure-throughput-steps_per_s", "figure-gains-train",
     "figure-gains-unseen", "figure-images-saturation", "figure-images-entropy", "figure-images-similarity",
 }  # fmt: skip

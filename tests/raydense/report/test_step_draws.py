@@ -14,7 +14,7 @@ import torch
 from learner.gang import Gang
 from raydense.config import Config
 from raydense.records.metrics import read_rows
-from raydense.report.curves import clip_figure, expected_shares, step_figure
+from raydense.report.by_step import clip_figure, expected_shares, gradient_figure, spread_figure, step_figure
 from raydense.report.run_data import read_run
 from raydense.report.step_draws import StepDraws, draw_counts
 from raydense.wiring.roles import make_batches
@@ -82,3 +82,51 @@ def test_the_clipped_share_of_a_step_is_of_its_own_log_ratios(copy: Path) -> Non
     assert figure.alternative == "Clipped share by denoising step: 25.0% of all, most at step 1: 50.0%."
     keep_rows(copy / "metrics.jsonl", lambda row: row["kind"] != "step")
     assert clip_figure(read_run(copy)) is None
+
+
+def with_told(copy: Path, **told: Any) -> None:
+    """Gradient steps that drew 4, 3, 1 and 0 times, and told the same each time."""
+    rows = list(read_rows(copy / "metrics.jsonl"))
+    told = {"step_draws": [4, 3, 1, 0], **told}
+    changed = [{**row, **told} if row["kind"] == "step" else row for row in rows]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+
+
+def test_a_steps_share_of_the_gradient_is_of_all_its_draws(copy: Path) -> None:
+    with_told(copy, gradient=[1.0, 2.0, 2.0, None])  # squares 4 : 12 : 4, and 1 : 4 : 4 of a draw each
+    figure = gradient_figure(read_run(copy))
+    assert figure is not None
+    assert figure.alternative == (
+        "Share of the squared gradient by denoising step: most at step 1: 60.0%; the steps from 2 on 20.0%, drawn "
+        "equally often 44.4%."
+    )
+    assert "(in " not in figure.caption
+    with_told(copy, gradient=[0.0, 0.0, 0.0, None])  # of equal rewards alone
+    assert gradient_figure(read_run(copy)) is None
+
+
+def test_the_spread_of_a_step_is_a_root_mean_square_beside_its_clip(copy: Path) -> None:
+    with_told(copy, spread=[0.01, 0.03, 0.2, None])
+    figure = spread_figure(read_run(copy))
+    assert figure is not None
+    assert figure.alternative == "Spread by denoising step: from 0.01 at step 0 to 0.2 at step 2."
+    assert figure.caption.endswith("Dashed: δ.")
+    with_told(copy, clip=[0.05, 0.06, None, None])
+    figure = spread_figure(read_run(copy))
+    assert figure is not None
+    assert figure.caption.endswith("Dots: δ of the last gradient step.")
+
+
+def test_of_earlier_code_there_is_what_it_told(copy: Path) -> None:
+    """Whether it trained all of the run or the first half."""
+    rows = list(read_rows(copy / "metrics.jsonl"))
+    for last, said in ((3, "(in 3 of 6 gradient steps)"), (6, None)):
+        for row in rows:
+            if row["kind"] == "step" and row["step"] <= last:
+                row.pop("gradient", None)
+                row.pop("spread", None)
+        (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for make in (gradient_figure, spread_figure):
+            figure = make(read_run(copy))
+            assert (figure is None) == (said is None)
+            assert figure is None or str(said) in figure.caption

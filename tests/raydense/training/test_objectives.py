@@ -148,6 +148,17 @@ def test_learning_from_what_it_stored_gives_the_same_bytes(run: CountedRun, tmp_
     assert counted["sampler"] == counted["judging"] == {"forward": 0}
 
 
+@pytest.mark.ray
+def test_on_ray_it_gives_the_same_bytes(run: CountedRun, ray_cluster: None, tmp_path: Path) -> None:
+    if objective_of(run) == "trajectory_preference":
+        pytest.skip("the default's loss, of which test_end_to_end shows it")
+    result = invoke("train", run.path.parent / "config.yaml", "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    for name in (LORA, "metrics.jsonl", "scores.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (run.path / name).read_bytes(), name
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["network_rows"] == run.summary["network_rows"]
+
+
 def test_the_trajectory_view_is_a_discount_of_1(run: CountedRun) -> None:
     gamma = RunDirectory(run.path).read_config().steps.gamma
     assert gamma == (1.0 if objective_of(run) == "trajectory_preference" else 0.9)  # which the configuration has
