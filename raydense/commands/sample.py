@@ -162,8 +162,7 @@ def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> No
 
 
 def _show_scores(numbers: Path, config: Config, drawings: Sequence[Drawing]) -> None:
-    from raydense.evaluation.sample import shown_steps, write_chains
-    from raydense.evaluation.settling import RULE, settled_at
+    from raydense.evaluation.sample import RULE, settled_at, shown_steps, write_chains
 
     judge = config.reward.scorer.name
     write_chains(numbers, config, judge, drawings)

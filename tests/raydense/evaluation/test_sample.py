@@ -16,8 +16,16 @@ from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.types import RenderUnit
 from raydense.evaluation.candidates import Model, find_sources, fit_models
-from raydense.evaluation.sample import Drawing, build_judge, distances, draw, judge_scales, shown_steps
-from raydense.evaluation.settling import RULE, settled_at
+from raydense.evaluation.sample import (
+    RULE,
+    Drawing,
+    build_judge,
+    distances,
+    draw,
+    judge_scales,
+    settled_at,
+    shown_steps,
+)
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.preflight import check_pipeline
 from raydense.records.grids import FRAME, GAP, LABEL, read_grid
@@ -225,3 +233,21 @@ def test_bad_input_is_one_line(small_runs: Runs, tmp_path: Path) -> None:
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert (tmp_path / "there.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("scores", "step"),
+    [
+        ([0.0, 0.5, 1.0, 1.0, 1.0], 2),
+        ([0.0, 0.5, 0.91, 1.0, 1.0], 2),  # within a tenth of the range
+        ([0.0, 0.5, 0.89, 1.0, 1.0], 3),
+        ([0.0, 1.0, 0.2, 0.95, 1.0], 3),  # what it reaches and leaves again counts for nothing
+        ([2.0, 1.0, 0.05, 0.1, 0.0], 2),  # a score may fall along the chain
+        ([0.0, 0.9, 0.1, 0.2, 1.0], 4),  # T: the finished picture alone
+        ([0.3, 0.3, 0.3, 0.3, 0.3], 0),
+        ([-20.0, -15.0, -10.5, -10.0, -10.0], 2),  # whatever scale and zero a judge has
+        ([0.5, 0.7], 1),
+    ],
+)
+def test_it_settles_where_it_no_longer_leaves(scores: list[float], step: int) -> None:
+    assert settled_at(np.float32(scores)) == step
