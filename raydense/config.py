@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -19,16 +18,16 @@ from raydense.config_files import (
     BASE,
     DEFAULT_PRESET,
     ConfigError,
-    closest,
     overridden,
     preset_names,
     read_file,
     read_preset,
     with_base,
 )
+from raydense.config_mistakes import explain_all
 from raydense.sections.base import Name, Section, Unsigned
 from raydense.sections.formats import FORMAT, written_today
-from raydense.sections.objectives import asks_for_gamma, problems
+from raydense.sections.objectives import asked_in_vain, problems, unread_by_objective
 from raydense.sections.rewards import RewardConfig
 from raydense.sections.roles import LearnerConfig, SamplerConfig, SamplersConfig
 from raydense.sections.run import (
@@ -42,6 +41,7 @@ from raydense.sections.run import (
     TrainConfig,
 )
 from raydense.sections.telemetry import TelemetryConfig
+from raydense.sections.unread import unread_beside_others
 
 __all__ = [
     "DEFAULT_PRESET",
@@ -106,6 +106,13 @@ class Config(Section):
         return self
 
     @property
+    def unread(self) -> dict[str, str]:
+        """Settings that nothing reads because of what others are, each with the line that refuses it."""
+        by_objective = unread_by_objective(self.train, self.steps, self.learner)
+        beside = unread_beside_others(self.policy, self.reward, self.train, self.learner, self.replay, self.telemetry)
+        return dict([*by_objective, *beside])
+
+    @property
     def worker_tuples(self) -> int:
         """Of a batch, the most that one of the learner's workers has."""
         return math.ceil(self.train.batch_tuples / self.learner.num_workers)
@@ -114,8 +121,6 @@ class Config(Section):
         values = {"format": FORMAT, **self.model_dump(mode="json")}
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
-
-_OF_A_UNION = re.compile(r"constrained-|literal\[|(bool|int|float)$")  # in a location, of what may be several kinds
 
 MAY_CHANGE_ON_RESUME = (
     "name",
@@ -138,7 +143,9 @@ def changed_config(config: Config, overrides: list[str], may_change: Sequence[st
 
     Raises: ConfigError listing what may not change, before and after.
     """
-    changed = validated_config(config.model_dump(mode="json"), overrides)
+    changed = _valid_config(config.model_dump(mode="json"), overrides)
+    given = "policy.text_encoder_lora"  # which evaluations read for the LoRAs that they are given
+    _refuse({name: line for name, line in changed.unread.items() if name not in (*config.unread, given)})
     if refused := changed_settings(config, changed, may_change):
         raise ConfigError(f"{who} may change only {', '.join(may_change)}; refused: {'; '.join(refused)}")
     return changed
@@ -195,15 +202,30 @@ def load_config(
 
 
 def load_run_config(path: Path) -> Config:
-    """Reads what a run wrote, as the code of its format understood it. Raises: ConfigError."""
-    return validated_config({"format": 1, **read_file(path)}, [], str(path))
+    """Reads what a run wrote, as the code of its format understood it; what nothing reads may stand.
+
+    Raises: ConfigError.
+    """
+    return _valid_config({"format": 1, **read_file(path)}, [], str(path))
 
 
 def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source: str = "the configuration") -> Config:
     """Plain values, over those of the base that they may name, as a configuration, after `key=value` overrides.
 
-    Args: source: what the values are of, for messages. Raises: ConfigError with one line a problem.
+    Args: source: what the values are of, for messages.
+    Raises: ConfigError with one line a problem; a setting that nothing reads is one.
     """
+    config = _valid_config(values, overrides, source)
+    _refuse(config.unread)
+    return config
+
+
+def _refuse(unread: Mapping[str, str]) -> None:
+    if unread:
+        raise ConfigError("\n".join(unread.values()))
+
+
+def _valid_config(values: Mapping[str, Any], overrides: Sequence[str], source: str = "the configuration") -> Config:
     try:
         whole = written_today(with_base(values, source))
     except ValueError as error:  # a ConfigError is one
@@ -211,89 +233,7 @@ def validated_config(values: Mapping[str, Any], overrides: Sequence[str], source
     try:
         config = Config.model_validate(overridden(whole, overrides, Config))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain_all(error.errors(), whole, source))) from None
-    if problem := asks_for_gamma(config.train, config.steps, overrides):
-        raise ConfigError(problem)
+        raise ConfigError("\n".join(explain_all(error.errors(), Config, whole, source))) from None
+    if asked := [*asked_in_vain(config.train, config.steps, overrides)]:
+        raise ConfigError("\n".join(asked))
     return config
-
-
-def _explain_all(problems: Iterable[Any], whole: Mapping[str, Any], source: str) -> Iterator[str]:
-    """A line for all that is missing, and one for each other problem that pydantic found."""
-    missing = []
-    for item in _one_of_each(problems):
-        if item["type"] in ("missing", "union_tag_not_found"):
-            missing.append(_walk(item["loc"])[0] + (".kind" if item["type"] != "missing" else ""))
-        else:
-            yield _explain(item)
-    lacking = [name for name in missing if name.count(".") < 2 and not _has(whole, name)]
-    them = "it" if len(missing) == 1 else "them"
-    if lacking:
-        supplied = them if lacking == missing else ", ".join(lacking)
-        yield (
-            f"{source} lacks {', '.join(missing)}; add {them}, or put `{BASE}: {DEFAULT_PRESET}` at its top, "
-            f"which supplies {supplied}"
-        )
-    elif missing:
-        verb = "is" if len(missing) == 1 else "are"
-        yield f"{', '.join(missing)} {verb} missing; add {them} to the configuration"
-
-
-def _one_of_each(problems: Iterable[Any]) -> list[Any]:
-    """Pydantic tells of each kind of value that a setting may have why it is not that: here one problem a setting."""
-    found: dict[tuple[Any, ...], Any] = {}
-    for item in problems:
-        loc = tuple(part for part in item["loc"] if not (isinstance(part, str) and _OF_A_UNION.match(part)))
-        if loc in found:
-            found[loc]["msg"] += f", or {item['msg'].removeprefix('Input should be ')}"
-        else:
-            found[loc] = {**item, "loc": loc}
-    return list(found.values())
-
-
-def _has(values: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return False
-        values = values[part]
-    return True
-
-
-def _explain(item: Any) -> str:
-    """A problem, as one line naming field, value and what is allowed."""
-    location, names = _walk(item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        return f"{location} is not a setting; allowed here: {', '.join(names)}{closest(str(item['loc'][-1]), names)}"
-    if item["type"] == "union_tag_invalid":
-        return f"{location}.kind={item['ctx']['tag']!r}: input should be one of {item['ctx']['expected_tags']}"
-    if item["input"] is None and item["type"] in ("model_type", "model_attributes_type"):
-        return f"{location} is empty; give its settings, or remove it where a base has them"
-    if item["type"] == "value_error":
-        return f"{location}: {message}" if location else message
-    return f"{location}={item['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _walk(loc: tuple[Any, ...]) -> tuple[str, list[str]]:
-    """A location as the user wrote it (pydantic adds a scorer's kind to it), and the settings beside its last part."""
-    shown: list[str] = []
-    beside: list[type[Section]] = [Config]
-    inside: list[type[Section]] = [Config]
-    for part in loc:
-        if tagged := [m for m in inside if "kind" in m.model_fields and part in _kinds(m)]:
-            inside = tagged
-            continue
-        shown.append(str(part))
-        if isinstance(part, str):
-            beside = inside
-            inside = [s for m in beside if part in m.model_fields for s in _sections(m.model_fields[part].annotation)]
-    return ".".join(shown), [name for model in beside for name in model.model_fields]
-
-
-def _kinds(model: type[Section]) -> tuple[Any, ...]:
-    return get_args(model.model_fields["kind"].annotation)
-
-
-def _sections(annotation: Any) -> list[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for argument in get_args(annotation) for section in _sections(argument)]

@@ -30,6 +30,7 @@ FOLDERS = ("raydense", "actors", "learner", "deploy", "tests")
 GUIDES = [README, *sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
 SECTIONS = "|".join(Config.model_fields)
 GROWING = ("samplers={max: 8, num_gpus: 1}", "learner.num_gpus=1")  # with which every setting of the fleet can be tried
+STARTED = (*GROWING, "policy.init_lora=lora.safetensors")  # and every setting of the policy
 each_guide = pytest.mark.parametrize("guide", GUIDES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -144,7 +145,7 @@ def test_every_setting_that_it_names_is_one(guide: Path) -> None:
         if not re.search(r"\.(py|yaml|md|jsonl?)$", key):
             assert key in settings, key
         if value:
-            load_config(overrides=[*GROWING, f"{key}{value}"])
+            load_config(overrides=[*STARTED, f"{key}{value}"])
 
 
 def test_the_commands_were_found() -> None:

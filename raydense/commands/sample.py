@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from raydense.core.terminal import open_console
 if TYPE_CHECKING:
     from raydense.evaluation.candidates import Model
     from raydense.evaluation.sample import Drawing, Judge
+    from raydense.pipelines.pipeline_files import PipelineFiles
 
 EXAMPLE = 'Example: `raydense sample "a red circle" --lora runs/seven --base --trajectory --out circle.png`'
 MAY_CHANGE = ("seed", "policy", "steps", "sampler", "evaluate")
@@ -78,12 +80,12 @@ def _picture_file(out: Path | None) -> Path:
 
 
 class _Drawn(NamedTuple):
-    """What to draw with: the configuration, the models by their LoRAs, the judge, and what is to be said of files."""
+    """What to draw with. Args: pipeline: with what is to be said of files. models: by their LoRAs."""
 
     config: Config
+    pipeline: PipelineFiles
     models: list[Model]
     judge: Callable[[], Judge] | None
-    notes: tuple[str, ...]
 
 
 def _models(
@@ -121,7 +123,8 @@ def _models(
     joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
     drawn = [model for model in models if base or model.name != BASE]
     judge = partial(build_judge, joint.reward.scorer, judge_scales(config.reward.scorer, sources)) if judged else None
-    return _Drawn(joint, drawn, judge, (*notes, *pinned.notes, *pipeline.notes))
+    said = replace(pipeline, notes=(*notes, *pinned.notes, *pipeline.notes))
+    return _Drawn(joint, said, drawn, judge)
 
 
 def _draw(drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool) -> list[Drawing]:
@@ -129,14 +132,23 @@ def _draw(drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool) 
     from raydense.records.progress import ProgressDisplay
 
     with ProgressDisplay(open_console()) as display:
-        for note in drawn.notes:
+        for note in drawn.pipeline.notes:
             display.say(note)
 
         def progress(done: int, total: int) -> None:
             display.update("drawing", done, total)
 
         judge = drawn.judge() if drawn.judge else None
-        return draw(drawn.config, drawn.models, prompts, images, chains=trajectory, judge=judge, progress=progress)
+        return draw(
+            drawn.config,
+            drawn.pipeline,
+            drawn.models,
+            prompts,
+            images,
+            chains=trajectory,
+            judge=judge,
+            progress=progress,
+        )
 
 
 def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> None:
@@ -150,8 +162,7 @@ def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> No
 
 
 def _show_scores(numbers: Path, config: Config, drawings: Sequence[Drawing]) -> None:
-    from raydense.evaluation.sample import shown_steps, write_chains
-    from raydense.evaluation.settling import RULE, settled_at
+    from raydense.evaluation.sample import RULE, settled_at, shown_steps, write_chains
 
     judge = config.reward.scorer.name
     write_chains(numbers, config, judge, drawings)

@@ -6,7 +6,7 @@ Nothing binds silently: what is read must be the policy's adapter, tensor by ten
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,17 @@ from raydense.core.messages import first_few, one_line
 from raydense.core.seeding import generator
 from raydense.core.types import FloatArray, PolicyWeights
 from raydense.diffusion.lora import KEY
-from raydense.diffusion.lora_formats import Adapter, denoisers_part, from_kohya, is_kohya, read_adapter, refuse_foreign
+from raydense.diffusion.lora_formats import Adapter, denoisers_part, read_adapter, refuse_foreign
+from raydense.diffusion.lora_kohya import from_kohya, is_kohya
 from raydense.files.weight_files import misfit, read_checkpoint, read_safetensors
-from raydense.pipelines.pipeline_files import DEFAULT, LAYOUTS, Layout
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.sections.base import TextEncoderLora
 
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KNOWN_FILES = ("pytorch_lora_weights.safetensors", PEFT_FILE, "pytorch_model.bin")
 
+MOST_TARGETS = 80  # that a line prints
+PLAIN = PipelineFiles("")  # Stable Diffusion, of which no file is known
 _PREFIX = re.compile(r"^((unet|transformer)\.|base_model\.model\.((unet|transformer)\.)?)")
 _HALF = {"down": "A", "up": "B", "A": "A", "B": "B"}
 _MODULE_FIRST = re.compile(r"^(?P<module>.+)\.lora(\.|_linear_layer\.|_)(?P<half>down|up|A|B)(\.default)?\.weight$")
@@ -55,7 +58,7 @@ def read_lora(
     location: str,
     setting: str = "policy.init_lora",
     text_encoder: TextEncoderLora = "refuse",
-    layout: Layout = LAYOUTS[DEFAULT],
+    pipeline: PipelineFiles = PLAIN,
 ) -> LoraFile:
     """Reads a LoRA.
 
@@ -64,16 +67,16 @@ def read_lora(
             the authors' `*.bin`, or a directory with exactly one of them under its usual name.
         setting: that gave the location, for errors.
         text_encoder: what becomes of tensors that adapt the text encoder.
-        layout: of the pipeline that it is for.
+        pipeline: that it is for.
     Raises: ConfigError naming the file.
     """
     path = _find(location, setting)
     source = f"{setting}={path}"
     tensors, metadata = _read(path, source)
-    refuse_foreign(tensors, source, layout)
-    raw, adapter = denoisers_part(tensors, source, text_encoder, layout.called), Adapter()
+    refuse_foreign(tensors, source, pipeline.layout)
+    raw, adapter = denoisers_part(tensors, source, text_encoder, pipeline.layout), Adapter()
     if is_kohya(raw):
-        raw = from_kohya(raw, source)
+        raw = from_kohya(raw, source, pipeline)
     elif any(name.startswith("base_model.model.") for name in raw):
         adapter = _peft_adapter(path, source)
     elif metadata is not None:
@@ -93,7 +96,8 @@ def load_lora(
     alpha: float,
     seed: int = 0,
     text_encoder: TextEncoderLora = "refuse",
-    layout: Layout = LAYOUTS[DEFAULT],
+    pipeline: PipelineFiles = PLAIN,
+    layers: Collection[str] = (),
 ) -> PolicyWeights:
     """Reads a LoRA as version 0 of the policy's weights.
 
@@ -101,14 +105,15 @@ def load_lora(
     factors that are both zero neither would ever have a gradient.
 
     Args:
-        location, text_encoder, layout: as of `read_lora`.
+        location, text_encoder, pipeline: as of `read_lora`.
         expected: shapes of the policy's LoRA tensors, by name.
         rank, alpha: the policy's.
         seed: of the run.
+        layers: of the network, which can take a LoRA; for the advice.
     Raises: ConfigError naming the file and every kind of difference.
     """
-    file = read_lora(location, text_encoder=text_encoder, layout=layout)
-    check_names(file, expected, _advice(file, expected))
+    file = read_lora(location, text_encoder=text_encoder, pipeline=pipeline)
+    check_names(file, expected, _advice(file, expected, layers))
     if file.rank != rank:
         raise ConfigError(f"{file.source} has rank {file.rank}, but policy.lora_rank={rank}; make them agree")
     if file.alpha != alpha:
@@ -123,13 +128,24 @@ def load_lora(
     return PolicyWeights.of(0, tensors)
 
 
-def _advice(file: LoraFile, expected: Mapping[str, Any]) -> str:
-    """What to set where the file adapts other kinds of layers than the policy."""
-    ours, theirs = (
-        sorted({_KIND.search(module)[0] for module in modules})  # type: ignore[index]  # there is a last part
-        for modules in ({name.partition(".lora_")[0] for name in expected}, file.ranks)
-    )
-    return "" if ours == theirs else f"; for what it adapts, set policy.lora_targets=[{', '.join(theirs)}]"
+def _advice(file: LoraFile, expected: Mapping[str, Any], layers: Collection[str]) -> str:
+    """What to set where the file adapts other layers than the policy."""
+    ours = _ends({name.partition(".lora_")[0] for name in expected}, ())
+    theirs = _ends(file.ranks, [layer for layer in layers if layer not in file.ranks])
+    if ours == theirs or len(theirs) > MOST_TARGETS:
+        return ""
+    return f"; for what it adapts, set policy.lora_targets=[{', '.join(theirs)}]"
+
+
+def _ends(modules: Iterable[str], others: Collection[str]) -> list[str]:
+    """Of the modules' names, the shortest ends that no other has, from their kinds on."""
+    found = set()
+    for module in modules:
+        end = _KIND.search(module)[0]  # type: ignore[index]  # there is a last part
+        while end != module and any(f".{other}".endswith(f".{end}") for other in others):
+            end = f"{module.removesuffix(f'.{end}').rpartition('.')[2]}.{end}"
+        found.add(end)
+    return sorted(found)
 
 
 def padded(name: str, array: FloatArray, rank: int) -> FloatArray:

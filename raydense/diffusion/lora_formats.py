@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from raydense.config import ConfigError
 from raydense.core.messages import first_few, one_line
-from raydense.pipelines.pipeline_files import Layout
+from raydense.pipelines.pipeline_files import T5_ENCODER, Layout
 from raydense.sections.base import TextEncoderLora
 
 Tensors = Mapping[str, torch.Tensor]
@@ -31,14 +30,15 @@ FOREIGN = (  # what a tensor's name gives away, and whose it is
     (re.compile(r"\bon_input$"), "an IA3"),
     (re.compile(r"\.[ab][12m]\.weight$"), "a GLoRA"),
     (re.compile(r"\.(diff|diff_b|w_norm|b_norm)$"), "a LyCORIS file with whole differences of weights"),
+    (re.compile(r"^(double|single)_blocks\.\d+\.processor\."), "in XLabs' format of FLUX"),
+    (re.compile(r"^diffusion_model\."), "in ComfyUI's format"),
+    (re.compile(r"^lora_transformer_"), "of a format that names its layers lora_transformer_…"),
 )
 
 UNSUPPORTED = ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "lora_bias")  # they change what tensors mean
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # peft initialisations that move the base's weights too
 
 _TEXT = re.compile(r"^(lora_te(?P<kohyas>\d*)_|(base_model\.model\.)?text_(model|encoder(_(?P<own>\d))?)\.)")
-_KOHYA_UNET = "lora_unet_"
-_DOWN, _UP, _ALPHA = "lora_down.weight", "lora_up.weight", "alpha"
 
 
 def refuse_foreign(names: Iterable[str], source: str, layout: Layout) -> None:
@@ -47,75 +47,33 @@ def refuse_foreign(names: Iterable[str], source: str, layout: Layout) -> None:
         for pattern, what in FOREIGN:
             if pattern.search(name):
                 raise ConfigError(f"{source} is {what} ({name}), which cannot be taken over; give a plain LoRA")
-        if (encoder := _text_encoder(name)) not in (None, *layout.text_encoders):
+        if (encoder := _text_encoder(name, layout)) not in (None, *layout.text_encoders):
             raise ConfigError(
                 f"{source} adapts a {encoder} ({name}), which this kind of model has not; give a LoRA of its own kind"
             )
 
 
-def _text_encoder(name: str) -> str | None:
+def _text_encoder(name: str, layout: Layout) -> str | None:
     """The folder of the text encoder that a tensor belongs to; None of the denoiser's."""
     if (match := _TEXT.match(name)) is None:
         return None
+    if match["kohyas"] == "3" and layout.has_t5:  # of FLUX, too, whose second encoder it is
+        return next(part for part, name in layout.networks.items() if name == T5_ENCODER)
     number = match["kohyas"] or match["own"] or "1"
     return "text_encoder" if number == "1" else f"text_encoder_{number}"
 
 
-def denoisers_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora, called: str) -> Tensors:
+def denoisers_part(tensors: Tensors, source: str, text_encoder: TextEncoderLora, layout: Layout) -> Tensors:
     """The tensors that are not a text encoder's. Raises: ConfigError if there are such and they are to be refused."""
-    texts = [name for name in tensors if _text_encoder(name)]
+    texts = [name for name in tensors if _text_encoder(name, layout)]
     if texts and text_encoder == "refuse":
         raise ConfigError(
             f"{source} also adapts the text encoder, which stays as it is here ({len(texts)} tensors: "
-            f"{first_few(texts, 1)}); policy.text_encoder_lora=leave_out takes the {called}'s part alone"
+            f"{first_few(texts, 1)}); policy.text_encoder_lora=leave_out takes the {layout.called}'s part alone"
         )
     if texts and len(texts) == len(tensors):
-        raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the {called}")
-    return {name: tensor for name, tensor in tensors.items() if not _text_encoder(name)}
-
-
-# -- Kohya's files ------------------------------------------------------------------------------------------------
-
-
-def is_kohya(names: Iterable[str]) -> bool:
-    """Whether the file is of sd-scripts or names its tensors like that, as many tools do."""
-    return any(name.startswith(_KOHYA_UNET) for name in names)
-
-
-def from_kohya(tensors: Tensors, source: str) -> Tensors:
-    """The U-Net's part of a Kohya file under diffusers' names, in float32, each up-projection times its alpha / rank.
-
-    Raises: ConfigError for tensors of another name, a layer without both factors, or an alpha that is no number.
-    """
-    layers: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        layer, _, part = name.partition(".")
-        layers.setdefault(layer, {})[part] = tensor
-    odd = [
-        f"{layer} with {', '.join(sorted(parts))}"
-        for layer, parts in layers.items()
-        if not layer.startswith(_KOHYA_UNET) or parts.keys() - {_ALPHA} != {_DOWN, _UP}
-    ]
-    if odd:
-        raise ConfigError(f"{source}: {len(odd)} of its layers are not the two factors of a LoRA: {first_few(odd, 2)}")
-    folded = {}
-    for layer, parts in layers.items():
-        down, up = parts[_DOWN].float(), parts[_UP].float()
-        folded[f"{layer}.{_DOWN}"], folded[f"{layer}.{_UP}"] = down, up * _kohya_scale(layer, parts, source)
-    named, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(folded)
-    result: Tensors = named
-    return result
-
-
-def _kohya_scale(layer: str, parts: Tensors, source: str) -> float:
-    """alpha / rank; sd-scripts reads a layer without an alpha, or with 0, as alpha = rank."""
-    if _ALPHA not in parts:
-        return 1.0
-    alpha = parts[_ALPHA]
-    if alpha.numel() != 1:
-        raise ConfigError(f"{source}: {layer}.{_ALPHA} {list(alpha.shape)} is not one number")
-    rank = next(iter(parts[_DOWN].shape), 0) or 1  # a tensor without one is refused where shapes are compared
-    return (alpha.item() or rank) / rank
+        raise ConfigError(f"{source} adapts the text encoder alone; give a LoRA of the {layout.called}")
+    return {name: tensor for name, tensor in tensors.items() if not _text_encoder(name, layout)}
 
 
 class Adapter(BaseModel):

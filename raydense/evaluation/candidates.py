@@ -148,7 +148,7 @@ def fit_models(
     Raises: ConfigError for a file that is no LoRA of this U-Net.
     """
     of_text = config.policy.text_encoder_lora
-    files = [read_lora(source.location, setting, of_text, pipeline.layout) for source in sources]
+    files = [read_lora(source.location, setting, of_text, pipeline) for source in sources]
     family = family_for(config, pipeline)
     if pipeline[pipeline.layout.denoiser] is None:
         raise ConfigError(f"policy.model={config.policy.model} is not on this machine; give its directory")

@@ -143,7 +143,7 @@ def evaluate(
     joint, models = fit_models(pinned.config, pipeline, sources, "LoRA")
     config = resolved(config, family_for(config, pipeline))
     judgements, scorer = {}, config.reward.scorer
-    with sampling_fleet(joint, pinned.base_model(), local) as fleet:
+    with sampling_fleet(joint, pipeline, pinned.base_model(), local) as fleet:
         for model in models:
             judgements[model.name] = _judge(model, columns, images_per_prompt, fleet, display)
     if not is_zscored(scorer):
@@ -208,14 +208,14 @@ def without_learner(config: Config) -> Config:
 
 
 @contextmanager
-def sampling_fleet(config: Config, base: BaseModel, local: bool) -> Iterator[Fleet[Any]]:
+def sampling_fleet(config: Config, pipeline: PipelineFiles, base: BaseModel, local: bool) -> Iterator[Fleet[Any]]:
     """Samplers without a learner, which leaves them all that the machine or the cluster has."""
     alone = without_learner(config)
     if local:
         from raydense.fleets.local_runner import LocalFleet
         from raydense.wiring.roles import build_sampler
 
-        yield LocalFleet(build_sampler(alone), alone.seed)
+        yield LocalFleet(build_sampler(alone, files=pipeline), alone.seed)
     else:
         from raydense.fleets.ray_runner import sampling_fleet_on_ray
 

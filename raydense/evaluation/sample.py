@@ -22,8 +22,8 @@ from raydense.diffusion.kernel import Schedule
 from raydense.diffusion.policy import Policy
 from raydense.evaluation.candidates import Model, Source
 from raydense.evaluation.evaluate import run_scales
-from raydense.evaluation.settling import RULE, settled_at
 from raydense.families.conditioning import Conditioning, each, repeated
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.records.grids import fitting, save_grid
 from raydense.records.tables import write_json
 from raydense.sections.rewards import ScorerConfig
@@ -33,6 +33,11 @@ from raydense.wiring.policies import build_policy
 from raydense.wiring.scorers import build_scorer
 
 CHAIN_SHOWN = 12  # steps of a chain in a strip, at most
+TOLERANCE = 0.1
+RULE = (
+    f"settled: from this step on, x̂0's score stays within {TOLERANCE:.0%} of the chain's range of scores from that of "
+    "the finished picture"
+)
 
 Pictures = NDArray[np.uint8]
 Judge = Callable[[Pictures, str], FloatArray]  # uint8 [N, h, w, 3] of one prompt → float32 [N]
@@ -61,6 +66,7 @@ def shown_steps(config: Config) -> list[int]:
 
 def draw(
     config: Config,
+    pipeline: PipelineFiles,
     models: Sequence[Model],
     prompts: Sequence[str],
     images: int,
@@ -73,6 +79,7 @@ def draw(
 
     Args:
         config: its policy is the models' own; its seed decides the noise.
+        pipeline: that config names, as it was read.
         images: of each prompt and model.
         chains: whether to decode x̂0 at the steps of `shown_steps`, of the first picture.
         judge: of x̂0 at every step of these chains.
@@ -81,8 +88,14 @@ def draw(
     drawings = []
     device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
-        merged = not config.sampler.exact
-        policy = build_policy(config, dtype=config.sampler.dtype, device=device, with_decoder=True, merged=merged)
+        policy = build_policy(
+            config,
+            dtype=config.sampler.dtype,
+            device=device,
+            with_decoder=True,
+            merged=not config.sampler.exact,
+            files=pipeline,
+        )
         noise = _noise(config, policy, images).to(device)
         for model in models:
             policy.bind(model.weights)
@@ -201,3 +214,14 @@ def _save(
 ) -> Path:
     height, width, _ = save_grid(path, images, prompts, titles, framed).shape
     return fitting(path, width, height)
+
+
+def settled_at(scores: FloatArray) -> int:
+    """The first step from which on the score of x̂0 stays near that of the finished picture, by `RULE`.
+
+    Args: scores: [T + 1], of x̂0 at each step, and of the finished picture.
+    Returns: T where no x̂0 stays near it.
+    """
+    values = scores.astype(np.float64)
+    away = np.flatnonzero(np.abs(values - values[-1]) > TOLERANCE * np.ptp(values))
+    return int(away[-1]) + 1 if len(away) else 0

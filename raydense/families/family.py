@@ -155,8 +155,8 @@ def class_problems(files: PipelineFiles) -> Iterator[str]:
         if not files.has(part):
             continue
         own = files[part] or {}
-        is_text = part.startswith("text_encoder")
-        says = (own.get("architectures") or [None])[0] if is_text else own.get("_class_name")
+        named_by = own.get("architectures") if part.startswith("text_encoder") else [own.get("_class_name")]
+        says = named_by[0] if isinstance(named_by, list) and named_by else None
         named = class_in(files.index or {}, part)
         for found in (named, says) if named != says else (says,):
             if found is not None and found not in known:

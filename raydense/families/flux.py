@@ -13,6 +13,7 @@ from raydense.families.family import Texts, decoder_problems, height_and_width
 from raydense.families.flow_family import FlowFamily
 
 CLIP, T5 = "text_encoder", "text_encoder_2"
+AXES = 3  # of a token's place, each with numbers of its own in the rotary embedding
 EDGE = 2  # latents of a packed token, along each axis
 LATENT_EDGE = 128  # where none is chosen, as diffusers' pipeline has it
 
@@ -38,6 +39,14 @@ class Flux(FlowFamily):
                 yield f"{where}in_channels={channels}, but the VAE's latents are {packed} once packed"
             if (outputs := transformer.get("out_channels")) not in (None, channels):
                 yield f"{where}out_channels={outputs}, but in_channels={channels}"
+            if (patch := transformer.get("patch_size", 1)) != 1:
+                yield f"{where}patch_size={patch}, but latents come packed: it must be 1"
+            axes, width = transformer.get("axes_dims_rope", (16, 56, 56)), transformer.get("attention_head_dim", 128)
+            if len(axes) != AXES or any(axis % 2 for axis in axes) or sum(axes) != width:
+                yield (
+                    f"{where}axes_dims_rope={list(axes)} should be {AXES} even numbers, together "
+                    f"attention_head_dim={width}"
+                )
             yield from self._width_problems(where, transformer)
         if self._latent_size is not None and any(edge % EDGE for edge in self.latent_shape[1:]):
             yield f"sampler.latent_size={self._latent_size} cannot be packed: it takes even numbers"
@@ -84,7 +93,7 @@ class Flux(FlowFamily):
             guidance=guidance,
             pooled_projections=conditioning["pooled_prompt_embeds"],
             encoder_hidden_states=states,
-            txt_ids=states.new_zeros(states.shape[1], 3),
+            txt_ids=states.new_zeros(states.shape[1], AXES),
             img_ids=_places(height // EDGE, width // EDGE, x),
             return_dict=False,
         )[0]
@@ -104,8 +113,8 @@ def _unpacked(tokens: Tensor, channels: int, height: int, width: int) -> Tensor:
 
 
 def _places(rows: int, columns: int, like: Tensor) -> Tensor:
-    """Row and column of each token, for its rotary embedding: [rows · columns, 3]."""
-    places = like.new_zeros(rows, columns, 3)
+    """Row and column of each token, for its rotary embedding: [rows · columns, AXES]."""
+    places = like.new_zeros(rows, columns, AXES)
     places[..., 1] += torch.arange(rows, device=like.device)[:, None]
     places[..., 2] += torch.arange(columns, device=like.device)[None]
     return places.view(-1, 3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from raydense.config import ConfigError
@@ -26,7 +26,19 @@ def family_of(files: PipelineFiles, **sizes: Any) -> Family:
     return FAMILIES[files.kind](files, **sizes)
 
 
+def check_classes(family: Family) -> None:
+    """Raises: ConfigError in one line, if parts of the pipeline are of other classes than its family's."""
+    _refuse(family, class_problems(family.files))
+
+
 def check_parts(family: Family) -> None:
-    """Raises: ConfigError in one line, with everything in the pipeline's files that its family cannot take."""
-    if problems := [*class_problems(family.files), *family.problems()]:
-        raise ConfigError(f"policy.model={family.files.model}: {'; '.join(problems)}; give {family.advice}")
+    """Raises: ConfigError in one line, with everything in the pipeline's files that its family cannot take.
+
+    The parts are of its classes, and each can be built from its file.
+    """
+    _refuse(family, family.problems())
+
+
+def _refuse(family: Family, problems: Iterable[str]) -> None:
+    if found := [*problems]:
+        raise ConfigError(f"policy.model={family.files.model}: {'; '.join(found)}; give {family.advice}")

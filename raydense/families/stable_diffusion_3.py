@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from raydense.families.conditioning import Conditioning
 from raydense.families.family import Texts, decoder_problems, height_and_width
 from raydense.families.flow_family import FlowFamily
-from raydense.pipelines.pipeline_files import tokens_of
+from raydense.pipelines.pipeline_files import POSITIONS, tokens_of
 
 T5 = "text_encoder_3"
 CLIPS = ("text_encoder", "text_encoder_2")
@@ -33,8 +33,11 @@ class StableDiffusion3(FlowFamily):
                 yield f"{where}in_channels={channels}, but the VAE's latent_channels={latents}"
             if (outputs := transformer.get("out_channels", 16)) != channels:
                 yield f"{where}out_channels={outputs}, but in_channels={channels}"
+            heads, width = transformer.get("num_attention_heads", 18), transformer.get("attention_head_dim", 64)
+            if (wanted := transformer.get("caption_projection_dim", 1152)) != heads * width:
+                yield f"{where}caption_projection_dim={wanted}, but its {heads} heads of {width} make {heads * width}"
             yield from self._width_problems(where, transformer)
-            yield from self._size_problems(transformer)
+            yield from self._size_problems(where, transformer)
         yield from decoder_problems(vae, {})
 
     def _width_problems(self, where: str, transformer: Mapping[str, Any]) -> Iterator[str]:
@@ -46,20 +49,28 @@ class StableDiffusion3(FlowFamily):
                 yield f"{where}pooled_projection_dim={wanted}, but its CLIPs' embeddings have {pooled} together"
             if (states := first.get("hidden_size", 512) + second.get("hidden_size", 512)) > joint:
                 yield f"{where}joint_attention_dim={joint}, but its CLIPs' states have {states} together"
+            if (length := tokens_of(self.files, CLIPS[0])) > (
+                places := second.get("max_position_embeddings", POSITIONS)
+            ):
+                yield (
+                    f"{CLIPS[1]}/config.json: max_position_embeddings={places}, but it reads the {length} tokens that "
+                    f"{CLIPS[0]} reads"
+                )
         if t5 is not None and (width := t5.get("d_model", 512)) != joint:
             yield f"{where}joint_attention_dim={joint}, but the T5's d_model={width}"
 
-    def _size_problems(self, transformer: Mapping[str, Any]) -> Iterator[str]:
+    def _size_problems(self, where: str, transformer: Mapping[str, Any]) -> Iterator[str]:
         try:
             _, *edges = self.latent_shape
         except ValueError:  # there is none, which is said elsewhere
             return
         patch, places = transformer.get("patch_size", 2), transformer.get("pos_embed_max_size", 96)
-        shown = f"sampler.latent_size={'x'.join(map(str, edges))}"
+        set_by = "sampler.latent_size" if self._latent_size is not None else f"{where}sample_size"
+        shown = f"{set_by}={'x'.join(map(str, edges))}"
         if any(edge % patch for edge in edges):
             yield f"{shown} cannot be cut into patches: it takes multiples of {patch}"
         if max(edges) > patch * places:
-            yield f"{shown} is beyond the {patch * places} that it has places for"
+            yield f"{shown} is beyond the {patch * places} that its pos_embed_max_size={places} has places for"
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

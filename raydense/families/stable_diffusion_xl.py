@@ -13,6 +13,7 @@ from raydense.families.family import Family, Texts, decoder_problems
 from raydense.families.stable_diffusion import OF_ANY_UNET, OF_THE_VAE, unet_latent_shape, unet_problems
 from raydense.pipelines.pipeline_files import tokens_of
 
+ENCODERS = ("text_encoder", "text_encoder_2")
 TIME_IDS = 6  # height and width of the original, top and left of the crop, height and width of the target
 
 
@@ -39,6 +40,9 @@ class StableDiffusionXL(Family):
                         f"{where}projection_class_embeddings_input_dim={wanted}, but {TIME_IDS} sizes and the pooled "
                         f"embedding make {given} (a refiner has five)"
                     )
+        tokens = [tokens_of(self.files, part) for part in ENCODERS]
+        if widths is not None and tokens[0] != tokens[1]:
+            yield f"its text encoders read {tokens[0]} and {tokens[1]} tokens, whose states stand side by side"
         yield from decoder_problems(self.files["vae"], OF_THE_VAE)
 
     def _widths(self) -> tuple[int, int] | None:
@@ -60,7 +64,7 @@ class StableDiffusionXL(Family):
         return {"pooled_prompt_embeds": (pooled,), "prompt_embeds": (tokens, states), "time_ids": (TIME_IDS,)}
 
     def encode(self, texts: Texts, prompt: str) -> Conditioning:
-        found = [texts[part](prompt, output_hidden_states=True) for part in ("text_encoder", "text_encoder_2")]
+        found = [texts[part](prompt, output_hidden_states=True) for part in ENCODERS]
         return {
             "pooled_prompt_embeds": found[1].text_embeds[0].float(),
             "prompt_embeds": torch.cat([output.hidden_states[-2][0].float() for output in found], dim=-1),

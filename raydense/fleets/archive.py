@@ -11,10 +11,9 @@ from typing import Generic, TypeVar
 
 from raydense.core.interfaces import Collection, Fleet, GroupsLost
 from raydense.core.types import RESTORED, PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
-from raydense.records.segments import SegmentError, read_segment, segment_path, write_segment
+from raydense.records.segments import AUTOMATIC_BYTES, SegmentError, read_segment, segment_path, write_segment
 
 Handle = TypeVar("Handle")
-AUTOMATIC_BYTES = 2**20  # of a group, from which on it is worth a file
 
 
 class ArchivingCollection(Generic[Handle]):

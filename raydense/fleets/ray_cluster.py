@@ -8,12 +8,13 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import grpc
+import psutil
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
@@ -36,19 +37,34 @@ def ray_session(about: Mapping[str, str] = {}) -> Iterator[None]:  # never chang
     """Joins the cluster that RAY_ADDRESS names (a job has it), else starts a private one; leaves it at the end.
 
     Nothing else is looked for: a file under /tmp that names a cluster does not make us join it. The private one
-    listens on loopback only. Joining one without token authentication is warned of.
+    listens on loopback only, and no process of it outlives the session. Joining one without token authentication is
+    warned of.
     Args: about: the job, for Ray's list of jobs, which shows its `job_name`.
     Raises: ConfigError if the cluster cannot be reached, refuses us, or is of another version.
     """
-    started = not ray.is_initialized()
-    if started:
-        _connect(about)
-        tell_job(about)
+    if ray.is_initialized():
+        yield
+        return
+    here = psutil.Process()
+    before = set(here.children())
+    _connect(about)
+    servers = set(here.children()) - before  # of a private Ray
     try:
+        tell_job(about)
         yield
     finally:
-        if started:
-            ray.shutdown()
+        started = {process for server in servers for process in _with_descendants(server)}
+        ray.shutdown()
+        for process in started:  # parts of the dashboard that a browser asked stay alone otherwise
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _with_descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _connect(about: Mapping[str, str]) -> None:

@@ -88,22 +88,38 @@ def weights_of(cls: Any, folder: ModelFolder, variant: str | None = None, *, fet
     return choose_weights(folder, stem, variant, fetch=fetch)
 
 
+def check_described(cls: Any, folder: ModelFolder) -> None:
+    """Holds a folder's small files, and its configuration, against its network.
+
+    Raises: ConfigError with the file, and the key.
+    """
+    folder.check_files()
+    if (path := folder.find(CONFIG)) is not None:
+        check_configuration(cls, read_json(path), folder.named(CONFIG))
+
+
 def check_network(cls: Any, folder: ModelFolder, variant: str | None = None) -> Weights | None:
     """Holds a folder's files, its configuration, and what its weights say of themselves against their network.
 
     Returns: the weights that will be loaded, of which no tensor was read; None if they are not on this machine.
     Raises: ConfigError with the file, and the key, or the tensors that are missing, left over or misshapen.
     """
-    folder.check_files()
-    if (path := folder.find(CONFIG)) is not None:
-        check_configuration(cls, read_json(path), folder.named(CONFIG))
+    check_described(cls, folder)
+    return check_weights(cls, folder, variant)
+
+
+def check_weights(cls: Any, folder: ModelFolder, variant: str | None = None) -> Weights | None:
+    """As `check_network`, of a folder whose configuration has been checked."""
     weights = weights_of(cls, folder, variant)
     shapes = weights.shapes() if weights else None
     if weights is None or shapes is None:
         return None
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     if issubclass(cls, PreTrainedModel):
-        problems = _misfit_of_transformers(cls, folder, tensors)
+        try:
+            problems = _misfit_of_transformers(cls, folder, tensors)
+        except Exception as error:  # of a configuration that builds a network, and does not load one
+            raise folder.cannot_be_loaded(error) from None
     else:
         problems = _misfit_of_diffusers(cls, folder, tensors, weights.is_index)
     if problems:

@@ -17,6 +17,7 @@ from raydense.pipelines.published import PUBLISHED
 INDEX = "model_index.json"
 SCHEDULER = "scheduler"
 POSITIONS, VOCABULARY = 77, 49408  # CLIP's, where a text encoder's file does not say
+T5_VOCABULARY = 32128  # as transformers has it
 T5_ENCODER = "T5EncoderModel"
 CLIP, T5 = ("CLIPTokenizer", "CLIPTokenizerFast"), ("T5Tokenizer", "T5TokenizerFast")
 

@@ -9,21 +9,19 @@ from typing import Any
 import torch
 
 from raydense.config import Config, ConfigError
-from raydense.core.types import stored_states
-from raydense.diffusion.compiler import SMALL
 from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED
 from raydense.planning.compute import NetworkRows, planned_rows
-from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint, text_encoder_parameters
+from raydense.planning.effects import check_kept
+from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint
+from raydense.planning.memory import encoder_bytes, group_bytes, learner_bytes, sampler_bytes, tuple_bytes
 from raydense.planning.preflight import check_models, needs_hub
-from raydense.planning.scorer_memory import scorer_bytes
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
-from raydense.sections.roles import RENDER_BATCH
+from raydense.records.segments import AUTOMATIC_BYTES
 from raydense.wiring.chains import judged_by
 from raydense.wiring.policies import family_for, lora_config, resolved, sampled_rows
 
-CUDA_CONTEXT = 0.6e9  # bytes a process, with the libraries' workspaces
 STORE_SHARE = 0.3  # of a node's memory, Ray's default object store
 
 
@@ -77,6 +75,7 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
         sets = read_prompt_sets(config)
     pipeline = check_models(config, fetch=False)
     plan = plan_run(config, pipeline, sets, tflops)
+    check_kept(config, plan.group_bytes)
     return replace(plan, notes=(*pipeline.notes, *(sets.notes if sets else ()), *notes, *plan.notes))
 
 
@@ -91,31 +90,14 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
     files, assumed = _with_published(pipeline)
     family = family_for(config, files)
     config = resolved(config, family)
-    lora = lora_config(config)
-    sampler_dtype, learner_dtype = getattr(torch, config.sampler.dtype), getattr(torch, config.learner.dtype)
-    rolled = denoiser_footprint(family, lora, dtype=sampler_dtype, with_gradient=False)
-    checkpointed = config.learner.gradient_checkpointing
-    trained = denoiser_footprint(family, lora, dtype=learner_dtype, with_gradient=True, checkpointed=checkpointed)
-    channels, height, width = family.latent_shape
-    decoded_as = family.decoder_dtype(sampler_dtype)
-    decoder = decoder_footprint(files["vae"] or {}, latent_size=(height, width), dtype=decoded_as)
-    encoders = _encoder_bytes(config, files)
-    group = group_bytes(config, channels * height * width, _conditioning_bytes(family))
-    rows = family.rows
-    lora_bytes = 4 * trained.lora_parameters
-    images, judged = count_images(config), count_judged(config, sets)
-    image_flops = config.steps.count * rows * rolled.flops + decoder.flops
-    judged_flops = judged_by(config).count * rows * rolled.flops + decoder.flops
-    sampling = images * image_flops + judged * judged_flops
-    learned = rows if config.train.draws_steps else 1  # of the network, a transition or a noised picture
-    training = count_transitions(config) * learned * _step_flops(config, rolled, trained)
-    segments = config.replay.segments if config.replay.segments is not None else group >= 2**20
-    stages_on_disk = config.stage.count if config.replay.keep_segments else config.stage.held
+    networks, encoders = _networks(config, family), encoder_bytes(config, files)
+    work, trained = _work(config, family, sets, networks), networks.trained
+    group, lora_bytes = group_bytes(config, family), 4 * trained.lora_parameters
     return Plan(
-        images=images,
-        judged_images=judged,
+        images=work.images,
+        judged_images=work.judged,
         sampled_rows=sampled_rows(config, family),
-        network_rows=planned_rows(config, rows, images, count_transitions(config), judged),
+        network_rows=planned_rows(config, family.rows, work.images, count_transitions(config), work.judged),
         groups=config.stage.count * config.stage.groups,
         gradient_steps=config.stage.count * config.stage.steps,
         network=family.layout.called,
@@ -124,26 +106,75 @@ def plan_run(config: Config, pipeline: PipelineFiles, sets: PromptSets | None, t
         lora_bytes=lora_bytes,
         group_bytes=group,
         replay_bytes=config.stage.held * config.stage.groups * group,
-        segment_bytes=int(segments) * stages_on_disk * config.stage.groups * group,
+        segment_bytes=_stages_on_disk(config, group) * config.stage.groups * group,
         checkpoint_bytes=(3 if config.train.ema is None else 4) * lora_bytes * config.checkpoint.keep_last,
-        sampler_gpu_bytes=_sampler_bytes(
-            config,
-            rows * rolled.peak_bytes,
-            rolled,
-            decoder.parameters * decoded_as.itemsize,
-            decoder.peak_bytes,
-            encoders,
-        ),
-        learner_gpu_bytes=_learner_bytes(config, trained, learned, encoders if family.guided else 0, learner_dtype),
-        tuple_bytes=_tuple_bytes(config, trained, learned),
-        image_flops=image_flops,
-        sampling_flops=sampling,
-        training_flops=training,
-        sampling_hours=sampling / (tflops * 1e12 * sampler_devices(config)) / 3600,
-        training_hours=training / (tflops * 1e12 * config.learner.num_workers) / 3600,
+        sampler_gpu_bytes=sampler_bytes(config, family, networks.rolled, networks.decoder, encoders),
+        learner_gpu_bytes=learner_bytes(config, trained, work.learned, encoders if family.guided else 0),
+        tuple_bytes=tuple_bytes(config, trained, work.learned),
+        image_flops=work.an_image,
+        sampling_flops=work.sampling,
+        training_flops=work.training,
+        sampling_hours=work.sampling / (tflops * 1e12 * sampler_devices(config)) / 3600,
+        training_hours=work.training / (tflops * 1e12 * config.learner.num_workers) / 3600,
         tflops=tflops,
         notes=assumed,
     )
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """rolled, trained: the denoiser as samplers and as the learner call it."""
+
+    rolled: Footprint
+    trained: Footprint
+    decoder: Footprint
+
+
+def _networks(config: Config, family: Family) -> _Networks:
+    sampled_as, lora = getattr(torch, config.sampler.dtype), lora_config(config)
+    return _Networks(
+        denoiser_footprint(family, lora, dtype=sampled_as, with_gradient=False),
+        denoiser_footprint(
+            family,
+            lora,
+            dtype=getattr(torch, config.learner.dtype),
+            with_gradient=True,
+            checkpointed=config.learner.gradient_checkpointing,
+        ),
+        decoder_footprint(
+            family.files["vae"] or {}, latent_size=family.latent_shape[1:], dtype=family.decoder_dtype(sampled_as)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """images, judged: how many. learned: rows of the network, a transition or a noised picture. The rest: FLOPs."""
+
+    images: int
+    judged: int
+    learned: int
+    an_image: float
+    sampling: float
+    training: float
+
+
+def _work(config: Config, family: Family, sets: PromptSets | None, networks: _Networks) -> _Work:
+    images, judged = count_images(config), count_judged(config, sets)
+    learned = family.rows if config.train.draws_steps else 1
+    a_step, decoding = family.rows * networks.rolled.flops, networks.decoder.flops
+    an_image = config.steps.count * a_step + decoding
+    sampling = images * an_image + judged * (judged_by(config).count * a_step + decoding)
+    initial = networks.rolled.flops if config.train.calls_initial else 0.0
+    training = count_transitions(config) * learned * (networks.trained.flops + initial)
+    return _Work(images, judged, learned, an_image, sampling, training)
+
+
+def _stages_on_disk(config: Config, group: int) -> int:
+    """Whose segments are there at once. Args: group: its bytes."""
+    replay = config.replay
+    written = group >= AUTOMATIC_BYTES if replay.segments is None else replay.segments
+    return int(written) * (config.stage.count if replay.keep_segments else config.stage.held)
 
 
 def count_images(config: Config) -> int:
@@ -172,76 +203,10 @@ def count_transitions(config: Config) -> int:
     return config.stage.count * config.stage.steps * per_step
 
 
-def group_bytes(config: Config, latent_values: int, conditioning_bytes: int) -> int:
-    """One trajectory group in the replay buffer, as TrajectoryGroup.nbytes."""
-    width = 2 if config.sampler.storage_dtype == "float16" else 4
-    kept, steps = config.sampler.keep, config.steps.count
-    states = len(stored_states(config.steps.drawn, steps))
-    return kept * (states * latent_values * width + 4 * steps + 4) + conditioning_bytes
-
-
-def _conditioning_bytes(family: Family) -> int:
-    return sum(map(math.prod, family.conditioning_shapes.values())) * family.conditioning_dtype.itemsize
-
-
-def _encoder_bytes(config: Config, files: PipelineFiles) -> int:
-    """Weights of the text encoders that are on a device."""
-    total = 0
-    for part in files.layout.text_encoders:
-        if not files.has(part):
-            continue
-        is_t5 = files.is_t5(part)
-        if not (is_t5 and config.policy.t5 == "cpu"):
-            dtype: torch.dtype = getattr(torch, config.policy.t5_dtype) if is_t5 else torch.float32
-            total += dtype.itemsize * text_encoder_parameters(files.networks[part], files[part] or {})
-    return total
-
-
-def _step_flops(config: Config, rolled: Footprint, trained: Footprint) -> float:
-    return trained.flops + (rolled.flops if config.train.calls_initial else 0.0)
-
-
 def sampler_devices(config: Config) -> int:
     fleet = config.samplers
     count = fleet.max or fleet.count or 1
     return max(1, math.floor(count * fleet.num_gpus)) if fleet.num_gpus else count
-
-
-def _sampler_bytes(
-    config: Config, an_image: int, rolled: Footprint, decoder: int, a_picture: int, encoders: int
-) -> int:
-    """Weights of pipeline and scorers, and the larger of denoising and decoding: a unit, or what is drawn to judge.
-
-    A merged LoRA keeps the weights that it was merged into. A call so small that a GPU records it keeps its memory.
-    Args: an_image, a_picture: of denoising one, and of decoding it. decoder, encoders: their weights.
-    """
-    width = getattr(torch, config.sampler.dtype).itemsize
-    beside = rolled.lora_parameters if width < 4 else 0  # a copy of the LoRA, in the network's dtype
-    kept = beside if config.sampler.exact else rolled.adapted_parameters
-    weights = width * (rolled.parameters + kept) + 4 * rolled.lora_parameters + decoder + encoders
-    unit = config.sampler.prompts_at_once * config.sampler.trajectories
-    images, recorded = max(unit, RENDER_BATCH), unit if unit <= SMALL else 0
-    decoded = min(images, config.sampler.decode_batch or images)
-    work = max(images * an_image, decoded * a_picture) + recorded * an_image
-    scorers = sum(scorer_bytes(scorer, images) for scorer in config.reward.judges)
-    return int(weights + work + scorers + CUDA_CONTEXT)
-
-
-def _learner_bytes(config: Config, trained: Footprint, rows: int, encoders: int, dtype: torch.dtype) -> int:
-    """Weights, the LoRA with gradient, moments, average and copy in the network's dtype, one micro-batch.
-
-    Text encoders are there at the start alone, for the unconditional half.
-    """
-    share = config.worker_tuples
-    tuples = 1 if config.learner.micro_batch == "auto" else min(config.learner.micro_batch or share, share)
-    lora = 16 if dtype == torch.float32 else 16 + 2 * dtype.itemsize  # the copy has a gradient, too
-    lora += 0 if config.train.ema is None else 4
-    weights = dtype.itemsize * trained.parameters + lora * trained.lora_parameters
-    return int(weights + max(encoders, tuples * _tuple_bytes(config, trained, rows)) + CUDA_CONTEXT)
-
-
-def _tuple_bytes(config: Config, trained: Footprint, rows: int) -> int:
-    return config.train.tuple_size * config.steps.draws * rows * trained.peak_bytes
 
 
 def _with_published(pipeline: PipelineFiles) -> tuple[PipelineFiles, tuple[str, ...]]:

@@ -34,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _once(compute: Callable[P, R]) -> Callable[P, R]:
+def once(compute: Callable[P, R]) -> Callable[P, R]:
     """Keeps results by what the arguments say: a run's checks and plans ask for the same networks, seconds each."""
     known: dict[str, R] = {}
 
@@ -59,7 +59,7 @@ class Footprint:
     peak_bytes: int
 
 
-@_once
+@once
 def denoiser_footprint(
     family: Family, lora: LoraConfig, *, dtype: torch.dtype, with_gradient: bool, checkpointed: bool = False
 ) -> Footprint:
@@ -88,14 +88,14 @@ def denoiser_footprint(
     return Footprint(parameters, trained, adapted, meter.flops, meter.peak_bytes)
 
 
-@_once
+@once
 def lora_layers(family: Family) -> Mapping[str, bool]:
     """Every module of the network by its name: whether it is a layer that takes a LoRA."""
     modules = denoiser_on_meta(family).named_modules()
     return MappingProxyType({name: isinstance(module, nn.Linear | nn.Conv2d) for name, module in modules})
 
 
-@_once
+@once
 def lora_shapes(family: Family, lora: LoraConfig) -> Mapping[str, tuple[int, ...]]:
     """Shapes of the policy's LoRA tensors, by name."""
     network = denoiser_on_meta(family)
@@ -105,7 +105,7 @@ def lora_shapes(family: Family, lora: LoraConfig) -> Mapping[str, tuple[int, ...
     return MappingProxyType({name: tuple(p.shape) for name, p in network.named_parameters() if p.requires_grad})
 
 
-@_once
+@once
 def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, int], dtype: torch.dtype) -> Footprint:
     """Decoding one latent into an image."""
     vae = on_meta("AutoencoderKL", vae_config, dtype)
@@ -114,7 +114,7 @@ def decoder_footprint(vae_config: Mapping[str, Any], *, latent_size: tuple[int, 
     return Footprint(_count(vae), 0, 0, meter.flops, meter.peak_bytes)
 
 
-@_once
+@once
 def judge_footprint(name: str, config: Mapping[str, Any]) -> Footprint:
     """A judge's network, of a class of transformers, looking at one picture."""
     network = on_meta(name, config)
@@ -125,7 +125,7 @@ def judge_footprint(name: str, config: Mapping[str, Any]) -> Footprint:
     return Footprint(_count(network), 0, 0, meter.flops, meter.peak_bytes)
 
 
-@_once
+@once
 def text_encoder_parameters(name: str, text_config: Mapping[str, Any]) -> int:
     """How many values a text encoder of this class has."""
     return _count(on_meta(name, text_config))

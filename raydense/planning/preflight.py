@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from raydense.config import Config, ConfigError
 from raydense.core.messages import first_few
 from raydense.diffusion.compiler import check_compiler
 from raydense.diffusion.flow import SCHEDULER as FLOW_SCHEDULER
 from raydense.diffusion.flow import is_flow
-from raydense.diffusion.kernel import DDIM, check_eta
+from raydense.diffusion.kernel import check_eta
 from raydense.diffusion.schedulers import settle_chain
 from raydense.families.family import Family
-from raydense.families.known import check_parts
+from raydense.families.known import check_classes, check_parts
 from raydense.families.text import limit_tokens
 from raydense.pipelines.model_folder import ModelFolder
 from raydense.pipelines.pipeline_files import (
     CLIP,
     POSITIONS,
     SCHEDULER,
+    T5_VOCABULARY,
     VOCABULARY,
     PipelineFiles,
     config_file,
 )
+from raydense.planning.effects import check_effects, check_kept, idle_notes
 from raydense.planning.scorer_files import check_hub, check_scorer
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
 from raydense.records.sinks import check_telemetry
-from raydense.sections.run import PolicyConfig
 from raydense.wiring.policies import (
     chain,
     evaluated_chain,
@@ -39,8 +42,6 @@ from raydense.wiring.policies import (
     resolved,
 )
 from raydense.wiring.roles import CLEAR, LOG_RATIO_NOISE
-
-T5_DEFAULTS = {key: PolicyConfig.model_fields[key].default for key in ("t5", "t5_dtype", "t5_tokens")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ def check_inputs(config: Config) -> Found:
     prompts, pipeline = read_prompt_sets(config), check_models(config)
     check_telemetry(config)
     prompts = replace(prompts, notes=(*prompts.notes, *_cut_off(config, pipeline, prompts)))
-    return Found(as_found(config, pipeline), prompts, pipeline)
+    config = as_found(config, pipeline)
+    if config.replay.keep_segments:
+        from raydense.planning.memory import group_bytes
+
+        check_kept(config, group_bytes(config, family_for(config, pipeline)))
+    return Found(config, prompts, pipeline)
 
 
 def check_models(config: Config, *, fetch: bool = True) -> PipelineFiles:
@@ -87,19 +93,23 @@ def check_pipeline(config: Config, *, fetch: bool = True) -> PipelineFiles:
     Returns: the files, with notes on what is taken otherwise than they have it.
     Raises: ConfigError.
     """
+    from raydense.planning.fitting import check_fit
+
     if config.policy.compile is True and not os.environ.get("RAY_ADDRESS"):  # else the nodes that compile say so
         try:
             check_compiler()
         except FileNotFoundError as error:
             raise ConfigError(str(error)) from None
     family = read_family(config, fetch=fetch)
+    check_classes(family)
+    folders = _described_folders(config, family.files)
     check_parts(family)
-    _check_t5(config, family)
-    _check_effects(config, family)
+    check_effects(config, family)
     _check_latents(family)
-    pipeline = _check_files(config, family.files)
+    pipeline = _check_files(config, family.files, folders)
+    check_fit(family)
     config = resolved(config, family)
-    notes = (*pipeline.notes, *_check_chain(config, family), *_rounding_note(config))
+    notes = (*pipeline.notes, *_check_chain(config, family), *_rounding_note(config), *idle_notes(config))
     _check_lora(config, family)
     return replace(pipeline, notes=notes)
 
@@ -110,23 +120,33 @@ def as_found(config: Config, pipeline: PipelineFiles) -> Config:
     return resolved(config.model_copy(update={"policy": policy}), family_for(config, pipeline))
 
 
-def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
-    """Looks at every file of the pipeline that is on this machine; of weights at their headers alone.
-
-    Returns: the pipeline, and notes on weights of a variant that nobody asked for.
-    """
-    from raydense.pipelines.configurations import check_configuration
-    from raydense.pipelines.networks import check_network, class_of
+def _described_folders(config: Config, pipeline: PipelineFiles) -> dict[str, ModelFolder]:
+    """The pipeline's folders, each of which can be made from its small files. Raises: ConfigError."""
+    from raydense.pipelines.networks import check_described, class_of
 
     policy = config.policy
     folders = {part: ModelFolder("policy.model", policy.model, policy.revision, part) for part in pipeline.parts}
     for part in pipeline.tokenizers:
         folders[part].check_files(vocabulary=folders[part].is_local and pipeline.layout.tokenizers[part] == CLIP)
+    for part, name in pipeline.networks.items():
+        check_described(class_of(name), folders[part])
+    return folders
+
+
+def _check_files(config: Config, pipeline: PipelineFiles, folders: Mapping[str, ModelFolder]) -> PipelineFiles:
+    """Looks at the scheduler, and at what weights say of themselves, of those that are on this machine.
+
+    Returns: the pipeline, and notes on weights of a variant that nobody asked for.
+    """
+    from raydense.pipelines.configurations import check_configuration
+    from raydense.pipelines.networks import check_weights, class_of
+
+    policy = config.policy
     if (scheduler := pipeline[SCHEDULER]) is not None:
         cls = class_of(FLOW_SCHEDULER if is_flow(scheduler) else "DDIMScheduler")
         check_configuration(cls, scheduler, f"policy.model={policy.model}: {config_file(SCHEDULER)}")
     networks = pipeline.networks
-    found = {part: check_network(class_of(name), folders[part], policy.variant) for part, name in networks.items()}
+    found = {part: check_weights(class_of(name), folders[part], policy.variant) for part, name in networks.items()}
     variants = {part: weights.variant for part, weights in found.items() if weights is not None}
     if policy.variant is not None and len(variants) == len(networks) and policy.variant not in variants.values():
         raise ConfigError(
@@ -136,32 +156,6 @@ def _check_files(config: Config, pipeline: PipelineFiles) -> PipelineFiles:
     parts = {other: ", ".join(part for part, variant in variants.items() if variant == other) for other in others}
     notes = [f"policy.model has only {other} weights for {parts[other]}, so these are loaded" for other in others]
     return replace(pipeline, variant=others[0] if len(others) == 1 else None, notes=(*pipeline.notes, *notes))
-
-
-def _check_t5(config: Config, family: Family) -> None:
-    """Raises: ConfigError if one is to be left out that cannot be, or to read nothing."""
-    present = [part for part in family.files.networks if family.files.is_t5(part)]
-    needed = [part for part in present if part not in family.layout.optional]
-    if config.policy.t5 is None and needed:
-        raise ConfigError(f"policy.t5=null: a {family.files.kind} cannot do without its {needed[0]}; set device or cpu")
-    if config.policy.t5_tokens == 0 and present:
-        raise ConfigError(f"policy.t5_tokens=0: its {present[0]} reads at least 1; raise it, or leave it null")
-
-
-def _check_effects(config: Config, family: Family) -> None:
-    """Raises: ConfigError if something is set that cannot act on such a model."""
-    kind, policy, scale = f"a {family.files.kind}", config.policy, config.sampler.guidance_scale
-    if not family.layout.has_t5:
-        for key, default in T5_DEFAULTS.items():
-            if (value := getattr(policy, key)) != default:
-                shown, ours = ("null" if it is None else it for it in (value, default))
-                raise ConfigError(f"policy.{key}={shown}: {kind} has no T5; leave it {ours}")
-    if config.steps.spacing is not None and DDIM not in family.dynamics:
-        raise ConfigError(
-            f"steps.spacing={config.steps.spacing}: the scheduler of {kind} spaces its noise levels; leave it null"
-        )
-    if scale != 1 and not family.takes_guidance:
-        raise ConfigError(f"sampler.guidance_scale={scale:g}: this {family.files.kind} takes no guidance; set it to 1")
 
 
 def _check_latents(family: Family) -> None:
@@ -230,30 +224,42 @@ def _check_lora(config: Config, family: Family) -> None:
                 "layers and convolutions"
             )
     if config.policy.init_lora is not None:
-        initial_lora(config, family.layout, lora_shapes(family, lora_config(config)))
+        adaptable = [name for name, is_one in layers.items() if is_one]
+        initial_lora(config, family.files, lora_shapes(family, lora_config(config)), adaptable)
 
 
 def _cut_off(config: Config, pipeline: PipelineFiles, sets: PromptSets) -> list[str]:
     """Notes on prompts that are too long, where the tokenizer is at hand. Raises: ConfigError if it is another's."""
-    from raydense.pipelines.networks import class_of, load_part
-
-    folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, "tokenizer")
-    try:
-        tokenizer = load_part(class_of("CLIPTokenizer").from_pretrained, folder, vocabulary=True)
-    except ConfigError:
-        if folder.is_local:
-            raise
+    tokenizers = [_tokenizer(config, pipeline, part) for part in pipeline.tokenizers]
+    if (tokenizer := tokenizers[0]) is None:
         return []  # the samplers need it too, and say so
-    text = pipeline["text_encoder"] or {}
-    if len(tokenizer) > (known := text.get("vocab_size", VOCABULARY)):
-        raise ConfigError(
-            f"policy.model={config.policy.model}: its tokenizer has {len(tokenizer)} tokens, but its text encoder's "
-            f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
-        )
-    limit_tokens(tokenizer, text.get("max_position_embeddings", POSITIONS))
+    limit_tokens(tokenizer, (pipeline["text_encoder"] or {}).get("max_position_embeddings", POSITIONS))
     if any(map(pipeline.is_t5, pipeline.networks)):
         return []  # which reads what the CLIPs do not
     return truncation_notes((*sets.train, *sets.unseen), tokenizer)
+
+
+def _tokenizer(config: Config, pipeline: PipelineFiles, part: str) -> Any:
+    """None where it is not at hand. Raises: ConfigError if it is damaged, or has more tokens than its encoder."""
+    from raydense.pipelines.networks import class_of, load_part
+
+    folder = ModelFolder("policy.model", config.policy.model, config.policy.revision, part)
+    is_clip = pipeline.layout.tokenizers[part] == CLIP
+    cls = class_of("CLIPTokenizer" if is_clip else "T5TokenizerFast")
+    try:
+        tokenizer = load_part(cls.from_pretrained, folder, vocabulary=is_clip)
+    except ConfigError:
+        if folder.is_local:
+            raise
+        return None
+    encoder = part.replace("tokenizer", "text_encoder")
+    known = (pipeline[encoder] or {}).get("vocab_size", VOCABULARY if is_clip else T5_VOCABULARY)
+    if len(tokenizer) > known:
+        raise ConfigError(
+            f"policy.model={config.policy.model}: its {part} has {len(tokenizer)} tokens, but its {encoder}'s "
+            f"vocab_size={known}; give a pipeline whose tokenizer and text encoder belong together"
+        )
+    return tokenizer
 
 
 def needs_hub(prompts: str) -> bool:

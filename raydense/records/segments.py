@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from raydense.core.types import GroupMeta, TrajectoryGroup, UnitReport, WorkUnit
 
 ARRAYS = ("latents", "log_probs", "rewards")  # of a group; further columns are its conditioning's
+AUTOMATIC_BYTES = 2**20  # of a group, from which on it is worth a file
 CHECKSUM = "sha256"
 FIRST_STEP = "first_step"  # in the metadata, where it is not 0
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from raydense.sections.roles import SamplerConfig
-from raydense.sections.run import StepsConfig, TrainConfig
+from raydense.sections.roles import LearnerConfig, SamplerConfig
+from raydense.sections.run import Objective, StepsConfig, TrainConfig
+from raydense.sections.unread import Unread, changed, shown
+from raydense.sections.values import read_value
+
+OWN_OF_PRESETS: Mapping[Objective, Sequence[str]] = {  # which an objective does not read, though a preset may have them
+    "trajectory_preference": ("steps.gamma",),
+    "policy_gradient": ("train.c", "train.ties"),
+    "diffusion_dpo": ("train.c", "train.clip", "steps.gamma"),
+}
 
 
 def problems(train: TrainConfig, steps: StepsConfig, sampler: SamplerConfig) -> Iterator[str]:
@@ -18,31 +26,45 @@ def problems(train: TrainConfig, steps: StepsConfig, sampler: SamplerConfig) -> 
         )
     if train.objective == "diffusion_dpo" and train.tuple_size != 2:
         yield f"train.tuple_size={train.tuple_size}: train.objective=diffusion_dpo learns from pairs; set it to 2"
-    for name, value, plain in _unread(train, steps):
-        if value != plain:
-            shown = str(value).lower() if isinstance(value, bool) else value
-            yield f"{name}={shown} is not read by train.objective={train.objective}; leave it at {str(plain).lower()}"
 
 
-def asks_for_gamma(train: TrainConfig, steps: StepsConfig, overrides: Sequence[str]) -> str | None:
-    """What is wrong with a γ that somebody set beside an objective that has its own."""
-    asked = any(override.partition("=")[0].strip() == "steps.gamma" for override in overrides)
-    if not asked or train.objective != "trajectory_preference" or steps.gamma == 1:
-        return None
-    return (
-        f"steps.gamma={steps.gamma:g}: train.objective=trajectory_preference is γ = 1; leave steps.gamma out, or set "
-        "train.objective=dense_preference"
-    )
-
-
-def _unread(train: TrainConfig, steps: StepsConfig) -> Iterator[tuple[str, object, object]]:
-    """Settings that the objective does not read, which no preset sets, with their defaults."""
+def unread_by_objective(train: TrainConfig, steps: StepsConfig, learner: LearnerConfig) -> Unread:
+    """Of what no preset sets; `asked_in_vain` has the rest."""
+    where = f"by train.objective={train.objective}"
     if not train.prefers:
-        yield "train.reg_to_pi_init", train.reg_to_pi_init, True
-        yield "train.reg_to_pi_old", train.reg_to_pi_old, False
-        yield "train.no_reg_warmup_ratio", train.no_reg_warmup_ratio, 0.0
-        yield "steps.balance", steps.balance, "none"
+        yield from changed(train, "train.reg_to_pi_init", where)
+        yield from changed(train, "train.reg_to_pi_old", where)
+        yield from changed(train, "train.no_reg_warmup_ratio", where)
+        yield from changed(steps, "steps.balance", where)
+        yield from changed(learner, "learner.cache_references", where)
+    if not train.draws_steps:
+        yield from changed(train, "train.clip_share", where)
     if train.objective != "policy_gradient":
-        yield "train.kl", train.kl, 0.0
+        yield from changed(train, "train.kl", where)
     if train.objective != "diffusion_dpo":
-        yield "train.dpo_beta", train.dpo_beta, TrainConfig.model_fields["dpo_beta"].default
+        yield from changed(train, "train.dpo_beta", where)
+
+
+def asked_in_vain(train: TrainConfig, steps: StepsConfig, overrides: Sequence[str]) -> Iterator[str]:
+    """What somebody set beside an objective that has its own, or none; a preset's or a file's own value may stand."""
+    asked = {name for override in overrides for name in _names(override)}
+    for name in OWN_OF_PRESETS.get(train.objective, ()):
+        section, _, leaf = name.partition(".")
+        value = getattr(train if section == "train" else steps, leaf)
+        its_own = train.objective == "trajectory_preference"  # γ = 1
+        if name in asked and not (its_own and value == 1):
+            objective = f"train.objective={train.objective}"
+            said = f"{objective} is γ = 1" if its_own else f"{objective} does not read it"
+            yield f"{name}={shown(value)}: {said}; leave it out, or set train.objective=dense_preference"
+
+
+def _names(override: str) -> Iterator[str]:
+    """The settings of `key=value`, whose value may be a whole section."""
+    key, _, text = override.partition("=")
+    try:
+        value = read_value(text)
+    except ValueError:  # a text, which needs no quotes where the setting is one
+        value = text
+    yield key.strip()
+    if isinstance(value, dict):
+        yield from (f"{key.strip()}.{leaf}" for leaf in value)

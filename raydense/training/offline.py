@@ -32,7 +32,7 @@ from raydense.planning.micro_batch import local_gpu, settled
 from raydense.planning.pinning import continue_inputs, pin_preferences
 from raydense.planning.placement import check_one_worker
 from raydense.planning.preflight import as_found, check_inputs
-from raydense.planning.units import stage_units
+from raydense.planning.units import PromptSets, stage_units
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.metrics import read_rows
 from raydense.records.mirror import Mirror
@@ -131,44 +131,57 @@ def train_offline(
     run_dir = RunDirectory.create(out, config, mirror)
     run_dir.write_inputs({**pinned.pins, **pin_preferences(preferences)}, sets.named(), pinned.accepted)
     run_dir.write_scheduler(found.pipeline["scheduler"], config.steps)
-    fleet = OfflineFleet(segments)
-    store, stop = CheckpointStore.of_run(run_dir, config), StopFlag()
     with display:
         display.say(f"run directory: {run_dir.shown}; learning from {source}")
         for note in (*pinned.notes, *found.notes):
             display.say(note)
         if given:
             display.say(f"{len(given.orders)} groups are ordered by {preferences}; {given.ties} tied pairs left out")
-        sinks = open_sinks(config, run_dir, 0, display.say)
-        recorder = Recorder(
-            config,
-            sets,
-            run_dir,
-            fleet,
-            learner,
-            display,
-            store,
-            stop,
-            sinks,
-            metrics_bytes=0,
-            scales=StageScales(config.reward.scorer, source),
-            pictures=False,
-            reward=given.origin if given else None,
-            denoiser=found.pipeline.layout.denoiser,
-        )
-        recorder.process_started("offline", resumed=False)
-        try:
-            recorder.checkpoint(Position())
-            with stop.listening(display.say):
-                run_stages(config, sets, fleet, learner, recorder)
-        finally:
-            recorder.close()
+        seconds = _learn(config, sets, found.pipeline, learner, run_dir, display, source, given)
     a_latent = family_for(config, found.pipeline).rows
     rows = replace(computed_rows(config, a_latent, read_rows(run_dir.metrics), judged=0), sampler=0)
-    summary = summarise(config, None, None, recorder.seconds, time.perf_counter() - started, "offline", rows)
+    summary = summarise(config, None, None, seconds, time.perf_counter() - started, "offline", rows)
     run_dir.write_summary(summary)
     run_dir.publish()
     return summary
+
+
+def _learn(
+    config: Config,
+    sets: PromptSets,
+    files: PipelineFiles,
+    learner: Learner[TrajectoryGroup],
+    run_dir: RunDirectory,
+    display: ProgressDisplay,
+    source: Path,
+    given: Preferences | None,
+) -> Mapping[str, float]:
+    """Every stage, from the stored groups of the run in `source`; returns the seconds of each phase."""
+    fleet, stop = OfflineFleet(RunDirectory(source).segments), StopFlag()
+    recorder = Recorder(
+        config,
+        sets,
+        run_dir,
+        fleet,
+        learner,
+        display,
+        CheckpointStore.of_run(run_dir, config),
+        stop,
+        open_sinks(config, run_dir, 0, display.say),
+        metrics_bytes=0,
+        scales=StageScales(config.reward.scorer, source),
+        pictures=False,
+        reward=given.origin if given else None,
+        denoiser=files.layout.denoiser,
+    )
+    recorder.process_started("offline", resumed=False)
+    try:
+        recorder.checkpoint(Position())
+        with stop.listening(display.say):
+            run_stages(config, sets, fleet, learner, recorder)
+    finally:
+        recorder.close()
+    return recorder.seconds
 
 
 def _learner(config: Config, files: PipelineFiles, given: Preferences | None) -> Learner[TrajectoryGroup]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from raydense.diffusion.lora_files import load_lora
 from raydense.diffusion.policy import Policy
 from raydense.families.family import ATTENTION, Family, Texts
 from raydense.families.known import family_of
-from raydense.pipelines.pipeline_files import SCHEDULER, Layout, PipelineFiles, read_pipeline
+from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles, read_pipeline
 from raydense.wiring.chains import ChainSettings, judged_by, trained_by
 
 COMPILING_PAYS = 200_000  # rows of the network: for SD1.5 on an H200, twice what compiling takes as long as
@@ -191,8 +191,13 @@ def policy_of(
     )
 
 
-def initial_lora(config: Config, layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> PolicyWeights:
-    """The LoRA of `policy.init_lora`. Raises: ConfigError if it is not an adapter of these shapes."""
+def initial_lora(
+    config: Config, pipeline: PipelineFiles, shapes: Mapping[str, tuple[int, ...]], layers: Collection[str] = ()
+) -> PolicyWeights:
+    """The LoRA of `policy.init_lora`. Args: layers: as of `load_lora`.
+
+    Raises: ConfigError if it is not an adapter of these shapes.
+    """
     assert config.policy.init_lora is not None
     return load_lora(
         config.policy.init_lora,
@@ -201,7 +206,8 @@ def initial_lora(config: Config, layout: Layout, shapes: Mapping[str, tuple[int,
         alpha=config.policy.alpha,
         seed=config.seed,
         text_encoder=config.policy.text_encoder_lora,
-        layout=layout,
+        pipeline=pipeline,
+        layers=layers,
     )
 
 

@@ -106,7 +106,7 @@ def build_learner(
         )
         if config.policy.init_lora is not None:
             shapes = {name: array.shape for name, array in policy.weights().tensors.items()}
-            policy.bind(initial_lora(config, policy.family.layout, shapes))
+            policy.bind(initial_lora(config, policy.family.files, shapes))
     return make_learner(config, policy, fetch, gang, capacity)
 
 

@@ -20,7 +20,7 @@ from raydense.config import load_config, load_run_config
 HERE = Path(__file__).resolve().parent
 ANSWERS = HERE / "answers"
 OTHER_PRESETS = {  # what has changed in them since
-    "tiny": ("learner.micro_batch=8", "evaluate.prompts=27", "evaluate.images_per_prompt=12"),
+    "tiny": ("learner.micro_batch=8", "evaluate.prompts=27", "evaluate.images_per_prompt=12", "train.ema=null"),
     "single-prompt": ("sampler.unit_prompts=1", "learner.dtype=bfloat16", "learner.micro_batch=1"),
     "multi-prompt": ("sampler.unit_prompts=1", "learner.dtype=bfloat16", "learner.micro_batch=4"),
 }

@@ -9,7 +9,8 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,12 @@ class Watched:
     listening: set[tuple[str, str]] = field(default_factory=set)  # process, address
     prometheus: Prometheus | None = None
     pages: dict[str, Any] = field(default_factory=dict)  # of Ray's dashboard, by name
+    left: list[str] = field(default_factory=list)  # processes that outlived it
 
 
-def _listening(run: psutil.Process) -> set[tuple[str, str]]:
+def _listening(processes: Iterable[psutil.Process]) -> set[tuple[str, str]]:
     found = set()
-    for process in [run, *run.children(recursive=True)]:
+    for process in processes:
         try:
             for connection in process.net_connections(kind="inet"):
                 if connection.status == psutil.CONN_LISTEN:
@@ -121,10 +123,13 @@ def watched(
                             "RAY_PROMETHEUS_HOST": prometheus.url if prometheus else ""}  # fmt: skip
             run = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=subprocess.STDOUT)
             listening: set[tuple[str, str]] = set()
+            processes: set[psutil.Process] = set()
             here = [expression for _, expression in QUERIES if not _not_here(expression)]
             process = psutil.Process(process_of(run))
             while run.poll() is None:
-                listening |= _listening(process)
+                with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                    processes |= {process, *process.children(recursive=True)}
+                listening |= _listening(processes)
                 time.sleep(0.5)
                 if prometheus is None or prometheus.has("up == 1"):  # what is set before that is never exported
                     (directory / "answers").touch()
@@ -134,8 +139,9 @@ def watched(
                     pages = _look(ray_directory / "ray", directory) if CHROMIUM else {}
                     time.sleep(3)  # until Prometheus has the last values, too
                     (directory / "seen").touch()
+        left = [process.name() for process in psutil.wait_procs(processes, timeout=5)[1]]
         text = (directory / "output").read_text()
-        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, prometheus, pages)
+        yield Watched(directory / "run", ray_directory, text, run.returncode, listening, prometheus, pages, left)
     finally:
         if run and run.poll() is None:
             process.kill()  # and what it started ends with it
@@ -147,6 +153,10 @@ def watched(
 
 def test_the_run_ends_well(watched: Watched) -> None:
     assert watched.exit_code == 0, watched.output[-3000:]
+
+
+def test_none_of_its_processes_outlives_it(watched: Watched) -> None:
+    assert watched.left == []
 
 
 def test_nothing_listens_beyond_loopback(watched: Watched) -> None:

@@ -15,7 +15,8 @@ from raydense.config import Config
 from raydense.core.memory import DeviceMemoryError
 from raydense.core.types import TrajectoryGroup, WorkUnit
 from raydense.pipelines.pipeline_files import read_pipeline
-from raydense.planning.dry_run import CUDA_CONTEXT, plan_run
+from raydense.planning.dry_run import plan_run
+from raydense.planning.memory import CUDA_CONTEXT
 from raydense.planning.micro_batch import local_gpu, settled
 from raydense.wiring.policies import build_policy
 from raydense.wiring.roles import build_learner, build_sampler

@@ -1,4 +1,4 @@
-"""How the plain suite is spread over two processes: a file stays in one, and so do all on the session's Ray."""
+"""How the plain suite is spread over three processes: a file stays in one, and so do all on the session's Ray."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LONG = (  # these begin first, so that no process is left with one of them at th
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """What `-n auto` means here; `-n 0` or any other number on the command line wins.
 
-    Single files, what is slow or needs a GPU (it measures times, or takes the whole machine) and output that is not
-    captured stay in the one process.
+    Three for two cores: some tests wait, for Ray or for a browser. Single files, what is slow or needs a GPU (it
+    measures times, or takes the whole machine) and output that is not captured stay in the one process.
     """
     plain = all(f"not {name}" in config.getoption("markexpr") for name in ("slow", "gpu"))
     whole = all(Path(argument).is_dir() for argument in config.args)
-    return 2 if plain and whole and config.getoption("capture") != "no" else 0
+    return 3 if plain and whole and config.getoption("capture") != "no" else 0
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

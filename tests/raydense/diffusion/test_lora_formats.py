@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from raydense.config import ConfigError
 from raydense.diffusion.lora_files import load_lora, read_lora
-from raydense.diffusion.lora_formats import from_kohya
-from raydense.pipelines.pipeline_files import LAYOUTS
+from raydense.diffusion.lora_kohya import from_kohya
+from raydense.pipelines.pipeline_files import PipelineFiles
 
 Tensors = dict[str, Tensor]
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -94,7 +94,7 @@ def test_alpha_is_folded_in_float32_and_means_the_rank_where_it_is_absent_or_zer
     for alpha, scale in ((torch.tensor(1), 1 / 3), (torch.tensor(0.0), 1.0), (None, 1.0)):
         stated = {} if alpha is None else {f"{LAYER}.alpha": alpha}
         tensors = {f"{LAYER}.lora_down.weight": down, f"{LAYER}.lora_up.weight": up, **stated}
-        folded = from_kohya(tensors, "x")
+        folded = from_kohya(tensors, "x", PipelineFiles(""))
         (found,) = [tensor for name, tensor in folded.items() if ".up." in name]
         assert torch.equal(found, up.float() * scale)
         assert len(folded) == 2
@@ -179,8 +179,8 @@ def test_a_second_text_encoders_part_belongs_to_kinds_that_have_one(name: str, t
     refuse(location, f"adapts a text_encoder_2 ({name}), which this kind of model has not; give a LoRA of its own")
     for kind, called in (("StableDiffusionXLPipeline", "U-Net"), ("FluxPipeline", "transformer")):
         with pytest.raises(ConfigError, match=f"also adapts the text encoder.*leave_out takes the {called}'s part alo"):
-            read_lora(location, layout=LAYOUTS[kind])
-    left = read_lora(location, text_encoder="leave_out", layout=LAYOUTS["StableDiffusionXLPipeline"])
+            read_lora(location, pipeline=PipelineFiles("", kind))
+    left = read_lora(location, text_encoder="leave_out", pipeline=PipelineFiles("", "StableDiffusionXLPipeline"))
     assert left.tensors.keys() == read_lora(write(tmp_path / "alone.safetensors", PLAIN)).tensors.keys()
 
 

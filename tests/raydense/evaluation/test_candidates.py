@@ -143,9 +143,13 @@ def test_what_a_run_needs_to_start_from_a_kohya_file_is_said_line_by_line(
     assert settings["lora_targets"] == KOHYA_TARGETS
 
 
+@pytest.mark.slow
 def test_a_run_on_convolutions_from_a_kohya_file_is_resumed_judged_drawn_and_exported(
     start: Path, small_values: dict[str, Any], tmp_path: Path
 ) -> None:
+    """plain: `test_every_kind_of_lora_predicts_beside_others_what_it_predicts_alone`, and
+    `test_what_a_run_needs_to_start_from_a_kohya_file_is_said_line_by_line`.
+    """
     policy = {"init_lora": str(start), "text_encoder_lora": "leave_out", "lora_targets": KOHYA_TARGETS}
     stage = {"count": 2, "groups": 4, "steps": 1}
     values = {**small_values, "stage": stage, "policy": {**small_values["policy"], **policy}}

@@ -16,12 +16,22 @@ from raydense.cli import app
 from raydense.config import Config, ConfigError, load_config
 from raydense.core.types import RenderUnit
 from raydense.evaluation.candidates import Model, find_sources, fit_models
-from raydense.evaluation.sample import Drawing, build_judge, distances, draw, judge_scales, shown_steps
-from raydense.evaluation.settling import RULE, settled_at
+from raydense.evaluation.sample import (
+    RULE,
+    Drawing,
+    build_judge,
+    distances,
+    draw,
+    judge_scales,
+    settled_at,
+    shown_steps,
+)
+from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.preflight import check_pipeline
 from raydense.records.grids import FRAME, GAP, LABEL, read_grid
 from raydense.sections.rewards import RewardConfig
 from raydense.training.normalising import FILE as NORMALISATION
+from raydense.wiring import policies
 from raydense.wiring.roles import build_sampler
 from raydense.wiring.scorers import build_scorer
 
@@ -32,20 +42,26 @@ def sample(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["sample", *map(str, arguments)])
 
 
-def first_run(small_runs: Runs) -> tuple[Config, list[Model]]:
+def first_run(small_runs: Runs) -> tuple[Config, PipelineFiles, list[Model]]:
     config = load_config(small_runs[0] / "config.yaml")
-    return fit_models(config, check_pipeline(config), find_sources([str(small_runs[0])]), "--lora")
+    pipeline = check_pipeline(config)
+    joint, models = fit_models(config, pipeline, find_sources([str(small_runs[0])]), "--lora")
+    return joint, pipeline, models
 
 
 @pytest.fixture(scope="module")
 def drawings(small_runs: Runs) -> list[Drawing]:
-    joint, models = first_run(small_runs)
+    joint, pipeline, models = first_run(small_runs)
     judge = build_judge(joint.reward.scorer, ())
-    return draw(joint, models, ["a cat", "a hen"], 3, chains=True, judge=judge, progress=lambda done, total: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policies, "read_pipeline", lambda *_, **__: pytest.fail("the pipeline has been read already"))
+        return draw(
+            joint, pipeline, models, ["a cat", "a hen"], 3, chains=True, judge=judge, progress=lambda done, total: None
+        )
 
 
 def test_pictures_are_those_of_the_sampler_with_the_same_seeds(small_runs: Runs, drawings: list[Drawing]) -> None:
-    joint, models = first_run(small_runs)
+    joint, _, models = first_run(small_runs)
     rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 3, (0, 1, 2), 1), models[1].weights)
     (ours,) = [d for d in drawings if (d.prompt, d.model) == ("a cat", "first")]
     assert np.array_equal(ours.pictures, rendered.images)
@@ -67,21 +83,21 @@ def test_the_chain_ends_at_the_finished_picture(drawings: list[Drawing]) -> None
 
 
 def test_the_judge_sees_every_prediction_and_the_finished_picture(small_runs: Runs, drawings: list[Drawing]) -> None:
-    joint, models = first_run(small_runs)
+    joint, pipeline, models = first_run(small_runs)
     scorer = build_scorer(joint.reward.scorer)
     for drawing in drawings:
         assert drawing.scores.shape == (5,)
         seen = np.concatenate([drawing.chain, drawing.pictures[:1]])  # of four steps, all are shown
         np.testing.assert_allclose(drawing.scores, scorer.score(seen, [drawing.prompt] * 5), atol=1e-5)
-    (alone,) = draw(joint, models[1:], ["a hen"], 3, chains=True, progress=lambda done, total: None)
+    (alone,) = draw(joint, pipeline, models[1:], ["a hen"], 3, chains=True, progress=lambda done, total: None)
     assert alone.scores.size == 0
     assert np.array_equal(alone.chain, drawings[3].chain)
 
 
 def test_a_portrait_is_drawn_as_the_sampler_draws_it(small_runs: Runs) -> None:
-    joint, models = first_run(small_runs)
+    joint, pipeline, models = first_run(small_runs)
     joint = joint.model_copy(update={"sampler": joint.sampler.model_copy(update={"latent_size": (12, 8)})})
-    (ours,) = draw(joint, models[1:], ["a cat"], 2, chains=True, progress=lambda done, total: None)
+    (ours,) = draw(joint, pipeline, models[1:], ["a cat"], 2, chains=True, progress=lambda done, total: None)
     rendered = build_sampler(joint).render(RenderUnit(("a cat",) * 2, (0, 1), 1), models[1].weights)
     assert ours.pictures.shape == (2, 24, 16, 3)
     assert ours.chain.shape == (4, 24, 16, 3)
@@ -217,3 +233,21 @@ def test_bad_input_is_one_line(small_runs: Runs, tmp_path: Path) -> None:
         assert said in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert (tmp_path / "there.png").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("scores", "step"),
+    [
+        ([0.0, 0.5, 1.0, 1.0, 1.0], 2),
+        ([0.0, 0.5, 0.91, 1.0, 1.0], 2),  # within a tenth of the range
+        ([0.0, 0.5, 0.89, 1.0, 1.0], 3),
+        ([0.0, 1.0, 0.2, 0.95, 1.0], 3),  # what it reaches and leaves again counts for nothing
+        ([2.0, 1.0, 0.05, 0.1, 0.0], 2),  # a score may fall along the chain
+        ([0.0, 0.9, 0.1, 0.2, 1.0], 4),  # T: the finished picture alone
+        ([0.3, 0.3, 0.3, 0.3, 0.3], 0),
+        ([-20.0, -15.0, -10.5, -10.0, -10.0], 2),  # whatever scale and zero a judge has
+        ([0.5, 0.7], 1),
+    ],
+)
+def test_it_settles_where_it_no_longer_leaves(scores: list[float], step: int) -> None:
+    assert settled_at(np.float32(scores)) == step

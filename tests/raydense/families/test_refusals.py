@@ -55,7 +55,7 @@ SETTINGS: list[tuple[str, Sections, str]] = [
      "spaces its noise levels; leave it null"),
     ("flux", {"steps": {"spacing": "trailing"}}, "steps.spacing=trailing: the scheduler of a FluxPipeline spaces"),
     ("sd3", {"sampler": {"latent_size": (8, 7)}}, "sampler.latent_size=8x7 cannot be cut into patches: it takes mult"),
-    ("sd3", {"sampler": {"latent_size": 26}}, "sampler.latent_size=26x26 is beyond the 24 that it has places for"),
+    ("sd3", {"sampler": {"latent_size": 26}}, "latent_size=26x26 is beyond the 24 that its pos_embed_max_size=12 has "),
 ]  # fmt: skip
 FILES: list[tuple[str, str, Mapping[str, Any], str]] = [
     (

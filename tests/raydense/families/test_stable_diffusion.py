@@ -241,6 +241,6 @@ def test_a_tokenizer_of_another_text_encoder_is_refused(
     values = json.loads((other / "text_encoder" / "config.json").read_text())
     values |= {"vocab_size": 20, "bos_token_id": 18, "eos_token_id": 19, "pad_token_id": 19}
     CLIPTextModel(CLIPTextConfig(**values)).save_pretrained(other / "text_encoder")
-    said = "its tokenizer has 54 tokens, but its text encoder's vocab_size=20; give a"
+    said = "its tokenizer has 54 tokens, but its text_encoder's vocab_size=20; give a"
     with pytest.raises(ConfigError, match=said):
         check_inputs(small_config(policy={"model": str(other)}))

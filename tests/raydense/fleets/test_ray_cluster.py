@@ -96,14 +96,14 @@ def head() -> Iterator[str]:
     ("ours", "said"), [(None, "it asks for a token"), ("ab" * 32, "its token is another one"), (TOKEN, None)]
 )
 def test_a_token_is_asked_for_before_ray_asks_twenty_times(
-    head: str, ours: str | None, said: str | None, tmp_path: Path
+    warm_python: Path, head: str, ours: str | None, said: str | None, tmp_path: Path
 ) -> None:
     program = "import sys; from raydense.fleets.ray_cluster import _probe_token; _probe_token(sys.argv[1])"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment["HOME"] = str(tmp_path)
     if ours:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ours}
-    command = [sys.executable, "-c", program, head]
+    command = [warm_python, "-c", program, head]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == ""
     if said is None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from allocator import allocated
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from peft import LoraConfig
-from torch.profiler import ProfilerActivity, profile
 
 from raydense.diffusion.lean import keep_less
 from raydense.families.conditioning import each, repeated
@@ -53,18 +53,6 @@ TRANSFORMERS = {
     "StableDiffusion3Pipeline": (SD3Transformer2DModel, SD3),
     "FluxPipeline": (FluxTransformer2DModel, FLUX),
 }
-
-
-def allocated(run: Any) -> int:
-    """The most bytes at once of what is allocated while it runs, by the CPU's allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        run()
-    events = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

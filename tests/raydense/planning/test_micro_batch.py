@@ -138,7 +138,9 @@ def test_a_run_records_the_number_and_its_result_is_that_of_the_number(
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_on_ray_too(small_values: dict[str, Any], ray_cluster: None, tmp_path: Path) -> None:
+    """plain: `test_a_run_records_the_number_and_its_result_is_that_of_the_number`."""
     file, out = tmp_path / "auto.yaml", tmp_path / "run"
     values = {**small_values, "learner": {"micro_batch": "auto"}, "stage": {"count": 1, "groups": 4, "steps": 1}}
     values["samplers"] = {**values["samplers"], "count": 1}

@@ -20,7 +20,7 @@ from raydense.cli import app
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-LONG = {"stage": {"count": 3, "groups": 12, "steps": 8}}
+LONG = {"stage": {"count": 3, "groups": 8, "steps": 6}}
 Fault = tuple[Callable[[Path], bool], str]  # when, and the class of the actor that is killed
 
 

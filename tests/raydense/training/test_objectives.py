@@ -58,8 +58,12 @@ class CountedRun:
         self.summary: dict[str, Any] = json.loads((path / "summary.json").read_text())
 
 
-@pytest.fixture(scope="module", params=OBJECTIVES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("trajectory_preference", marks=pytest.mark.slow), "policy_gradient", "diffusion_dpo"],
+)
 def run(request: pytest.FixtureRequest, small_values: dict[str, Any], tmp_path_factory: Any) -> CountedRun:
+    """The trajectory view is slow: it is a configuration's γ = 1 and nothing else (`test_config.py`)."""
     root: Path = tmp_path_factory.mktemp(request.param)
     train = {**small_values["train"], "objective": request.param, **OBJECTIVES[request.param]}
     values = {**small_values, **SIZES, "train": train, "sampler": {**small_values["sampler"], "exact": True}}

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from warm_python import process_of
 
 from raydense.cli import app
+from raydense.core.types import averaged_version
 from raydense.records.metrics import read_rows
 
 LONG = {
@@ -136,9 +137,13 @@ def check_cuts(start: Start, moments: Iterable[str], config: Path, run: Path, un
 
 @pytest.fixture(scope="module")
 def overlapped(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A configuration, and its undisturbed run."""
+    """A configuration, and its undisturbed run.
+
+    Rolled out by the average, so that a checkpoint has the averages of two stages beside θ.
+    """
     root = tmp_path_factory.mktemp("overlapped")
     values = {**small_values, **LONG, "stage": {**LONG["stage"], "schedule": "overlapped"}}
+    values["train"] = {**small_values["train"], "ema": 0.8, "ema_rollouts": True}
     (root / "config.yaml").write_text(yaml.safe_dump(values))
     finish(root / "config.yaml", "--out", root / "run")
     return root / "config.yaml", root / "run"
@@ -147,7 +152,7 @@ def overlapped(small_values: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 STEPS = (5, 13, 17)  # while the second, the third and no stage is under way beside
 
 
-def test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes(
+def test_an_overlapped_run_by_its_average_killed_thrice_continues_to_the_same_bytes(
     start: Start, overlapped: tuple[Path, Path], tmp_path: Path
 ) -> None:
     check_overlapped(start, STEPS, *overlapped, tmp_path / "run")
@@ -158,7 +163,7 @@ def test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes(
 def test_an_overlapped_run_killed_once_does(
     steps: int, start: Start, overlapped: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """plain: `test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes`, of all three moments in one run."""
+    """plain: `test_an_overlapped_run_by_its_average_killed_thrice_continues_to_the_same_bytes`, of all in one run."""
     check_overlapped(start, [steps], *overlapped, tmp_path / "run")
 
 
@@ -167,24 +172,9 @@ def check_overlapped(start: Start, moments: Iterable[int], config: Path, undistu
         assert cut(start, config, run, trained(steps)) == -signal.SIGKILL, steps
     finish("--resume", run)
     assert result(run) == result(undisturbed)
+    assert len(result(run)[0]) == 4  # the last step's LoRA lies beside the average
     stages = [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "stage"]
     assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (8, 1)]
-
-
-def test_a_run_that_rolls_out_by_its_average_continues_to_the_same_bytes(
-    start: Start, small_values: dict[str, Any], tmp_path: Path
-) -> None:
-    """Overlapped, so that the checkpoint has averages of two stages beside θ."""
-    train = {**small_values["train"], "ema": 0.8, "ema_rollouts": True}
-    stage = {"count": 3, "groups": 5, "steps": 4, "schedule": "overlapped"}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**small_values, **LONG, "stage": stage, "train": train}))
-    finish(tmp_path / "config.yaml", "--out", tmp_path / "uncut")
-    assert cut(start, tmp_path / "config.yaml", tmp_path / "run", trained(7)) == -signal.SIGKILL
-    finish("--resume", tmp_path / "run")
-    assert len(result(tmp_path / "run")[0]) == 4
-    assert result(tmp_path / "run") == result(tmp_path / "uncut")
-    stages = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "stage"]
-    assert [(row["policy/version"], row["policy/staleness"]) for row in stages] == [(0, 0), (0, 1), (4, 1)]
 
 
 def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
@@ -196,7 +186,8 @@ def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
     assert stages(undisturbed) == ["stage-0002"]
     assert stages(overlapped[1]) == ["stage-0001", "stage-0002"]  # one trained while the other was collected
     record = json.loads((overlapped[1] / "checkpoints/stage-0001/manifest.json").read_text())["record"]
-    assert record["outstanding"] == {"units": [0, 1, 2], "weights_version": 0}  # of the second stage, in one process
+    average = {"units": [0, 1, 2], "weights_version": averaged_version(0)}  # of the second stage, in one process
+    assert record["outstanding"] == average
     record = json.loads((undisturbed / "checkpoints/stage-0002/manifest.json").read_text())["record"]
     assert record["outstanding"] == {"units": [], "weights_version": None}
     assert record["segments"] == [f"stage-0001/unit-{unit:06d}.arrow" for unit in range(3)]
