@@ -82,6 +82,13 @@ def test_tensors_that_do_not_fit_are_named(models: Path, network: str, damage: s
     refuse(models, network, f".safetensors is not this {cls.__name__}; ", *said)
 
 
+@pytest.mark.parametrize(("key", "value"), [("dtype", True), ("initializer_factor", None)])
+def test_a_configuration_that_builds_but_does_not_load_is_a_line(models: Path, key: str, value: Any) -> None:
+    file = models / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    refuse(models, "text_encoder", "cannot be loaded (")
+
+
 def test_names_that_the_libraries_translate_are_no_fault(models: Path) -> None:
     before = {network: load(models, network).state_dict() for network in ("vae", "text_encoder")}
 

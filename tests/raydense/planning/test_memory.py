@@ -28,9 +28,7 @@ NOBODY = "reward={scorer: {kind: callable, name: none, target: 'raydense.tiny.or
 SAMPLERS = [
     ("tiny", []),  # the decoder takes most
     ("tiny", ["sampler.guidance_scale=3", "sampler.decode_batch=2"]),  # here the U-Net
-    ("tiny", ["sampler.dtype=bfloat16"]),
     ("tiny", ["sampler.dtype=bfloat16", "sampler.exact=true"]),
-    ("tiny-flow", []),
     ("tiny-flow", ["sampler.dtype=float16", "sampler.guidance_scale=3", "sampler.decode_batch=2"]),
 ]
 
