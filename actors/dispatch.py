@@ -14,6 +14,7 @@ from typing import Any
 from raydense.core.interfaces import MAX_UNIT_FAILURES, UnitFailed
 
 IN_FLIGHT = 2  # jobs a member: one is scored while the next is denoised, and the control plane's latency is hidden
+MAX_KEPT = 2  # units that a member has made and nobody has fetched yet, with which it gets no other to sample
 MAX_UNIT_DEATHS = 10  # of members that held one job
 SUSPECT_DEATHS = 3  # after which it runs alone, so that no other job dies with it or is blamed for it
 
@@ -63,6 +64,7 @@ class Member:
     running_since: float = 0.0
     done: int = 0
     busy_s: float = 0.0
+    kept: int = 0  # units whose groups still lie only where it made them
 
     @property
     def seconds_a_job(self) -> float | None:
@@ -105,18 +107,21 @@ class Dispatcher:
     def live(self) -> list[Member]:
         return [member for member in self.members.values() if member.alive]
 
+    @property
+    def _emptied(self) -> list[Member]:
+        """Who may sample more: a host whose link is slow first gets rid of what it has made."""
+        return [member for member in self.live if member.kept < MAX_KEPT]
+
     def assign(self, now: float) -> tuple[Job, Member] | None:
         """The next job and the member that should have it; None if nothing waits or nobody has room."""
-        live = self.live
-        if all(len(member.jobs) >= IN_FLIGHT for member in live):
-            return None
-        typical = _typical_seconds(live)
-        for queue in (self._urgent, self._pending):
+        for queue, members in ((self._urgent, self.live), (self._pending, self._emptied)):
+            if all(len(member.jobs) >= IN_FLIGHT for member in members):
+                continue
             for job in queue:
-                room = [member for member in live if member.takes(job)]
+                room = [member for member in members if member.takes(job)]
                 allowed = [m for m in room if m.name not in job.failed_on] or self._last_resort(job, room)
                 if allowed:
-                    member = min(allowed, key=partial(_expected_finish, typical))
+                    member = min(allowed, key=partial(_expected_finish, _typical_seconds(self.live)))
                     queue.remove(job)
                     if not member.jobs:
                         member.running_since = now

@@ -18,6 +18,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayT
 
 from actors.collection import TICK_S, JobCollection
 from actors.dispatch import Deadlines, Dispatcher, FleetError, Job, Member
+from actors.ray_departures import Departures
 from actors.ray_sampler import Sampler
 from actors.versions import LiveVersions
 from raydense.config import ConfigError
@@ -51,6 +52,7 @@ class RayFleet:
         run_seed: for messages.
         labels: that a node must have, as Ray's label selectors. run: the actors are named after it.
         base: the base model that all must have loaded; None: no matter which.
+        departures: of groups from the samplers' nodes; None: they stay until somebody asks for them.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class RayFleet:
         labels: Mapping[str, str] = {},  # never changed
         run: str = "run",
         base: BaseModel | None = None,
+        departures: Departures | None = None,
     ) -> None:
-        self._base = base or BaseModel()
+        self._base, self._departures = base or BaseModel(), departures
         self._factory, self._labels, self._run = factory, labels, run
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus, "memory": memory}
         self._minimum, self._patience_s = minimum, patience_s
@@ -155,6 +158,8 @@ class RayFleet:
     def _turn(self) -> None:
         busy = bool(self._calls or self._starting)
         self._take_inbox(0.0 if busy else TICK_S)
+        if self._departures:
+            self._departures.look(time.monotonic())
         while pair := self._dispatcher.assign(time.monotonic()):
             self._call(*pair)
         if waited_for := [*self._calls, *self._starting]:
@@ -190,7 +195,11 @@ class RayFleet:
         except DEATHS as error:
             self._lose(call.member, "deaths", one_line(error))
         else:
-            self._dispatcher.finish(call.member, call.job, time.monotonic())
+            now = time.monotonic()
+            self._dispatcher.finish(call.member, call.job, now)
+            if self._departures and call.job.method == "sample":
+                patience_s = self._dispatcher.deadline_s("sample")
+                self._departures.begin(call.member, result, call.refs[1:], now + patience_s)
             call.job.arrived.put((call.job, result if call.job.method == "render" else (result, call.refs[1:])))
 
     def _kill_hung(self, member: Member) -> None:

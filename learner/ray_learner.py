@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from raydense.core.ray_actors import (
 from raydense.core.types import PolicyWeights, StepMetrics, TrajectoryGroup
 from raydense.pipelines.base_model import LEARNED_WITH, BaseModel, Checksums
 
+FETCH_BEGINS_S = 0.1  # until Ray has asked the driver where groups are; from then on it goes on by itself
 LearnerFactory = Callable[[Callable[..., Any], Gang], interfaces.Learner[Any]]
 
 
@@ -46,6 +48,7 @@ class Learner:  # what Ray lists
         hide_unreserved_gpus()
         self._gang, self._look = Gang(rank, size), look
         self._learner = factory(fetch_groups, self._gang)
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="fetch-ahead")
 
     def __repr__(self) -> str:
         """What Ray lists, and begins this process's log with; it asks one that cannot be built, too."""
@@ -53,6 +56,13 @@ class Learner:  # what Ray lists
 
     def address(self) -> str:
         return str(ray.util.get_node_ip_address())
+
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+    def fetch_ahead(self, groups: Sequence[Any]) -> None:
+        """Begins to bring groups into this node's object store, and does not wait for them."""
+        self._ahead.submit(ray.wait, list(groups), num_returns=len(groups), timeout=FETCH_BEGINS_S)
 
     def base_model(self) -> tuple[str, Checksums]:
         return node_name(), self._look()
@@ -123,6 +133,7 @@ class RayLearner:
         self._roles = ["learner"] if workers == 1 else [f"learner-{rank}" for rank in range(workers)]
         self._died = False
         self._stage = self._step = 0  # for names of tasks
+        self.nodes: Collection[str] = ()  # ids of those that the workers are on
         self._actors = self._start()
 
     def started(self) -> RayLearner:
@@ -148,6 +159,11 @@ class RayLearner:
     def begin_stage(self, stage: int, groups: Sequence[Any]) -> None:
         self._stage = stage
         self._call("begin_stage", stage, list(groups))  # in a list: references, not values
+
+    def fetch_ahead(self, groups: Sequence[Any]) -> None:
+        """Begins to bring groups to the workers' nodes, before a batch draws them; called from any thread."""
+        for actor in self._actors:
+            actor.fetch_ahead.options(num_returns=0).remote(list(groups))  # in a list: references, not values
 
     def train(self, num_steps: int) -> list[StepMetrics]:
         name = f"train stage {self._stage} step {self._step + 1}"
@@ -181,6 +197,7 @@ class RayLearner:
         hosts = self._call("address", timeout=self._patience_s)
         for role, report in zip(self._roles, self._call("base_model"), strict=True):
             self._base.admit(role, *report)
+        self.nodes = frozenset(self._call("node"))
         if self._size > 1:
             host = hosts[0] if len(set(hosts)) > 1 else LOOPBACK
             port = self._call("listen", host, workers=self._actors[:1])[0]

@@ -28,6 +28,7 @@ from raydense.commands.common import (
 from raydense.config import DEFAULT_PRESET, Config, ConfigError, load_config
 from raydense.core.messages import command
 from raydense.core.terminal import open_console
+from raydense.files.locations import below
 
 if TYPE_CHECKING:
     from raydense.records.progress import ProgressDisplay
@@ -134,8 +135,8 @@ def _train(
         fail(f"stopped; continue with: {command('train', '--resume', shown)}", 128 + signal_number)
     display.result(summary, gain_sheet(summary).rich())
     _say_where(display, shown, summary)
-    display.say(f"pictures  {shown}/images/before-after.png")
-    display.say(f"summary   {shown}/summary.json   ({summary['wall_s']:.0f} s)")
+    display.say(f"pictures  {below(shown, 'images/before-after.png')}")
+    display.say(f"summary   {below(shown, 'summary.json')}   ({summary['wall_s']:.0f} s)")
 
 
 def _train_offline(
@@ -168,6 +169,6 @@ def _train_offline(
 
 def _say_where(display: ProgressDisplay, shown: str | Path, summary: Mapping[str, Any]) -> None:
     """The LoRA's file, and beside an average that of the last step's weights."""
-    display.say(f"LoRA      {shown}/lora/pytorch_lora_weights.safetensors")
+    display.say(f"LoRA      {below(shown, 'lora/pytorch_lora_weights.safetensors')}")
     if "last_step" in summary:
-        display.say(f"last step {shown}/lora-last-step/pytorch_lora_weights.safetensors")
+        display.say(f"last step {below(shown, 'lora-last-step/pytorch_lora_weights.safetensors')}")

@@ -14,6 +14,12 @@ def short(location: str) -> str:
     return inside if inside != location else Path(location).name or location
 
 
+def below(root: str | Path, name: str) -> str:
+    """Where a file of a directory lies; what a URI says after `?` stays at its end."""
+    place, mark, query = str(root).partition("?") if "://" in str(root) else (root, "", "")
+    return f"{place}/{name}{mark}{query}"
+
+
 def resolve(location: str) -> str:
     """Turns `pkg://package/path` into a path; everything else is returned as it is.
 

@@ -16,6 +16,11 @@ from raydense.records.segments import AUTOMATIC_BYTES, SegmentError, read_segmen
 Handle = TypeVar("Handle")
 
 
+def is_worth_a_segment(report: UnitReport, wanted: bool | None) -> bool:
+    """Args: wanted: None: where a group has at least `AUTOMATIC_BYTES`."""
+    return report.groups[0].nbytes >= AUTOMATIC_BYTES if wanted is None else wanted
+
+
 class ArchivingCollection(Generic[Handle]):
     """`Collection`: what was restored, then what arrives.
 
@@ -73,7 +78,7 @@ class ArchivingFleet(Generic[Handle]):
         inner: does the sampling.
         root: of the segment files.
         fetch, put: handles → groups, and a group → its handle.
-        segments: whether to write; None: where a group has at least `AUTOMATIC_BYTES`.
+        segments: whether to write them, as `is_worth_a_segment` has it.
         keep: whether segments of finished stages stay.
         older: stages before the one collected whose segments are still needed; 1 where one trains meanwhile.
     """
@@ -129,7 +134,7 @@ class ArchivingFleet(Generic[Handle]):
         return self._inner.collect(units)
 
     def _write(self, report: UnitReport, handles: Sequence[Handle]) -> None:
-        if self._wanted(report):
+        if is_worth_a_segment(report, self._segments):
             write_segment(segment_path(self._root, report.unit.stage, report.unit.index), report, self._fetch(handles))
 
     def _restore(self, unit: WorkUnit) -> tuple[UnitReport, Sequence[Handle]] | None:
@@ -144,11 +149,6 @@ class ArchivingFleet(Generic[Handle]):
         if report.unit != unit or any(g.weights_checksum != self._checksums[unit.weights_version] for g in groups):
             return None
         return replace(report, sampler=RESTORED), [self._put(group) for group in groups]
-
-    def _wanted(self, report: UnitReport) -> bool:
-        if self._segments is None:
-            return report.groups[0].nbytes >= AUTOMATIC_BYTES
-        return self._segments
 
     def _drop_before(self, stage: int) -> None:
         """A stage boundary's checkpoint needs no groups of the stages before it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,13 @@ import ray
 import torch
 
 from actors.dispatch import Deadlines
+from actors.ray_departures import Departures
 from actors.ray_fleet import RayFleet
 from learner.ray_learner import RayLearner, fetch_groups
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
-from raydense.fleets.archive import ArchivingFleet
+from raydense.core.types import UnitReport
+from raydense.fleets.archive import ArchivingFleet, is_worth_a_segment
 from raydense.fleets.ray_cluster import GB, check_resources, ray_session
 from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
@@ -54,7 +56,7 @@ def build_on_ray(
             run=config.name,
             base=base,
         )
-        fleet = _fleet(config, base, placement)
+        fleet = _fleet(config, base, placement, _departures(config, learner))
         try:
             fleet.wait_ready()
             archive = ArchivingFleet(
@@ -86,7 +88,21 @@ def sampling_fleet_on_ray(config: Config, base: BaseModel) -> Iterator[Fleet[Any
             fleet.shutdown()
 
 
-def _fleet(config: Config, base: BaseModel, placement: Placement) -> RayFleet:
+def _departures(config: Config, learner: RayLearner) -> Departures:
+    """What goes into a segment comes to this process first, and from either node to the learner; all else to the
+    learner alone."""
+    here = ray.get_runtime_context().get_node_id()
+
+    def fetch(report: UnitReport, groups: Sequence[Any]) -> None:
+        if is_worth_a_segment(report, config.replay.segments):
+            ray.wait(list(groups), num_returns=len(groups), timeout=0)  # Ray goes on with it
+        else:
+            learner.fetch_ahead(groups)
+
+    return Departures(fetch, lambda: {here, *learner.nodes})
+
+
+def _fleet(config: Config, base: BaseModel, placement: Placement, departures: Departures | None = None) -> RayFleet:
     settings = config.samplers
     return RayFleet(
         partial(build_sampler_process, config),
@@ -101,6 +117,7 @@ def _fleet(config: Config, base: BaseModel, placement: Placement) -> RayFleet:
         labels=settings.labels,
         run=config.name,
         base=base,
+        departures=departures,
     )
 
 

@@ -32,8 +32,7 @@ class Mirror:
             self._remote, self._root = FileSystem.from_uri(uri)
             self._listing = self._list()
         except (ArrowException, OSError, ValueError) as error:
-            reason = one_line(error).replace(uri, self.uri)
-            raise ConfigError(f"--out={self.uri} cannot be reached ({reason}); give another place") from None
+            raise self._refusal("reached", one_line(error).replace(uri, self.uri)) from None
 
     @cached_property
     def local(self) -> Path:
@@ -55,6 +54,13 @@ class Mirror:
             self._copy_file(self._remote, f"{self._root}/{name}", LocalFileSystem(), str(target))
             self._copied[name] = _state(target)
 
+    def claim(self, name: str) -> None:
+        """Copies one file, before any work begins. Raises: ConfigError if nothing can be written there."""
+        try:
+            self._push_file(name)
+        except (ArrowException, OSError) as error:
+            raise self._refusal("written", one_line(error)) from None
+
     def push(self) -> None:
         """Copies what changed since the last time, and removes what is gone here."""
         names = {p.relative_to(self.local).as_posix(): p for p in self.local.rglob("*") if p.is_file()}
@@ -63,9 +69,16 @@ class Mirror:
             self._remote.delete_file(f"{self._root}/{name}")
             del self._copied[name]
         for name in sorted(names, key=lambda n: (n.endswith(MANIFEST), n)):
-            if (state := _state(names[name])) != self._copied.get(name):
-                self._copy_file(LocalFileSystem(), str(names[name]), self._remote, f"{self._root}/{name}")
-                self._copied[name] = state
+            if _state(names[name]) != self._copied.get(name):
+                self._push_file(name)
+
+    def _push_file(self, name: str) -> None:
+        state = _state(self.local / name)
+        self._copy_file(LocalFileSystem(), str(self.local / name), self._remote, f"{self._root}/{name}")
+        self._copied[name] = state
+
+    def _refusal(self, what: str, reason: str) -> ConfigError:
+        return ConfigError(f"--out={self.uri} cannot be {what} ({reason}); give another place")
 
     def _list(self) -> list[str]:
         found = self._remote.get_file_info(FileSelector(self._root, recursive=True, allow_not_found=True))

@@ -97,6 +97,7 @@ class RunDirectory:
             for directory in (run_dir.images, run_dir.checkpoints, run_dir.lora):
                 directory.mkdir(parents=True, exist_ok=True)
             run_dir.write_config(config)
+            run_dir.claim()
         except OSError as error:
             run_dir.discard()
             raise ConfigError(f"--out={root} cannot be written ({error.strerror}); give another directory") from None
@@ -116,6 +117,13 @@ class RunDirectory:
         """Removes a directory that `create` made, if no checkpoint was written into it."""
         if self.root.is_dir() and not any(self.checkpoints.glob("*")):
             shutil.rmtree(self.root, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.publish()
+
+    def claim(self) -> None:
+        """Raises: ConfigError if the mirror cannot be written; nothing to do for a run on this machine."""
+        if self._mirror:
+            self._mirror.claim(self.config_file.relative_to(self.root).as_posix())
 
     def publish(self) -> None:
         """Brings the mirror up to date; nothing to do for a run on this machine."""

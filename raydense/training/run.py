@@ -85,6 +85,7 @@ def resume(
     if mirror:
         mirror.pull()
     config = resumed_config(run_dir.read_config("--resume"), overrides)
+    run_dir.claim()
     before = run_dir.config_file.read_text("utf-8")
     pinned = continue_inputs(config, run_dir, accept_changes=accept_changes)
     found = check_inputs(pinned.config)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from raydense.core.statistics import known_rows
 from raydense.core.types import FloatArray, GroupMeta, UnitReport
+from raydense.files.locations import below
 from raydense.records.stage_file import Entry, StageFile
 from raydense.rewards.mixture import weighted_sum
 from raydense.sections.rewards import RewardConfig
@@ -78,8 +79,9 @@ class HackingWatch:
             say(f"{title}: reward hacking suspected: {sign}")
         if sighting.signs and self._reward.watch.stop:
             raise HackingSuspected(
-                f"reward.watch.stop: reward hacking suspected: {'; '.join(sighting.signs)}; look at {run}/images, then "
-                f"take an earlier checkpoint, or go on with --resume {run} --set reward.watch.stop=false"
+                f"reward.watch.stop: reward hacking suspected: {'; '.join(sighting.signs)}; look at "
+                f"{below(run, 'images')}, then take an earlier checkpoint, or go on with --resume {run} "
+                "--set reward.watch.stop=false"
             )
 
     def _describe(self, groups: Sequence[GroupMeta]) -> Entry:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from actors.dispatch import IN_FLIGHT, MAX_UNIT_DEATHS, SUSPECT_DEATHS, Deadlines, Dispatcher, FleetError, Job, Member
+from actors.dispatch import (
+    IN_FLIGHT,
+    MAX_KEPT,
+    MAX_UNIT_DEATHS,
+    SUSPECT_DEATHS,
+    Deadlines,
+    Dispatcher,
+    FleetError,
+    Job,
+    Member,
+)
 from raydense.core.interfaces import UnitFailed
 from raydense.core.types import RenderUnit, WorkUnit
 
@@ -59,6 +69,17 @@ def test_a_slow_member_gets_less_work() -> None:
     dispatcher.add([job(i) for i in range(3)])
     # the second job of the fast one is done after 2 s, the first of the slow one after 5
     assert assign_all(dispatcher) == [(0, "fast"), (1, "fast"), (2, "slow")]
+
+
+def test_a_member_whose_groups_do_not_leave_gets_no_more_units_but_pictures() -> None:
+    dispatcher = pool("slow", "fast")
+    dispatcher.members["slow"].kept = MAX_KEPT
+    dispatcher.add([job(i) for i in range(5)])
+    assert assign_all(dispatcher) == [(0, "fast"), (1, "fast")]
+    dispatcher.add([Job("render", RenderUnit(("a cat",), (3,), 0), None, None)])
+    assert [member.name for _, member in [dispatcher.assign(0.0)]] == ["slow"]  # type: ignore[misc]
+    dispatcher.members["slow"].kept = MAX_KEPT - 1
+    assert assign_all(dispatcher) == [(2, "slow")]
 
 
 def test_pictures_that_somebody_waits_for_come_before_units() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.dispatch import Deadlines, FleetError
+from actors.dispatch import IN_FLIGHT, MAX_KEPT, Deadlines, FleetError
+from actors.ray_departures import Departures
 from actors.ray_fleet import MAX_BUILD_FAILURES, RayFleet
 from raydense.config import ConfigError
 from raydense.core.interfaces import UnitFailed
@@ -132,6 +133,37 @@ def test_every_unit_arrives_exactly_once_with_a_reference_a_group(make_fleet: Ca
         assert [g.latents[0, 0, 0, 0, 0] for g in groups] == list(report.unit.group_indices)
     assert fleet.faults == {}
     assert list(fleet.collect([])) == []
+
+
+def ignore(report: UnitReport, groups: Sequence[Any]) -> None:
+    """Fetches nothing."""
+
+
+def test_a_sampler_whose_groups_stay_where_they_are_gets_no_more_until_they_have_left(
+    make_fleet: Callable[..., RayFleet],
+) -> None:
+    import ray
+
+    wanted_on: list[str] = []  # nobody fetches them, until it is here that they are wanted
+    fleet = make_fleet(sampler_factory(), departures=Departures(ignore, lambda: wanted_on))
+    collection = fleet.collect(units(20))
+    arrived = [next(collection) for _ in range(2 * MAX_KEPT)]
+    time.sleep(2)
+    while collection.ready():
+        arrived.append(next(collection))
+    assert len(arrived) <= 2 * (MAX_KEPT + IN_FLIGHT)
+    wanted_on.append(ray.get_runtime_context().get_node_id())
+    assert sorted(report.unit.index for report, _ in [*arrived, *collection]) == list(range(20))
+
+
+def test_groups_that_nobody_ever_fetches_hold_a_sampler_up_no_longer_than_a_hang(
+    make_fleet: Callable[..., RayFleet],
+) -> None:
+    fleet = make_fleet(sampler_factory(), hang_s=1.0, departures=Departures(ignore, lambda: ()))
+    began = time.monotonic()
+    assert len(list(fleet.collect(units(10)))) == 10
+    assert time.monotonic() - began > 1.0
+    assert fleet.faults == {}
 
 
 def test_pictures_come_back_in_the_order_of_their_units(make_fleet: Callable[..., RayFleet]) -> None:

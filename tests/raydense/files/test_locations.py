@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raydense.files.locations import resolve, short
+from raydense.files.locations import below, resolve, short
 
 
 def test_a_file_inside_an_installed_package() -> None:
@@ -44,3 +44,16 @@ def test_what_is_not_there_is_named(location: str, said: str) -> None:
 )
 def test_a_model_is_called_in_few_words(location: str, called: str) -> None:
     assert short(location) == called
+
+
+@pytest.mark.parametrize(
+    ("root", "file"),
+    [
+        (Path("runs/one"), "runs/one/lora/a"),
+        ("/runs/is this one?", "/runs/is this one?/lora/a"),
+        ("s3://bucket/one", "s3://bucket/one/lora/a"),
+        ("s3://bucket/one?endpoint_override=http://h:1", "s3://bucket/one/lora/a?endpoint_override=http://h:1"),
+    ],
+)
+def test_a_file_of_a_run_is_where_it_can_be_found(root: Path | str, file: str) -> None:
+    assert below(root, "lora/a") == file

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import yaml
 from typer.testing import CliRunner
 
 from raydense.cli import app
-from raydense.config import ConfigError
+from raydense.config import Config, ConfigError
 from raydense.records.checkpoint_files import load_checkpoint
 from raydense.records.mirror import Mirror
-from raydense.records.run_dir import here_until_done
+from raydense.records.run_dir import RunDirectory, here_until_done
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -49,6 +51,28 @@ def test_a_pull_brings_everything(tmp_path: Path) -> None:
 def test_an_unknown_scheme_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--out=nowhere://x/y cannot be reached .*; give another place"):
         Mirror("nowhere://x/y")
+
+
+def test_a_place_that_can_be_looked_at_but_not_written_is_one_line_before_any_work(
+    small_values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bucket that is not there, or whose key may only read; those, and --resume: tests/hosts/test_s3.py."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_values))
+    command = ["train", "--local", str(tmp_path / "config.yaml"), "--out", "file:///dev/null/run"]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 2
+    assert re.search(r"--out=file:///dev/null/run cannot be written \(.+\); give another place\n", refused.output)
+    assert refused.output.count("\n") == 1
+    assert list(tmp_path.glob("raydense-run-*")) == []
+
+
+def test_a_run_that_is_refused_leaves_nothing(tmp_path: Path, small_config: Callable[..., Config]) -> None:
+    mirror = Mirror(f"file://{tmp_path / 'there'}")
+    run_dir = RunDirectory.create(mirror.local, small_config(), mirror)
+    assert set(files(tmp_path / "there")) == {"config.yaml"}
+    run_dir.discard()
+    assert files(tmp_path / "there") == {}
 
 
 @pytest.mark.parametrize(

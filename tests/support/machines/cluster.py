@@ -19,7 +19,7 @@ from machines.switch import Switch
 
 FILE = ROOT / "ray_cluster.yaml"
 ROLES = {"head": "head", "learner": "learner", "sampler-0": "sampler", "sampler-1": "sampler"}  # host → node type
-ADDRESSES = {name: f"10.77.0.{10 + index}" for index, name in enumerate([*ROLES, "client"])}
+ADDRESSES = {name: f"10.77.0.{10 + index}" for index, name in enumerate([*ROLES, "client", "store"])}
 DASHBOARD = 8265
 WARM = Path(__file__).with_name("warm.py")
 PATIENCE = {"agent_register_timeout_ms": 120_000, "gcs_server_port_wait_time_s": 120}  # with a machine that is busy

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
-import shutil
 import subprocess
 import time
 from collections import Counter
@@ -18,6 +18,8 @@ from machines.cluster import Cluster
 from machines.host import HOME, ROOT, wait_until
 
 SHARED, MODELS = Path("/mnt/shared"), Path("/mnt/models")  # as hosts see them
+CODE = HOME / "code"  # on the client: one for all runs, so that hosts fetch and compile it once
+PACKAGES = ("raydense", "actors", "learner")
 RESULT = ("lora/pytorch_lora_weights.safetensors", "metrics.jsonl", "scores.json")  # whose bytes must not change
 ON_GPU_NODES = {  # deploy/README.md's settings
     "samplers.num_gpus": 1,
@@ -29,15 +31,15 @@ LARGE = {  # groups of 0.66 MB, below the size from which on the driver keeps th
     "train": {"batch_groups": 12},
 }
 SCORER = """
-import json, socket, time
+import json, os, socket, time
 from pathlib import Path
 
-HERE = Path({here!r})
+HERE = Path(os.environ["RUN_OF_THE_TESTS"])
 
 def note(what, **more):
     host = socket.gethostname()
     with open(HERE / what / host, "a") as file:
-        file.write(json.dumps({{"host": host, "time": time.time(), **more}}) + chr(10))
+        file.write(json.dumps({"host": host, "time": time.time(), **more}) + chr(10))
 
 def score(images, prompts):
     note("begun")
@@ -62,56 +64,77 @@ class Runs:
 
     def __init__(self, cluster: Cluster, shared: Path, values: dict[str, Any]) -> None:
         self._cluster, self._shared, self._values = cluster, shared, values
-        for package in ("raydense", "actors", "learner"):
-            shutil.copytree(ROOT / package, shared / "code" / package, ignore=shutil.ignore_patterns("__pycache__"))
+        self._calm: dict[str, Path] = {}
+        cluster.client.run(f"mkdir {CODE} && cp -r {' '.join(str(ROOT / package) for package in PACKAGES)} {CODE}")
+        cluster.client.run(f"find {CODE} -name __pycache__ -prune -exec rm -r {{}} +")
+        cluster.client.write(CODE / "bright.py", SCORER)
 
     def project(self, name: str, *, pace_s: float = 0.0, **updates: Any) -> Path:
-        """A working directory on the client: the code, a configuration, the user's own scorer."""
+        """A directory with a configuration and the scorer's notes, as hosts see it."""
         for notes in ("begun", "done"):
             (self._shared / name / notes).mkdir(parents=True)
         (self._shared / name / "pace").write_text(str(pace_s))
-        place = Path(name)
-        self._cluster.client.run(f"cp -r {SHARED}/code {place}")
         learner = {"device": "cpu", "num_gpus": 1}  # the hosts' GPUs are not real
         values = {**self._values, "name": name, "learner": learner}
         values["sampler"] = {**values["sampler"], "device": "cpu"}
         values["reward"] = {"scorer": {"kind": "callable", "name": "bright", "target": "bright:score"}}
         for key, value in updates.items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-        self._cluster.client.write(place / "config.yaml", yaml.safe_dump(values))
-        self._cluster.client.write(place / "bright.py", SCORER.format(here=str(SHARED / name)))
-        return HOME / place
+        (self._shared / name / "config.yaml").write_text(yaml.safe_dump(values))
+        return SHARED / name
 
     def calm(self, project: Path) -> Path:
-        """The same configuration on the client alone, without Ray; its run directory, as seen from here."""
-        name = f"{project.name}/calm"
-        (self._shared / project.name / "pace").write_text("0")
-        self._cluster.client.run(
-            f"cd {project} && python -m raydense.cli train --local config.yaml --out {SHARED}/{name}", timeout_s=900
-        )
-        return self._shared / name
+        """The same configuration on the client alone, without Ray, once for all projects that have it; its run
+        directory, as seen from here.
+        """
+        here = self._shared / project.name
+        values = {**yaml.safe_load((here / "config.yaml").read_text()), "name": ""}
+        known = self._calm.get(key := json.dumps(values))
+        if known is None:
+            (here / "pace").write_text("0")
+            self.locally(project, f"{project}/config.yaml --out {project}/calm")
+            known = self._calm[key] = here / "calm"
+        return known
 
-    def begin(self, project: Path, *, out: str = "", variables: Mapping[str, str] = {}, **settings: Any) -> Run:
+    def locally(
+        self, project: Path, arguments: str, *, check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """`raydense train --local` on the client."""
+        line = f"cd {CODE} && python -m raydense.cli train --local {arguments}"
+        return self._cluster.client.run(line, check=check, timeout_s=900, **_notes(project), **variables)
+
+    def begin(
+        self,
+        project: Path,
+        *,
+        out: str = "",
+        variables: Mapping[str, str] = {},
+        working_dir: Path = CODE,
+        **settings: Any,
+    ) -> Run:
         """`ray job submit --working-dir`, followed. out: another place than the shared directory. variables: its
         environment's.
         """
         wanted = {**ON_GPU_NODES, "samplers.count": 2, **settings}
         options = " ".join(f"--set {key}={value}" for key, value in wanted.items())
-        return self._submit(project, f"config.yaml {options} --out {out or self._out(project)}", variables)
+        arguments = f"{project}/config.yaml {options} --out {out or project / 'run'}"
+        return self._submit(project, arguments, variables, working_dir)
 
-    def resume(self, project: Path) -> Run:
-        return self._submit(project, f"--resume {self._out(project)}", {})
+    def resume(self, project: Path, *, out: str = "", variables: Mapping[str, str] = {}) -> Run:
+        return self._submit(project, f"--resume {out or project / 'run'}", variables)
 
-    def _out(self, project: Path) -> str:
-        return f"{SHARED}/{project.name}/run"
-
-    def _submit(self, project: Path, arguments: str, variables: Mapping[str, str]) -> Run:
+    def _submit(self, project: Path, arguments: str, variables: Mapping[str, str], working_dir: Path = CODE) -> Run:
         out = self._shared / project.name / "run"
         log = out.with_name(f"job-{len(list(out.parent.glob('job-*')))}")
-        environment = shlex.quote(json.dumps({"env_vars": dict(variables)}))
-        options = [f"--working-dir {project}", f"--runtime-env-json {environment}"]
+        environment = shlex.quote(json.dumps({"env_vars": {**_notes(project), **variables}}))
+        options = [f"--working-dir {working_dir}", f"--runtime-env-json {environment}"]
         command = f"python -m raydense.cli train {arguments}"
         return Run(out, self._cluster.begin_job(log, "submit", *options, "--", command), log)
+
+
+def _notes(project: Path) -> dict[str, str]:
+    """Where the scorer of a run finds its directory."""
+    return {"RUN_OF_THE_TESTS": str(project)}
 
 
 class Run:
@@ -123,6 +146,12 @@ class Run:
     @property
     def said(self) -> str:
         return self.log.read_text(errors="replace")
+
+    @property
+    def job_id(self) -> str:
+        """Ray's; empty until it is submitted."""
+        found = re.search(r"raysubmit_\w+", self.said)
+        return found[0] if found else ""
 
     @property
     def ended(self) -> bool:
