@@ -33,6 +33,7 @@ def kept_by(build: Callable[[], Built]) -> tuple[Built, int]:
 
 def _storages() -> dict[int, int]:
     gc.collect()
-    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    own = (torch.Tensor, torch.nn.Parameter)  # a compiler leaves tensors of other types, which have no storage
+    tensors = [found for found in gc.get_objects() if type(found) in own]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return {pointer: size for pointer, size in storages.items() if pointer}

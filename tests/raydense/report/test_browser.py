@@ -55,7 +55,7 @@ def test_every_figure_is_drawn_and_can_be_read(browser: Any, address: str, width
             return [box.width, box.height, texts.length, Math.min(...texts)];
         })"""
     )
-    assert len(found) == 18
+    assert len(found) == 20
     for across, height, texts, smallest in found:
         assert across > 250
         assert height > 140
