@@ -10,19 +10,24 @@ inspect)
     *.State.Running*) [ -f "$container" ] && echo true ;;
     *.Config.Image*) cat "$container" ;;
     *.Config.Env*) echo "[\"HOME=$HOME\"]" ;;
-    *.Mounts*) echo "[]" ;;
+    *.Mounts*) cat "$container.mounts" ;;
     esac
     ;;
 run)
+    mounts=
     while [ $# -gt 1 ]; do
         if [ "$1" = -v ]; then # source:destination
-            mkdir -p "$(dirname "${2#*:}")"
-            ln -sfn "${2%%:*}" "${2#*:}"
+            source=${2%%:*} destination=${2#*:}
+            mkdir -p "$(dirname "$destination")"
+            if [ -d "$source" ]; then mkdir -p "$destination"; else touch "$destination"; fi
+            mount --bind "$source" "$destination"
+            mounts="$mounts${mounts:+, }{\"Destination\": \"$destination\"}"
         fi
         image=$last last=$1
         shift
     done
     echo "$last" > "$container"
+    echo "[$mounts]" > "$container.mounts"
     ;;
 exec)
     while [ "${1#-}" != "$1" ]; do
@@ -33,8 +38,9 @@ exec)
     exec "$@"
     ;;
 stop)
-    rm -f "$container"
     ray stop --force # whatever runs in a container ends with it
+    grep -o '"/[^"]*"' "$container.mounts" | xargs -n 1 umount
+    rm -f "$container"
     ;;
 *) exit 1 ;;
 esac
