@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from learner.batching import BatchDraws
+from learner.clips import Clip, tell
 from raydense.core.types import ByStep, FloatArray
 from raydense.diffusion.kernel import Schedule
 from raydense.diffusion.policy import Policy
@@ -48,6 +49,16 @@ class ByStepReader:
     @classmethod
     def of(cls, policy: Policy) -> ByStepReader:
         return cls(policy.schedule, math.prod(policy.family.latent_shape))
+
+    def tell(
+        self, clip: Clip, delta: float | FloatArray, plan: BatchDraws, measured: Mapping[str, FloatArray]
+    ) -> ByStep:
+        """Tells δ what a whole batch saw, and gives what a row of metrics says by step.
+
+        Args: delta: as it was then. measured: BY_DRAW, [B, n, S] each.
+        """
+        clipped = tell(clip, delta, plan.steps.numpy(), measured[DISTANCES], measured[CLIPPED], len(self._sensitivity))
+        return {**clipped, **self.read(plan, measured)}
 
     def read(self, plan: BatchDraws, measured: Mapping[str, FloatArray]) -> ByStep:
         """Of a whole batch, root mean squares over the draws of each step: [T] each, None where there is none.

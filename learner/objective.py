@@ -16,7 +16,7 @@ from torch import Tensor
 
 from learner.batching import BatchDraws, Ties
 from learner.by_step import BY_DRAW, CLIPPED, DISTANCES, LOG_PROBS, SLOPES, ByStepReader, slopes
-from learner.clips import Clip, on_device, tell
+from learner.clips import Clip, on_device
 from learner.losses import (
     clipped_log_ratio,
     have_ties,
@@ -103,9 +103,7 @@ class DensePreference:
     def end_step(self, plan: BatchDraws, measured: Measured) -> tuple[dict[str, float], ByStep]:
         if INITIAL in measured:
             self._references.remember(plan, measured.pop(INITIAL))
-        steps, count = plan.steps.numpy(), self._policy.schedule.num_steps
-        clipped = tell(self._clip, self._delta, steps, measured[DISTANCES], measured[CLIPPED], count)
-        return batch_metrics(measured), {**clipped, **self._by_step.read(plan, measured)}
+        return batch_metrics(measured), self._by_step.tell(self._clip, self._delta, plan, measured)
 
     def state_dict(self) -> dict[str, Any]:
         return {"references": self._references.state_dict(), "clip": self._clip.state_dict()}
@@ -141,9 +139,7 @@ def preference_loss(
         torch.stack([clipped_log_ratio(log_probs, r, clip) for r in references]).sum(0) if references else log_probs
     )
     logits = trajectory_logits(ratios if balance is None else ratios * balance[step], c)
-    loss, tied = plackett_luce_loss(logits, batch.rewards, batch.tie_noise), have_ties(batch.rewards)
-    if ties == "marginal":
-        loss = torch.where(tied, marginal_plackett_luce_loss(logits, batch.rewards), loss)
+    loss = _listwise_loss(logits, batch, ties)
     slope = slopes(loss, log_probs)
     with torch.no_grad():
         to_references = [log_probs - r for r in references] or [torch.zeros_like(log_probs)]
@@ -166,6 +162,14 @@ def preference_loss(
             **reward_metrics(batch.rewards),
         }
     return loss, values
+
+
+def _listwise_loss(logits: Tensor, batch: TransitionBatch, ties: Ties) -> Tensor:
+    """[B, n] → [B]."""
+    loss = plackett_luce_loss(logits, batch.rewards, batch.tie_noise)
+    if ties != "marginal":
+        return loss
+    return torch.where(have_ties(batch.rewards), marginal_plackett_luce_loss(logits, batch.rewards), loss)
 
 
 def reward_metrics(rewards: Tensor) -> dict[str, Tensor]:

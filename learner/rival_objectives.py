@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learner.batching import BatchDraws, Ties
 from learner.by_step import CLIPPED, DISTANCES, LOG_PROBS, SLOPES, ByStepReader, slopes
-from learner.clips import Clip, on_device, tell
+from learner.clips import Clip, on_device
 from learner.losses import have_ties, pair_accuracy
 from learner.objective import Measured, batch_metrics, reward_metrics
 from learner.rivals import clipped_surrogate, diffusion_dpo_loss, diffusion_dpo_margins, gaussian_kl
@@ -60,9 +60,7 @@ class PolicyGradient:
         return loss, {"loss": loss.detach(), **values}
 
     def end_step(self, plan: BatchDraws, measured: Measured) -> tuple[dict[str, float], ByStep]:
-        steps, count = plan.steps.numpy(), self._policy.schedule.num_steps
-        clipped = tell(self._clip, self._epsilon, steps, measured[DISTANCES], measured[CLIPPED], count)
-        return batch_metrics(measured), {**clipped, **self._by_step.read(plan, measured)}
+        return batch_metrics(measured), self._by_step.tell(self._clip, self._epsilon, plan, measured)
 
     def state_dict(self) -> dict[str, Any]:
         return {"clip": self._clip.state_dict()}

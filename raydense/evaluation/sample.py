@@ -29,7 +29,7 @@ from raydense.records.tables import write_json
 from raydense.sections.rewards import ScorerConfig
 from raydense.training.normalising import is_zscored
 from raydense.wiring.devices import resolve_device
-from raydense.wiring.policies import build_policy
+from raydense.wiring.policies import build_sampling_policy
 from raydense.wiring.scorers import build_scorer
 
 CHAIN_SHOWN = 12  # steps of a chain in a strip, at most
@@ -88,14 +88,7 @@ def draw(
     drawings = []
     device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
-        policy = build_policy(
-            config,
-            dtype=config.sampler.dtype,
-            device=device,
-            with_decoder=True,
-            merged=not config.sampler.exact,
-            files=pipeline,
-        )
+        policy = build_sampling_policy(config, device, pipeline)
         noise = _noise(config, policy, images).to(device)
         for model in models:
             policy.bind(model.weights)

@@ -11,14 +11,9 @@ from typing import Generic, TypeVar
 
 from raydense.core.interfaces import Collection, Fleet, GroupsLost
 from raydense.core.types import RESTORED, PolicyWeights, Rendered, RenderUnit, TrajectoryGroup, UnitReport, WorkUnit
-from raydense.records.segments import AUTOMATIC_BYTES, SegmentError, read_segment, segment_path, write_segment
+from raydense.records.segments import SegmentError, is_written, read_segment, segment_path, write_segment
 
 Handle = TypeVar("Handle")
-
-
-def is_worth_a_segment(report: UnitReport, wanted: bool | None) -> bool:
-    """Args: wanted: None: where a group has at least `AUTOMATIC_BYTES`."""
-    return report.groups[0].nbytes >= AUTOMATIC_BYTES if wanted is None else wanted
 
 
 class ArchivingCollection(Generic[Handle]):
@@ -78,7 +73,7 @@ class ArchivingFleet(Generic[Handle]):
         inner: does the sampling.
         root: of the segment files.
         fetch, put: handles → groups, and a group → its handle.
-        segments: whether to write them, as `is_worth_a_segment` has it.
+        segments: whether to write them, as `is_written` has it.
         keep: whether segments of finished stages stay.
         older: stages before the one collected whose segments are still needed; 1 where one trains meanwhile.
     """
@@ -134,7 +129,7 @@ class ArchivingFleet(Generic[Handle]):
         return self._inner.collect(units)
 
     def _write(self, report: UnitReport, handles: Sequence[Handle]) -> None:
-        if is_worth_a_segment(report, self._segments):
+        if is_written(report.groups[0].nbytes, self._segments):
             write_segment(segment_path(self._root, report.unit.stage, report.unit.index), report, self._fetch(handles))
 
     def _restore(self, unit: WorkUnit) -> tuple[UnitReport, Sequence[Handle]] | None:

@@ -18,12 +18,13 @@ from learner.ray_learner import RayLearner, fetch_groups
 from raydense.config import Config
 from raydense.core.interfaces import Fleet
 from raydense.core.types import UnitReport
-from raydense.fleets.archive import ArchivingFleet, is_worth_a_segment
+from raydense.fleets.archive import ArchivingFleet
 from raydense.fleets.ray_cluster import GB, check_resources, ray_session
 from raydense.pipelines.base_model import BaseModel
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.planning.micro_batch import FreeGpu, settled
 from raydense.planning.placement import Placement, check_shared_memory, place
+from raydense.records.segments import is_written
 from raydense.wiring.roles import build_learner, build_sampler_process
 
 
@@ -94,7 +95,7 @@ def _departures(config: Config, learner: RayLearner) -> Departures:
     here = ray.get_runtime_context().get_node_id()
 
     def fetch(report: UnitReport, groups: Sequence[Any]) -> None:
-        if is_worth_a_segment(report, config.replay.segments):
+        if is_written(report.groups[0].nbytes, config.replay.segments):
             ray.wait(list(groups), num_returns=len(groups), timeout=0)  # Ray goes on with it
         else:
             learner.fetch_ahead(groups)

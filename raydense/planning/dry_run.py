@@ -18,7 +18,7 @@ from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_f
 from raydense.planning.memory import encoder_bytes, group_bytes, learner_bytes, sampler_bytes, tuple_bytes
 from raydense.planning.preflight import check_models, needs_hub
 from raydense.planning.units import PromptSets, held_out_prompts, judged_prompts, read_prompt_sets
-from raydense.records.segments import AUTOMATIC_BYTES
+from raydense.records.segments import is_written
 from raydense.wiring.chains import judged_by
 from raydense.wiring.policies import family_for, lora_config, resolved, sampled_rows
 
@@ -173,8 +173,7 @@ def _work(config: Config, family: Family, sets: PromptSets | None, networks: _Ne
 def _stages_on_disk(config: Config, group: int) -> int:
     """Whose segments are there at once. Args: group: its bytes."""
     replay = config.replay
-    written = group >= AUTOMATIC_BYTES if replay.segments is None else replay.segments
-    return int(written) * (config.stage.count if replay.keep_segments else config.stage.held)
+    return int(is_written(group, replay.segments)) * (config.stage.count if replay.keep_segments else config.stage.held)
 
 
 def count_images(config: Config) -> int:

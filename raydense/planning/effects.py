@@ -8,7 +8,7 @@ from raydense.config import Config, ConfigError
 from raydense.diffusion.kernel import DDIM
 from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import local_directory
-from raydense.records.segments import AUTOMATIC_BYTES
+from raydense.records.segments import AUTOMATIC_BYTES, is_written
 from raydense.sections.rewards import AestheticScorerConfig, ClipScorerConfig
 from raydense.sections.run import PolicyConfig
 
@@ -69,7 +69,7 @@ def idle_notes(config: Config) -> Iterator[str]:
 def check_kept(config: Config, a_group: int) -> None:
     """Raises: ConfigError if segments are to be kept that nobody writes. Args: a_group: its bytes."""
     replay = config.replay
-    if replay.keep_segments and replay.segments is None and a_group < AUTOMATIC_BYTES:
+    if replay.keep_segments and replay.segments is None and not is_written(a_group, replay.segments):
         raise ConfigError(
             f"replay.keep_segments=true keeps nothing: replay.segments=null writes groups of {AUTOMATIC_BYTES} bytes "
             f"or more, and one of this run has {a_group}; set replay.segments=true too"

@@ -28,6 +28,11 @@ class SegmentError(RuntimeError):
     """A segment that cannot be used; the message names the file."""
 
 
+def is_written(group_bytes: int, wanted: bool | None) -> bool:
+    """Whether groups of this size go into segments. Args: wanted: None: where one has at least `AUTOMATIC_BYTES`."""
+    return group_bytes >= AUTOMATIC_BYTES if wanted is None else wanted
+
+
 def segment_path(root: Path, stage: int, unit: int) -> Path:
     return root / f"stage-{stage:04d}" / f"unit-{unit:06d}.arrow"
 

@@ -122,6 +122,22 @@ def lora_origin(config: Config, reward: Mapping[str, str] | None = None) -> dict
     }
 
 
+def build_sampling_policy(
+    config: Config, device: torch.device, files: PipelineFiles | None, *, compiled: bool = False, recorded: bool = False
+) -> Policy:
+    """What draws as a sampler does. Args: device: that `sampler.device` is. files: as `build_policy` has it."""
+    return build_policy(
+        config,
+        dtype=config.sampler.dtype,
+        device=device,
+        with_decoder=True,
+        merged=not config.sampler.exact,
+        compiled=compiled,
+        recorded=recorded,
+        files=files,
+    )
+
+
 def build_policy(
     config: Config,
     *,

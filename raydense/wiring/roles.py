@@ -28,7 +28,7 @@ from raydense.diffusion.noising import NoiseLevels, make_noise_levels
 from raydense.diffusion.policy import Policy
 from raydense.pipelines.pipeline_files import SCHEDULER, PipelineFiles
 from raydense.wiring.devices import resolve_device
-from raydense.wiring.policies import build_policy, compiles, initial_lora, records, resolved
+from raydense.wiring.policies import build_policy, build_sampling_policy, compiles, initial_lora, records, resolved
 from raydense.wiring.scorers import build_scorer
 
 Handle = TypeVar("Handle")
@@ -40,15 +40,8 @@ def build_sampler(config: Config, name: str = "local", files: PipelineFiles | No
     """Args: files: the pipeline's, where they have been read; a process of its own reads them itself."""
     device = resolve_device(config.sampler.device, "sampler.device")
     with cpu_threads(config.sampler.threads):
-        policy = build_policy(
-            config,
-            dtype=config.sampler.dtype,
-            device=device,
-            with_decoder=True,
-            merged=not config.sampler.exact,
-            compiled=compiles(config, device, files),
-            recorded=records(config, device),
-            files=files,
+        policy = build_sampling_policy(
+            config, device, files, compiled=compiles(config, device, files), recorded=records(config, device)
         )
     monitors = [build_scorer(monitor) for monitor in config.reward.monitors]
     return make_sampler(config, policy, build_scorer(config.reward.scorer), monitors, name)
