@@ -159,10 +159,10 @@ def test_a_sampler_whose_groups_stay_where_they_are_gets_no_more_until_they_have
 def test_groups_that_nobody_ever_fetches_hold_a_sampler_up_no_longer_than_a_hang(
     make_fleet: Callable[..., RayFleet],
 ) -> None:
-    fleet = make_fleet(sampler_factory(), hang_s=1.0, departures=Departures(ignore, lambda: ()))
+    fleet = make_fleet(sampler_factory(), hang_s=3.0, departures=Departures(ignore, lambda: ()))
     began = time.monotonic()
     assert len(list(fleet.collect(units(10)))) == 10
-    assert time.monotonic() - began > 1.0
+    assert time.monotonic() - began > 3.0
     assert fleet.faults == {}
 
 
@@ -211,7 +211,7 @@ def test_a_sampler_whose_gpu_failed_ends_and_is_replaced(
 def test_a_frozen_sampler_is_killed_at_its_deadline_and_its_units_go_elsewhere(
     make_fleet: Callable[..., RayFleet], tmp_path: Path
 ) -> None:
-    fleet = make_fleet(sampler_factory(stop_at=2, marker=tmp_path / "frozen"), hang_s=1.5)
+    fleet = make_fleet(sampler_factory(stop_at=2, marker=tmp_path / "frozen"), hang_s=4.0)
     assert sorted(report.unit.index for report, _ in fleet.collect(units(8))) == list(range(8))
     assert fleet.faults["hangs"] == 1
     assert 1 <= fleet.faults["lost"] <= 2
@@ -287,7 +287,8 @@ def test_a_unit_that_always_fails_ends_the_run_with_its_cause(make_fleet: Callab
     said = r"^unit 2 is no good \(unit 2 of stage 0, run seed 7, prompts 'a cat'; tried 3 times\)$"
     with pytest.raises(UnitFailed, match=said) as caught:
         delivered.extend(report.unit.index for report, _ in fleet.collect(units(6)))
-    assert {0, 1} <= set(delivered) <= {0, 1, 3, 4, 5}
+    assert set(delivered) <= {0, 1, 3, 4, 5}
+    assert len({0, 1} & set(delivered)) >= 3 - count  # its last try runs alone: what its sampler held before is done
     assert isinstance(caught.value.__cause__, ValueError)
     assert fleet.faults == {"retried": 2}
 
