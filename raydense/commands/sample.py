@@ -62,10 +62,12 @@ def sample(
             check_new_file("--out", path, make_parent=True)
         from raydense.evaluation.sample import save_pictures
 
-        drawings = _draw(drawn, prompts, images, trajectory)
+        drawings, failure = _draw(drawn, prompts, images, trajectory)
         typer.echo(f"pictures    {save_pictures(out, drawings)}")
         if strip:
             _show_chains(strip, drawn.config, drawings)
+        if failure:
+            raise failure
         if numbers:
             _show_scores(numbers, drawn.config, drawings)
 
@@ -107,7 +109,7 @@ def _models(
         shared_config,
     )
     from raydense.evaluation.evaluate import with_scorers
-    from raydense.evaluation.sample import build_judge, judge_scales
+    from raydense.evaluation.sample import Judge, judge_scales
     from raydense.planning.preflight import as_found, check_models, check_pipeline
 
     sources = find_sources(lora)
@@ -122,12 +124,15 @@ def _models(
     notes = chain_notes(pinned.config, pipeline, sources)
     joint, models = fit_models(as_found(pinned.config, pipeline), pipeline, sources, "--lora")
     drawn = [model for model in models if base or model.name != BASE]
-    judge = partial(build_judge, joint.reward.scorer, judge_scales(config.reward.scorer, sources)) if judged else None
+    judge = partial(Judge, joint.reward.scorer, judge_scales(config.reward.scorer, sources)) if judged else None
     said = replace(pipeline, notes=(*notes, *pinned.notes, *pipeline.notes))
     return _Drawn(joint, said, drawn, judge)
 
 
-def _draw(drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool) -> list[Drawing]:
+def _draw(
+    drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool
+) -> tuple[list[Drawing], Exception | None]:
+    """Drawings, and why their judge failed."""
     from raydense.evaluation.sample import draw
     from raydense.records.progress import ProgressDisplay
 
@@ -139,7 +144,7 @@ def _draw(drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool) 
             display.update("drawing", done, total)
 
         judge = drawn.judge() if drawn.judge else None
-        return draw(
+        drawings = draw(
             drawn.config,
             drawn.pipeline,
             drawn.models,
@@ -149,6 +154,7 @@ def _draw(drawn: _Drawn, prompts: Sequence[str], images: int, trajectory: bool) 
             judge=judge,
             progress=progress,
         )
+    return drawings, judge.failure if judge else None
 
 
 def _show_chains(strip: Path, config: Config, drawings: Sequence[Drawing]) -> None:

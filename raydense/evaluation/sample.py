@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from actors.judges import Judges
 from actors.sampler import denoise
 from raydense.config import Config, ConfigError
+from raydense.core.interfaces import ScoreError, SharedStateChanged
 from raydense.core.seeding import generator
 from raydense.core.threads import cpu_threads
 from raydense.core.types import FloatArray, Scales
@@ -40,14 +41,35 @@ RULE = (
 )
 
 Pictures = NDArray[np.uint8]
-Judge = Callable[[Pictures, str], FloatArray]  # uint8 [N, h, w, 3] of one prompt → float32 [N]
+UNJUDGED = np.zeros(0, np.float32)
+
+
+class Judge:
+    """Scores pictures of one prompt, uint8 [N, h, w, 3] → float32 [N]; once it failed, nothing more.
+
+    What was drawn is worth more than its scores: a failure is kept in `failure`, to be told when all is written.
+    """
+
+    def __init__(self, scorer: ScorerConfig, scales: Scales) -> None:
+        self._name, self._scales = scorer.name, scales
+        self._judges = Judges(build_scorer(scorer), ())
+        self.failure: ScoreError | SharedStateChanged | None = None
+
+    def __call__(self, pictures: Pictures, prompt: str) -> FloatArray:
+        if self.failure is None:
+            try:
+                prompts = [prompt] * len(pictures)
+                return self._judges.judge(pictures, prompts, self._judges.damage, self._scales).scores[self._name]
+            except (ScoreError, SharedStateChanged) as failure:
+                self.failure = failure
+        return UNJUDGED
 
 
 @dataclass(frozen=True)
 class Drawing:
     """One prompt by one model: pictures uint8 [m, h, w, 3], and of the first the chain uint8 [S, h, w, 3].
 
-    scores: float32 [T + 1], of x̂0 at each of its steps and of the finished picture; empty without a judge.
+    scores: float32 [T + 1], of x̂0 at each of its steps and of the finished picture; empty where nothing judged them.
     """
 
     prompt: str
@@ -95,7 +117,7 @@ def draw(
             for prompt in prompts:
                 drawings.append(Drawing(prompt, model.name, *_drawn(config, policy, noise, prompt, chains, judge)))
                 progress(len(drawings), len(models) * len(prompts))
-    return drawings
+    return [replace(drawing, scores=UNJUDGED) for drawing in drawings] if judge and judge.failure else drawings
 
 
 def _noise(config: Config, policy: Policy, images: int) -> Tensor:
@@ -115,15 +137,6 @@ def judge_scales(scorer: ScorerConfig, sources: Sequence[Source]) -> Scales:
     return known[0].of(0) if known else ()
 
 
-def build_judge(scorer: ScorerConfig, scales: Scales) -> Judge:
-    judges = Judges(build_scorer(scorer), ())
-
-    def judge(pictures: Pictures, prompt: str) -> FloatArray:
-        return judges.judge(pictures, [prompt] * len(pictures), judges.damage, scales).scores[scorer.name]
-
-    return judge
-
-
 @torch.no_grad()
 def _drawn(
     config: Config, policy: Policy, noise: Tensor, prompt: str, chains: bool, judge: Judge | None
@@ -132,12 +145,11 @@ def _drawn(
     conditioning = repeated(policy.encode(prompt), len(noise))
     storage, schedule = getattr(torch, config.sampler.storage_dtype), policy.evaluated
     latents, _, pictures = denoise(policy, noise, conditioning, storage, schedule)
-    none = np.zeros(0, np.float32)
     if not chains:
-        return pictures, pictures[:0], none
+        return pictures, pictures[:0], UNJUDGED
     shown = shown_steps(config)
     if judge is None:
-        return pictures, _predictions(policy, latents, conditioning, schedule, shown), none
+        return pictures, _predictions(policy, latents, conditioning, schedule, shown), UNJUDGED
     chain = _predictions(policy, latents, conditioning, schedule, range(schedule.num_steps))
     return pictures, chain[shown], judge(np.concatenate([chain, pictures[:1]]), prompt)
 

@@ -19,7 +19,7 @@ from raydense.evaluation.candidates import Model, find_sources, fit_models
 from raydense.evaluation.sample import (
     RULE,
     Drawing,
-    build_judge,
+    Judge,
     distances,
     draw,
     judge_scales,
@@ -52,7 +52,7 @@ def first_run(small_runs: Runs) -> tuple[Config, PipelineFiles, list[Model]]:
 @pytest.fixture(scope="module")
 def drawings(small_runs: Runs) -> list[Drawing]:
     joint, pipeline, models = first_run(small_runs)
-    judge = build_judge(joint.reward.scorer, ())
+    judge = Judge(joint.reward.scorer, ())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policies, "read_pipeline", lambda *_, **__: pytest.fail("the pipeline has been read already"))
         return draw(
@@ -173,9 +173,19 @@ def test_a_judge_may_be_another_one_or_none(small_runs: Runs, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     assert "settled" not in result.output
     assert not (tmp_path / "b-trajectory.json").exists()
-    failed = sample("a cat", *common, *other, "--out", tmp_path / "c.png")  # which is none of its scenes
+
+
+def test_pictures_whose_judge_fails_are_kept(small_runs: Runs, tmp_path: Path) -> None:
+    prompts = ("a red circle above a blue square", "a cat")  # which is none of the oracle's scenes
+    oracle = '{kind: callable, name: oracle, target: "raydense.tiny.oracle:score"}'
+    failed = sample(*prompts, "--lora", small_runs[0], "--images", "1", "--trajectory", "--scorer", oracle,
+                    "--out", tmp_path / "c.png")  # fmt: skip
     assert (failed.exit_code, failed.stderr.count("\n")) == (1, 1)
     assert "scorer oracle failed on the prompt 'a cat'" in failed.stderr
+    assert "settled" not in failed.output
+    assert {path.name for path in tmp_path.iterdir()} == {"c.png", "c-trajectory.png"}
+    assert read_grid(tmp_path / "c.png").prompts == prompts
+    assert read_grid(tmp_path / "c-trajectory.png").prompts == tuple(f"first: {prompt}" for prompt in prompts)
 
 
 def test_a_mixture_of_z_scores_is_a_runs_own(small_runs: Runs, tmp_path: Path) -> None:
@@ -191,7 +201,7 @@ def test_a_mixture_of_z_scores_is_a_runs_own(small_runs: Runs, tmp_path: Path) -
     scales = judge_scales(reward.scorer, [mixed])
     assert scales == (("clip", 0.5, 0.25),)
     pictures = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), np.uint8)
-    plain, scaled = (build_judge(c, s) for c, s in ((config.reward.scorer, ()), (reward.scorer, scales)))
+    plain, scaled = (Judge(c, s) for c, s in ((config.reward.scorer, ()), (reward.scorer, scales)))
     np.testing.assert_allclose(scaled(pictures, "a cat"), 2 * (plain(pictures, "a cat") - 0.5) / 0.25, rtol=1e-5)
 
 
