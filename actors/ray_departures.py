@@ -6,10 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.experimental.locations import get_local_object_locations
 
 from actors.dispatch import Member
 from raydense.core.types import UnitReport
+
+ARRIVAL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Departures:
         self._units: list[_Unit] = []
 
     def begin(self, member: Member, report: UnitReport, groups: Sequence[Any], until: float) -> None:
-        """Args: groups: references that this process owns."""
+        """Args: groups: references that this process owns, of a call whose report is here."""
+        # They come with the report, but each after the other: one that is not here yet would count as gone.
+        ray.wait(list(groups), num_returns=len(groups), timeout=ARRIVAL_S, fetch_local=False)
         self._units.append(_Unit(member, groups, until))
         member.kept += 1
         self._fetch(report, groups)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.dispatch import IN_FLIGHT, MAX_KEPT, Deadlines, FleetError
+from actors.dispatch import IN_FLIGHT, MAX_KEPT, Deadlines, FleetError, Member
 from actors.ray_departures import Departures
 from actors.ray_fleet import MAX_BUILD_FAILURES, RayFleet
 from raydense.config import ConfigError
@@ -154,6 +154,23 @@ def test_a_sampler_whose_groups_stay_where_they_are_gets_no_more_until_they_have
     assert len(arrived) <= 2 * (MAX_KEPT + IN_FLIGHT)
     wanted_on.append(ray.get_runtime_context().get_node_id())
     assert sorted(report.unit.index for report, _ in [*arrived, *collection]) == list(range(20))
+
+
+def test_a_group_that_comes_a_moment_after_its_report_has_not_left(ray_cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def late() -> Any:
+        time.sleep(0.3)
+        return np.zeros(1_800_000, np.uint8)
+
+    member, report = Member("sampler-0"), UnitReport(units(1)[0], (), {}, "sampler-0")
+    departures = Departures(ignore, lambda: ())
+    departures.begin(member, report, [late.remote()], until=time.monotonic() + 60)
+    departures.look(time.monotonic())
+    assert member.kept == 1
+    departures.look(time.monotonic() + 60)
+    assert member.kept == 0
 
 
 def test_groups_that_nobody_ever_fetches_hold_a_sampler_up_no_longer_than_a_hang(
