@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 import raydense
+from raydense.api import _config
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 
@@ -30,16 +31,30 @@ def test_there_is_nothing_else() -> None:
         _ = raydense.trian  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("form", ["values", "Config", "file"])
+def forms(values: dict[str, Any], directory: Path) -> dict[str, Any]:
+    file = directory / "config.yaml"
+    file.write_text(json.dumps(values))  # which is YAML
+    return {"values": values, "Config": raydense.Config.model_validate(values), "file": file}
+
+
+def test_every_form_of_a_configuration_is_the_same_one(small_values: dict[str, Any], tmp_path: Path) -> None:
+    read = [_config(form, ["name=again"]) for form in forms(small_values, tmp_path).values()]
+    assert read[0].name == "again"
+    assert read[0].model_copy(update={"name": "small"}) == raydense.Config.model_validate(small_values)
+    assert read == read[:1] * 3
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["values", pytest.param("Config", marks=pytest.mark.slow), pytest.param("file", marks=pytest.mark.slow)],
+)
 def test_training_from_python_gives_the_bytes_of_the_command_line(
     small_values: dict[str, Any], small_runs: tuple[Path, Path], tmp_path: Path, form: str
 ) -> None:
-    config: Any = small_values
-    if form == "Config":
-        config = raydense.Config.model_validate(small_values)
-    if form == "file":
-        config = small_runs[0] / "config.yaml"
-    run = raydense.train(config, tmp_path / "run", overrides=["name=again"], local=True, show=False)
+    """Slow: what `test_every_form_of_a_configuration_is_the_same_one` shows without a run."""
+    run = raydense.train(
+        forms(small_values, tmp_path)[form], tmp_path / "run", overrides=["name=again"], local=True, show=False
+    )
     assert run.finished
     assert run.config.name == "again"
     assert small_values["name"] == "small"  # the caller's own values stay as they were

@@ -62,7 +62,9 @@ def test_it_holds_the_packages_and_the_weights_and_not_the_tests(wheel: Path) ->
     assert wheel.stat().st_size < 13e6
 
 
+@pytest.mark.slow
 def test_it_runs_in_an_empty_directory(installed: dict[str, str], tmp_path: Path) -> None:
+    """plain: `test_it_holds_the_packages_and_the_weights_and_not_the_tests`, of files alone."""
     settings = [argument for setting in SHORT for argument in ("--set", setting)]
     done = raydense(installed, tmp_path, "train", "--local", "--out", "run", *settings)
     assert done.returncode == 0, done.stderr

@@ -35,10 +35,14 @@ def total(outcomes: list[dict[str, Any]], what: str) -> Counter[str]:
     return sum((Counter(outcome[what]) for outcome in outcomes), Counter())
 
 
+@pytest.mark.slow
 def test_neither_a_lost_node_nor_a_killed_driver_changes_a_byte(
     warm_python: Path, small_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The other kinds: a killed sampler and learner in `test_faults.py`, a frozen sampler in `test_ray_fleet.py`."""
+    """The other kinds: a killed sampler and learner in `test_faults.py`, a frozen sampler in `test_ray_fleet.py`.
+
+    plain: `test_a_killed_sampler_and_a_killed_learner_change_no_byte`; and of a killed driver, `test_resume.py`.
+    """
     outcomes = chaos(warm_python, small_values, tmp_path, "--faults", "2", "--a-run", "2", "--seed", "4")
     assert total(outcomes, "faults") == {"remove node": 1, "kill driver": 1}
     seen = total(outcomes, "ledger")
@@ -50,7 +54,7 @@ def test_neither_a_lost_node_nor_a_killed_driver_changes_a_byte(
 def test_nor_does_any_kind_of_fault_in_both_schedules(small_values: dict[str, Any], tmp_path: Path) -> None:
     """Every kind twice; groups that a node took with it are sampled again.
 
-    plain: `test_neither_a_lost_node_nor_a_killed_driver_changes_a_byte`.
+    plain: `test_a_killed_sampler_and_a_killed_learner_change_no_byte`.
 
     In processes that start as a user's do: how long that takes decides what a fault hits.
     """

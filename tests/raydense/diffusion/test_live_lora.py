@@ -24,6 +24,7 @@ from raydense.planning.footprint import _PeakMemory
 Make = Callable[..., Policy]
 CONVOLUTIONS = ("to_q", "to_out.0", "conv1", "conv_shortcut", "proj_in")
 SMALL = 1e-5  # of a LoRA, far below a last place of 16-bit weights
+FLOAT16 = pytest.param(torch.float16, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_other_weights_leave_no_trace_of_those_before(
     assert torch.equal(policy.predict(*inputs), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT16], ids=str)
 @pytest.mark.parametrize("merged", [False, True])
 @torch.no_grad()
 def test_in_float32_any_policy_predicts_the_same(
@@ -119,7 +120,7 @@ def test_float32_takes_the_memory_of_a_layer_and_leaves_the_weights_where_they_w
     assert all(p.dtype == torch.bfloat16 for p in network.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FLOAT16], ids=str)
 @torch.no_grad()
 def test_what_16_bits_would_round_away_stays_beside_the_weights(
     make_policy: Make, trained: Callable[..., PolicyWeights], inputs: Any, dtype: torch.dtype

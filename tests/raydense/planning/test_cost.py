@@ -63,13 +63,14 @@ def test_the_table_says_what_it_rests_on(tmp_path: Path) -> None:
 
 
 def test_a_picture_to_judge_counts_by_its_work(tmp_path: Path) -> None:
-    rates = write_rates(tmp_path / "bench.json", sd35=H100)
-    result = invoke("--preset", "sd35-medium", "--rates", rates, "--log-format", "json")
+    rates = write_rates(tmp_path / "bench.json", tiny=H100)
+    flow = ["--preset", "tiny-flow", "--set", "evaluate.steps=40"]
+    result = invoke(*flow, "--rates", rates, "--log-format", "json")
     plan = json.loads(result.stdout)
     judged_flops = plan["sampling_flops"] - plan["images"] * plan["image_flops"]
     each = judged_flops / plan["judged_images"] / plan["image_flops"]
-    assert 3.8 < each < 4  # 40 steps against 10, and one decoding each
-    hours = (plan["images"] + each * plan["judged_images"]) / 2 / 3600
+    assert 2.8 < each < 2.9  # 40 steps against 10, and one decoding each: a third of the work of ten steps
+    hours = (plan["images"] + each * plan["judged_images"]) / 2 / 3600 / 2  # two pictures a second, two samplers
     assert plan["cost"]["sampling_hours"] == pytest.approx(hours)
 
 

@@ -144,7 +144,7 @@ def test_more_samplers_take_less_time() -> None:
 @pytest.mark.parametrize(
     ("length", "latent_size", "targets"),
     [
-        (12, None, ["to_q", "to_out.0"]),
+        pytest.param(12, None, ["to_q", "to_out.0"], marks=pytest.mark.slow),
         (9, None, ["to_q", "conv1", "proj_in"]),
         (None, 9, ["to_q", "to_out.0"]),
         (12, (8, 12), ["to_q", "conv1", "proj_in"]),

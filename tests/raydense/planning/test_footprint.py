@@ -25,7 +25,7 @@ VAE: dict[str, Any] = {
 LORA = LoraConfig(r=4, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v", "to_out.0"])
 CLOSE = 0.15
 ROWS = 4
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.bfloat16, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in (torch.float32, torch.float16))]
 SD3: dict[str, Any] = {
     "sample_size": 16,
     "num_layers": 3,

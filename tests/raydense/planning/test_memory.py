@@ -28,7 +28,7 @@ NOBODY = "reward={scorer: {kind: callable, name: none, target: 'raydense.tiny.or
 SAMPLERS = [
     ("tiny", []),  # the decoder takes most
     ("tiny", ["sampler.guidance_scale=3", "sampler.decode_batch=2"]),  # here the U-Net
-    ("tiny", ["sampler.dtype=bfloat16", "sampler.exact=true"]),
+    pytest.param("tiny", ["sampler.dtype=bfloat16", "sampler.exact=true"], marks=pytest.mark.slow),
     ("tiny-flow", ["sampler.dtype=float16", "sampler.guidance_scale=3", "sampler.decode_batch=2"]),
 ]
 
@@ -53,7 +53,7 @@ def test_a_sampler_takes_what_is_planned(preset: str, overrides: list[str]) -> N
     assert planned(config) == pytest.approx(found, rel=CLOSE)
 
 
-@pytest.mark.parametrize("batch_size", [8, 256])
+@pytest.mark.parametrize("batch_size", [pytest.param(8, marks=pytest.mark.slow), 256])
 def test_a_judge_takes_what_is_planned(batch_size: int) -> None:
     config = load_config(overrides=[f"reward.scorer.batch_size={batch_size}"]).reward.scorer
     scorer, held = kept_by(partial(build_scorer, config))
