@@ -18,6 +18,7 @@ from raydense.records.inputs import Pin, read_pins
 from raydense.sections.values import split_values
 
 Settings = tuple[tuple[str, str], ...]  # key and value, in the order of --arm and --grid
+ARM_COMMA = re.compile(r",(?=\s*[\w.]+=)")  # after which the next setting begins
 SEEDS, MOST_SEEDS = re.compile(r"([0-9]+)(?:-([0-9]+))?"), 1000
 HARMLESS = ("name", "samplers", "replay", "checkpoint", "telemetry")  # they change no score
 
@@ -92,13 +93,10 @@ def parse_arms(options: Sequence[str], grid: Mapping[str, Sequence[str]]) -> lis
     """
     arms: list[Settings] = []
     for option in options:
-        try:
-            parts = [part.partition("=") for part in split_values(option)]
-        except ValueError:
-            parts = []
+        parts = [part.partition("=") for part in ARM_COMMA.split(option)]
         arm = tuple((key.strip(), value.strip()) for key, _, value in parts)
         keys = [key for key, _ in arm]
-        whole = bool(arm) and all(key and value for key, value in arm)
+        whole = all(key and _is_one_value(value) for key, value in arm)
         if not whole or sorted(arm) in map(sorted, arms) or len(set(keys)) < len(keys) or {"seed", *grid} & set(keys):
             raise ConfigError(
                 f"--arm {option!r}: expected key=value,key=value, each arm once, no key of --grid or --seeds, such as "
@@ -106,6 +104,13 @@ def parse_arms(options: Sequence[str], grid: Mapping[str, Sequence[str]]) -> lis
             )
         arms.append(arm)
     return arms
+
+
+def _is_one_value(text: str) -> bool:
+    try:
+        return split_values(text) == [text]
+    except ValueError:
+        return False
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:

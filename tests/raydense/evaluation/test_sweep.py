@@ -127,8 +127,14 @@ def test_a_label_says_which_setting_it_is(key: str, shown: str) -> None:
     assert label(((key, "4"), ("train.c", "5"))) == f"{shown}=4, c=5"
 
 
+def test_an_arms_value_may_be_a_list() -> None:
+    (arm,) = parse_arms(['steps.window=[1, 6],train.lr=1e-3, policy.lora_targets=["to_q","to_k"]'], {})
+    assert arm == (("steps.window", "[1, 6]"), ("train.lr", "1e-3"), ("policy.lora_targets", '["to_q","to_k"]'))
+
+
 @pytest.mark.parametrize(
-    "arm", ["", "a", "a=", "=1", "a=1,a=2", "seed=1", "g.h=1", "a=1,,b=2", "a=[1", "x.y=1", "x.z=2,x.y=1"]
+    "arm",
+    ["", "a", "a=", "=1", "a=1,a=2", "seed=1", "g.h=1", "a=1,,b=2", "a=[1", "a=1,2", "x.y=1", "x.z=2,x.y=1"],
 )
 def test_an_arm_that_is_none_is_refused(arm: str) -> None:
     with pytest.raises(ConfigError, match="expected key=value,key=value, each arm once"):
