@@ -268,10 +268,11 @@ def _with(config: Config, changes: dict[str, Any]) -> Config:
 
 def _skip_to(learner: Any, draws: BatchSource[int], step: int) -> None:
     """As if the learner had taken all steps before this one: their transitions' reference log-probs are known, as 0."""
+    references = learner._objective._references
     for skipped in range(learner._step, step):
         batch = draws.take(skipped)
-        learner._references.forget_changed(batch.fingerprints)
-        learner._references.remember(batch.plan, np.zeros(batch.plan.trajectories.shape + batch.plan.steps.shape[1:]))
+        references.forget_changed(batch.fingerprints)
+        references.remember(batch.plan, np.zeros(batch.plan.trajectories.shape + batch.plan.steps.shape[1:]))
     learner._step = step
 
 

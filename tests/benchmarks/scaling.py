@@ -57,9 +57,10 @@ def sleeping_sampler(unit_s: float) -> Callable[[str], Any]:
             for index, prompt in zip(unit.group_indices, unit.prompts, strict=True):
                 stamp = (weights.version, weights.checksum)
                 zeros = np.zeros(5, np.float32)
+                given = {"prompt_embeds": zeros[None]}
                 latents = np.zeros((5, 51, 4, 8, 8), np.float16)
                 groups.append(
-                    TrajectoryGroup(unit.stage, index, prompt, zeros[None], latents, zeros[:, None], zeros, *stamp)
+                    TrajectoryGroup(unit.stage, index, prompt, given, latents, zeros[:, None], zeros, *stamp)
                 )
                 metas.append(GroupMeta(unit.stage, index, prompt, (0.0,) * 5, {}, groups[-1].nbytes, *stamp))
             return UnitReport(unit, tuple(metas), {"denoise": unit_s}, self._name), groups
@@ -77,6 +78,8 @@ def sleeping_learner(step_s: float) -> Callable[..., Any]:
 
         def weights(self) -> PolicyWeights:
             return PolicyWeights.of(self._step, {"a": np.full(LORA_VALUES, self._step, np.float32)})
+
+        def averaged(self) -> None: ...
 
         def begin_stage(self, stage: int, groups: Any) -> None: ...
 
