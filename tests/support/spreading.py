@@ -14,6 +14,8 @@ from xdist.scheduler import LoadScopeScheduling
 ROOT = Path(__file__).parents[2]
 RAY = "files on the session's Ray"
 LONG = (  # these begin first, so that no process is left with one of them at the end
+    "raydense/checks/test_chaos.py",
+    "raydense/test_jobs.py",
     "raydense/training/test_resume.py",
     "raydense/training/test_pipelines.py",
     "deploy/test_watched_run.py",
