@@ -59,9 +59,7 @@ def sleeping_sampler(unit_s: float) -> Callable[[str], Any]:
                 zeros = np.zeros(5, np.float32)
                 given = {"prompt_embeds": zeros[None]}
                 latents = np.zeros((5, 51, 4, 8, 8), np.float16)
-                groups.append(
-                    TrajectoryGroup(unit.stage, index, prompt, given, latents, zeros[:, None], zeros, *stamp)
-                )
+                groups.append(TrajectoryGroup(unit.stage, index, prompt, given, latents, zeros[:, None], zeros, *stamp))
                 metas.append(GroupMeta(unit.stage, index, prompt, (0.0,) * 5, {}, groups[-1].nbytes, *stamp))
             return UnitReport(unit, tuple(metas), {"denoise": unit_s}, self._name), groups
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from machines.cluster import Cluster
 from machines.runs import MODELS, SHARED, Runs, on_the_hosts
+from machines.switch import FREE
 
 SYSTEM = {  # a host that is silent for about 15 s counts as lost, instead of Ray's minute: see deploy/README.md
     "health_check_initial_delay_ms": 0,
@@ -52,6 +53,14 @@ def cluster_and_shared(
 @pytest.fixture(scope="session")
 def cluster(cluster_and_shared: tuple[Cluster, Path]) -> Cluster:
     return cluster_and_shared[0]
+
+
+@pytest.fixture
+def whole_again(cluster: Cluster) -> Iterator[None]:
+    """Whatever a test did to the links, the next one finds them free."""
+    yield
+    for host in cluster.hosts.values():
+        host.port.set(FREE)
 
 
 @pytest.fixture(scope="session")

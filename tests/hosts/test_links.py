@@ -1,48 +1,27 @@
-"""Links that are slow, lossy or cut in the middle of a run: what is lost, when it shows, when all is whole again."""
+"""Links that are slow, lossy or cut for a moment in the middle of a run: nothing is lost, and nobody waits in vain."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
-from machines.cluster import Cluster
-from machines.host import wait_until
-from machines.runs import LARGE, Run, Runs
-from machines.switch import CUT, FREE, Port, Way
+from machines.cluster import SAMPLERS, Cluster
+from machines.runs import LARGE, SMALL, Run, Runs
+from machines.switch import CUT, FREE, Way
 
-pytestmark = [pytest.mark.hosts, pytest.mark.ray, pytest.mark.timeout(1500)]
+from actors.dispatch import IN_FLIGHT, MAX_KEPT
 
-SMALL = {"sampler": {"unit_prompts": 1}, "stage": {"count": 3, "groups": 16, "steps": 24}}
-HELD = 1000.0  # seconds that a unit takes until its pace is set anew
-PATIENT = {"samplers.hang_floor_s": 2000}
+pytestmark = [
+    pytest.mark.hosts,
+    pytest.mark.ray,
+    pytest.mark.timeout(1500),
+    pytest.mark.usefixtures("whole_again"),
+]
+
 FAR = Way(delay_s=0.05, loss=0.02)
 TEN_MBIT = Way(bytes_a_second=10e6 / 8)
-SAMPLERS = ("sampler-0", "sampler-1")
-
-
-@pytest.fixture(autouse=True)
-def _whole_again(cluster: Cluster) -> Any:
-    yield
-    for host in cluster.hosts.values():
-        host.port.set(FREE)
-
-
-def units(run: Run, stage: int, count: int) -> Callable[[], bool]:
-    return lambda: len(run.units(stage=stage)) >= count
-
-
-def live(run: Run) -> int:
-    """Samplers, as the driver last saw them."""
-    rows = [row for row in run.rows("telemetry") if "fleet/live_samplers" in row]
-    return int(rows[-1]["fleet/live_samplers"]) if rows else 0
-
-
 # -- links that stay -------------------------------------------------------------------------------------------------
 
 
@@ -50,14 +29,14 @@ def test_a_short_cut_distance_and_loss_lose_nothing(cluster: Cluster, runs: Runs
     """Stage 1: a sampler's host is cut off for 4 s. Stage 2: 50 ms and 2 % of the frames lost at all three workers."""
     project = runs.project("weather", pace_s=0.5, **SMALL)
     run = runs.begin(project)
-    run.until(units(run, 0, 2), "units arrive")
+    run.until(lambda: run.arrived(0, 2), "units arrive")
     cluster.hosts["sampler-1"].port.set(CUT)
     time.sleep(4)
     cluster.hosts["sampler-1"].port.set(FREE)
-    run.until(units(run, 1, 1), "the second stage")
+    run.until(lambda: run.arrived(1, 1), "the second stage")
     for name in ("learner", *SAMPLERS):
         cluster.hosts[name].port.set(FAR)
-    run.until(units(run, 2, 1), "the third stage")
+    run.until(lambda: run.arrived(2, 1), "the third stage")
     for name in ("learner", *SAMPLERS):
         cluster.hosts[name].port.set(FREE)
     run.finish()
@@ -73,120 +52,27 @@ def seconds(run: Run, phase: str) -> list[float]:
     return [row[f"phase/{phase}_s"] for row in run.rows("telemetry", kind="phase") if f"phase/{phase}_s" in row]
 
 
-def test_a_slow_link_holds_nobody_up_while_they_sample(cluster: Cluster, runs: Runs) -> None:
-    """Stage 2: one host at 10 Mbit/s. Its groups stay there until the learner wants them, and that waits for them."""
-    project = runs.project("slow", **LARGE)
+def test_a_host_with_a_slow_link_gets_less_work_and_nobody_waits_for_it(cluster: Cluster, runs: Runs) -> None:
+    """Stage 2: a group takes one host six times as long to send as to make (SD1.5's at 10 Mbit/s: 2.6 times)."""
+    project = runs.project("slow", pace_s=0.3, **{**LARGE, "stage": {"count": 2, "groups": 24, "steps": 4}})
     run = runs.begin(project)
-    run.until(units(run, 0, 12), "a stage is sampled")
-    run.until(lambda: run.rows("metrics", kind="step", stage=0), "it is learned from")
-    cluster.hosts["sampler-1"].port.set(TEN_MBIT)
+    run.until(lambda: run.rows("metrics", kind="stage") and seconds(run, "sampling"), "a stage is sampled")
+    (sampling,) = seconds(run, "sampling")
+    (stored,) = (row["replay/bytes"] for row in run.rows("metrics", kind="stage"))
+    make_s, group = sampling / 24 * len(SAMPLERS), stored / 24
+    cluster.hosts["sampler-1"].port.set(Way(bytes_a_second=group / (6 * make_s)))
     run.finish()
     run.assert_same(runs.calm(project))
     assert not run.faults()
-    (first, second), (before, learning) = seconds(run, "sampling"), seconds(run, "training")
+    (_, slow_sampling), (training, slow_training) = seconds(run, "sampling"), seconds(run, "training")
     shares = [Counter(unit["sampler"] for unit in run.units(stage=stage)) for stage in (0, 1)]
     print(
-        f"sampling {first:.1f} s, then {second:.1f} s; training {before:.1f} s, then {learning:.1f} s; units {shares}"
+        f"{sampling:.1f} s, then {slow_sampling:.1f} s; training {training:.1f} s, then {slow_training:.1f} s; {shares}"
     )
-    assert second < 2 * first
-    (stored,) = (row["replay/bytes"] for row in run.rows("metrics", kind="stage", stage=1))
-    assert learning < before + 2 * stored / TEN_MBIT.bytes_a_second
-
-
-# -- hosts that are lost ---------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Loss:
-    """A host that was cut off for longer than the health check, as seconds after the cut."""
-
-    noticed_s: float  # by the driver
-    rejoined_s: float  # after the link was whole: its Ray is up again
-    working_s: float  # after the link was whole: it delivers
-
-
-@dataclass
-class Lossy:
-    run: Run
-    calm: Path
-    losses: dict[str, Loss]
-
-
-def lose(cluster: Cluster, run: Run, name: str, cut: Callable[[Port], None], noticed: Callable[[], Any]) -> Loss:
-    """Cuts a host off until the driver knows, heals the link, starts Ray there anew, and waits until it works."""
-    host = cluster.hosts[name]
-    cut(host.port)
-    noticed_s = run.until(noticed, f"the driver notices that {name} is cut off")
-    run.pace(HELD)  # so that there is work left for it
-    host.port.set(FREE)
-    healed = time.time()
-    wait_until(lambda: host.run("pgrep -x raylet", check=False).returncode, 120, f"the old Ray of {name} ends")
-    cluster.join(name)
-    rejoined_s = time.time() - healed
-    steps = len(run.rows("metrics", kind="step"))
-    if name == "learner":
-        run.pace(0.2)
-        run.until(lambda: len(run.rows("metrics", kind="step")) > steps, "the learner learns again")
-    else:
-        run.until(lambda: run.calls("begun", since=healed)[name] > 0, f"{name} works again")
-    working_s = time.time() - healed
-    run.pace(4.0)
-    print(
-        f"{name}: noticed after {noticed_s:.1f} s, rejoined {rejoined_s:.1f} s, working {working_s:.1f} s after healing"
-    )
-    return Loss(noticed_s, rejoined_s, working_s)
-
-
-@pytest.fixture(scope="module")
-def lossy(cluster: Cluster, runs: Runs) -> Lossy:
-    project = runs.project("lossy", pace_s=4.0, **SMALL)
-    run = runs.begin(project, **PATIENT)
-    losses = {}
-    run.until(units(run, 0, 2), "units arrive")
-    losses["sampler-1"] = lose(cluster, run, "sampler-1", lambda port: port.set(CUT), lambda: live(run) == 1)
-
-    def cut_one_way(port: Port) -> None:
-        port.up = CUT
-
-    run.until(lambda: live(run) == 2, "both work")
-    losses["sampler-0"] = lose(cluster, run, "sampler-0", cut_one_way, lambda: live(run) == 1)
-    run.pace(0.2)
-    stage = len(run.rows("metrics", kind="stage"))
-    run.until(lambda: run.rows("metrics", kind="step", stage=stage), "the next stage trains")
-    losses["learner"] = lose(
-        cluster, run, "learner", lambda port: port.set(CUT), lambda: "the learner died" in run.said
-    )
-    run.pace(0.2)
-    run.finish()
-    return Lossy(run, runs.calm(project), losses)
-
-
-def test_hosts_that_were_lost_come_back_to_the_same_run_and_change_no_byte(lossy: Lossy) -> None:
-    lossy.run.assert_same(lossy.calm)
-    print(lossy.losses, lossy.run.faults())
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_lost_samplers_host_costs_at_most_what_it_held(lossy: Lossy, name: str) -> None:
-    faults = lossy.run.faults()
-    assert faults["deaths"] == 2
-    assert faults["lost"] <= 2 * 2  # in flight, at each of the two
-    assert lossy.losses[name].noticed_s < 30
-
-
-# -- the head ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_restarted_head_leaves_a_run_that_continues(cluster: Cluster, runs: Runs) -> None:
-    """The job dies with it; the work since the last checkpoint is lost, and nothing else."""
-    project = runs.project("headless", pace_s=0.3, **SMALL)
-    run = runs.begin(project)
-    run.until(units(run, 1, 3), "the second stage")
-    cluster.restart()
-    resumed = runs.resume(project)
-    said = resumed.finish()
-    assert "continuing from stage-0001" in said
-    resumed.assert_same(runs.calm(project))
+    assert abs(shares[0]["sampler-0"] - shares[0]["sampler-1"]) <= 6
+    assert shares[1]["sampler-1"] < 0.7 * shares[1]["sampler-0"]
+    assert slow_sampling < 2 * sampling  # nobody else waits
+    assert slow_training < training + 1.5 * (MAX_KEPT + IN_FLIGHT) * 6 * make_s  # what that host may still have then
 
 
 # -- and all of it, at random ------------------------------------------------------------------------------------------
@@ -196,7 +82,7 @@ def test_a_random_schedule_of_faults_changes_no_byte(cluster: Cluster, runs: Run
     draws = random.Random(5)
     project = runs.project("random", pace_s=0.4, **SMALL)
     run = runs.begin(project)
-    run.until(units(run, 0, 1), "units arrive")
+    run.until(lambda: run.arrived(0, 1), "units arrive")
     injected = []
     while not run.ended and len(injected) < 12:
         name = draws.choice(["learner", *SAMPLERS])

@@ -30,6 +30,7 @@ LARGE = {  # groups of 0.66 MB, below the size from which on the driver keeps th
     "stage": {"count": 2, "groups": 12, "steps": 4},
     "train": {"batch_groups": 12},
 }
+SMALL = {"sampler": {"unit_prompts": 1}, "stage": {"count": 3, "groups": 16, "steps": 24}}
 SCORER = """
 import json, os, socket, time
 from pathlib import Path
@@ -185,6 +186,10 @@ class Run:
 
     def units(self, **wanted: Any) -> list[dict[str, Any]]:
         return self.rows("telemetry", kind="unit", **wanted)
+
+    def arrived(self, stage: int, count: int) -> bool:
+        """Whether so many of the stage's units have."""
+        return len(self.units(stage=stage)) >= count
 
     def calls(self, what: str = "done", since: float = 0.0) -> Counter[str]:
         """Calls of the scorer by the cluster's host, of those that were begun or done since then."""
