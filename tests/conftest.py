@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 from small_models import write_pipeline, write_scorer
 from spreading import (  # noqa: F401  (hooks)
-    pytest_collection_finish,
+    pytest_collection,
     pytest_collection_modifyitems,
     pytest_runtest_teardown,
     pytest_xdist_auto_num_workers,
