@@ -12,7 +12,7 @@ from ray.experimental.locations import get_local_object_locations
 from actors.dispatch import Member
 from raydense.core.types import UnitReport
 
-ARRIVAL_S = 1.0
+ARRIVAL_S = 10.0  # of what is on its way with a report that is here; only a lost node keeps it
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ def test_a_group_that_comes_a_moment_after_its_report_has_not_left(ray_cluster: 
 
     member, report = Member("sampler-0"), UnitReport(units(1)[0], (), {}, "sampler-0")
     departures = Departures(ignore, lambda: ())
+    ray.get(late.remote())  # there is a process for it
     departures.begin(member, report, [late.remote()], until=time.monotonic() + 60)
     departures.look(time.monotonic())
     assert member.kept == 1
