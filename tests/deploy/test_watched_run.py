@@ -1,4 +1,7 @@
-"""One run on a private Ray, from outside: who can reach it, what metrics and the dashboard show, what it leaves."""
+"""One run on a private Ray, from outside: who can reach it, what metrics and the dashboard show, what it leaves.
+
+no plain twin: takes a run that waits for Prometheus and a browser.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from prometheus_server import Prometheus, needs_prometheus, start_prometheus
 from ray_pages import RayPages, grafana_stand_in
 from warm_python import process_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

@@ -143,7 +143,7 @@ def test_a_group_sampled_again_on_another_device_is_scored_again(
     ("preset", "micro_batch", "drawn_twice", "known"),
     [
         ("tiny", "8", 0.142, 0.445),
-        ("single-prompt", "1", 0.053, 0.23),
+        pytest.param("single-prompt", "1", 0.053, 0.23, marks=pytest.mark.slow),
         pytest.param("multi-prompt", "4", 0.0, 0.417, marks=pytest.mark.slow),
     ],
 )

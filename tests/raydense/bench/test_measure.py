@@ -165,7 +165,11 @@ def test_a_cpu_does_less_unless_told_and_the_rate_stays_that_of_the_whole_chain(
 
 
 @pytest.mark.parametrize(
-    ("model", "preset", "prompts", "tuples"), [("sd15", "single-prompt", 6, 4), ("sd15-multi", "multi-prompt", 2, 32)]
+    ("model", "preset", "prompts", "tuples"),
+    [
+        ("sd15", "single-prompt", 6, 4),
+        pytest.param("sd15-multi", "multi-prompt", 2, 32, marks=pytest.mark.slow),
+    ],
 )
 def test_a_presets_own_work_units_and_batches_are_measured(model: str, preset: str, prompts: int, tuples: int) -> None:
     measured, own = MODELS[model].config(), load_config(None, preset)

@@ -83,7 +83,7 @@ def test_on_a_cpu_it_is_the_same_everywhere(config: Config) -> None:
     assert settled(large, files, without_gpu).learner.micro_batch == 1
 
 
-@pytest.mark.parametrize("preset", ["single-prompt", "multi-prompt"])
+@pytest.mark.parametrize("preset", ["single-prompt", pytest.param("multi-prompt", marks=pytest.mark.slow)])
 def test_a_units_prompts_are_a_number_too_and_need_no_memory_that_judging_does_not(preset: str) -> None:
     config = load_config(None, preset, ["learner.micro_batch=1"])
     files = replace(PIPELINE, parts={**PIPELINE.parts, **PUBLISHED[SD15][1]})

@@ -172,7 +172,7 @@ def test_the_summary_follows_from_the_single_scores(run_named: Callable[[str], P
         assert row["gain"]["se_by_prompt"] == pytest.approx(gain.mean(axis=1).std(ddof=1) / np.sqrt(2), rel=1e-6)
 
 
-@pytest.mark.parametrize("runner", ["local", "ray"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_a_directory_that_can_be_used(
     warm_python: Path, with_monitors: Path, tmp_path: Path, runner: str
 ) -> None:
