@@ -57,22 +57,23 @@ def test_a_host_with_a_slow_link_gets_less_work_and_nobody_waits_for_it(cluster:
     project = runs.project("slow", pace_s=0.3, **{**LARGE, "stage": {"count": 2, "groups": 24, "steps": 4}})
     run = runs.begin(project)
     run.until(lambda: run.rows("metrics", kind="stage") and seconds(run, "sampling"), "a stage is sampled")
-    (sampling,) = seconds(run, "sampling")
+    (first_s,) = seconds(run, "sampling")
     (stored,) = (row["replay/bytes"] for row in run.rows("metrics", kind="stage"))
-    make_s, group = sampling / 24 * len(SAMPLERS), stored / 24
+    make_s, group = first_s / 24 * len(SAMPLERS), stored / 24
     cluster.hosts["sampler-1"].port.set(Way(bytes_a_second=group / (6 * make_s)))
+    slow = time.time()
+    run.until(lambda: len(seconds(run, "sampling")) == 2, "the other stage is sampled")
+    made = run.calls(since=slow)  # by host: an actor named sampler-1 may be on the other one
+    cluster.hosts["sampler-1"].port.set(FREE)  # what it still has is wanted now
     run.finish()
     run.assert_same(runs.calm(project))
     assert not run.faults()
-    (_, slow_sampling), (training, slow_training) = seconds(run, "sampling"), seconds(run, "training")
-    shares = [Counter(unit["sampler"] for unit in run.units(stage=stage)) for stage in (0, 1)]
-    print(
-        f"{sampling:.1f} s, then {slow_sampling:.1f} s; training {training:.1f} s, then {slow_training:.1f} s; {shares}"
-    )
-    assert abs(shares[0]["sampler-0"] - shares[0]["sampler-1"]) <= 6
-    assert shares[1]["sampler-1"] < 0.7 * shares[1]["sampler-0"]
-    assert slow_sampling < 2 * sampling  # nobody else waits
-    assert slow_training < training + 1.5 * (MAX_KEPT + IN_FLIGHT) * 6 * make_s  # what that host may still have then
+    _, slow_s = seconds(run, "sampling")
+    print(f"sampling {first_s:.1f} s, then {slow_s:.1f} s; made then: {made}")
+    assert sum(made.values()) == 24
+    assert made["sampler-1"] <= MAX_KEPT + IN_FLIGHT + slow_s / make_s / 6 + 1  # what may lie there, and what left
+    assert made["sampler-1"] < 0.7 * made["sampler-0"]
+    assert slow_s < 2 * first_s
 
 
 # -- and all of it, at random ------------------------------------------------------------------------------------------
