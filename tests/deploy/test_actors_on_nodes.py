@@ -1,4 +1,7 @@
-"""Where actors and groups land in a cluster of several nodes, what waits is demand, how the dashboard lists actors."""
+"""Where actors and groups land in a cluster of several nodes, what waits is demand, how the dashboard lists actors.
+
+no plain twin: takes a cluster of several nodes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 CLUSTER = """
 import json, time

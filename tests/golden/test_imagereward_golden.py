@@ -134,8 +134,12 @@ def test_the_draws_are_functions_of_the_name() -> None:
     assert not np.array_equal(SCRIPT.draw("a.weight", (2, 3)), SCRIPT.draw("b.weight", (2, 3)))
 
 
+@pytest.mark.slow
 def test_the_single_prompt_preset_runs_with_it(tmp_path: Path, pipeline_dir: Path) -> None:
-    """METHOD §6's setting through the command line, ImageReward and all, on small networks and a small scale."""
+    """METHOD §6's setting through the command line, ImageReward and all, on small networks and a small scale.
+
+    plain: `test_scores_of_the_package`, without a run.
+    """
     checkpoint, vocabulary = write_checkpoint("small", tmp_path), SCRIPT.write_vocabulary(tmp_path, "small")
     small = {
         "policy.model": pipeline_dir,

@@ -74,7 +74,7 @@ def test_a_picture_to_judge_counts_by_its_work(tmp_path: Path) -> None:
     assert plan["cost"]["sampling_hours"] == pytest.approx(hours)
 
 
-@pytest.mark.parametrize("preset", ["multi-prompt", "sd35-medium"])
+@pytest.mark.parametrize("preset", ["multi-prompt", "tiny-flow"])
 def test_without_a_measurement_the_hours_are_those_of_the_assumed_rate(preset: str) -> None:
     config = load_config(preset=preset)
     plan = check_and_plan(config, 100.0)

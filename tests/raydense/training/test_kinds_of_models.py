@@ -127,5 +127,7 @@ def test_the_dry_run_knows_its_bytes(finished: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_on_ray_it_gives_the_same_bytes(train: Train, finished: Path, ray_cluster: None) -> None:
+    """plain: `test_where_it_runs_changes_no_byte`, of Stable Diffusion."""
     assert (train("ray") / LORA).read_bytes() == (finished / LORA).read_bytes()
