@@ -67,7 +67,7 @@ def test_scores_come_back_in_order_and_in_batches(server: Server) -> None:
 def test_what_may_pass_is_tried_again(server: Server, failure: Any) -> None:
     server.failures = [failure]
     started = time.monotonic()
-    assert len(make(server, timeout_s=0.3).score(IMAGES[:1], ["a"])) == 1
+    assert len(make(server, timeout_s=1.5).score(IMAGES[:1], ["a"])) == 1
     assert len(server.requests) == 2
     assert time.monotonic() - started < 5
 
