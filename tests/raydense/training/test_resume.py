@@ -195,8 +195,8 @@ def test_only_the_stages_at_work_lie_on_disk_and_a_checkpoint_knows_them(
     assert stages(undisturbed) == ["stage-0002"]
     assert stages(overlapped[1]) == ["stage-0001", "stage-0002"]  # one trained while the other was collected
     record = json.loads((overlapped[1] / "checkpoints/stage-0001/manifest.json").read_text())["record"]
-    average = {"units": [0, 1, 2], "weights_version": averaged_version(0)}  # of the second stage, in one process
-    assert record["outstanding"] == average
+    version = averaged_version(0) if "ema:" in overlapped[0].read_text() else 0
+    assert record["outstanding"] == {"units": [0, 1, 2], "weights_version": version}  # of the second stage
     record = json.loads((undisturbed / "checkpoints/stage-0002/manifest.json").read_text())["record"]
     assert record["outstanding"] == {"units": [], "weights_version": None}
     assert record["segments"] == [f"stage-0001/unit-{unit:06d}.arrow" for unit in range(3)]
