@@ -45,7 +45,7 @@ UNJUDGED = np.zeros(0, np.float32)
 
 
 class Judge:
-    """Scores pictures of one prompt, uint8 [N, h, w, 3] → float32 [N]; once it failed, nothing more.
+    """Scores pictures of one prompt, uint8 [N, h, w, 3] → float32 [N]; none once it failed, and it is asked no more.
 
     What was drawn is worth more than its scores: a failure is kept in `failure`, to be told when all is written.
     """
@@ -56,13 +56,12 @@ class Judge:
         self.failure: ScoreError | SharedStateChanged | None = None
 
     def __call__(self, pictures: Pictures, prompt: str) -> FloatArray:
-        if self.failure is None:
-            try:
-                prompts = [prompt] * len(pictures)
-                return self._judges.judge(pictures, prompts, self._judges.damage, self._scales).scores[self._name]
-            except (ScoreError, SharedStateChanged) as failure:
-                self.failure = failure
-        return UNJUDGED
+        prompts = [prompt] * len(pictures)
+        try:
+            return self._judges.judge(pictures, prompts, self._judges.damage, self._scales).scores[self._name]
+        except (ScoreError, SharedStateChanged) as failure:
+            self.failure = failure
+            return UNJUDGED
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def _drawn(
     if not chains:
         return pictures, pictures[:0], UNJUDGED
     shown = shown_steps(config)
-    if judge is None:
+    if judge is None or judge.failure:
         return pictures, _predictions(policy, latents, conditioning, schedule, shown), UNJUDGED
     chain = _predictions(policy, latents, conditioning, schedule, range(schedule.num_steps))
     return pictures, chain[shown], judge(np.concatenate([chain, pictures[:1]]), prompt)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machines.cluster import ADDRESSES, DASHBOARD, ROLES, Cluster
+from machines.cluster import ADDRESSES, DASHBOARD, ROLES, SAMPLERS, Cluster
 from machines.host import ROOT, Host
 from machines.runs import LARGE, Run, Runs
 
@@ -64,7 +64,7 @@ def test_the_job_has_the_bytes_of_one_process(watched: Watched) -> None:
 
 def test_both_samplers_hosts_worked(watched: Watched) -> None:
     calls = watched.run.calls()
-    assert set(calls) == {"sampler-0", "sampler-1"}
+    assert set(calls) == set(SAMPLERS)
     assert sum(calls.values()) >= 24
 
 
@@ -74,7 +74,7 @@ def test_groups_travel_from_samplers_to_the_learner_once_a_stage(watched: Watche
     pulled = sum(row.get("replay/pulled_bytes", 0) for row in watched.run.rows("telemetry", kind="phase"))
     assert 0.8 * stored < pulled <= stored  # a batch need not draw every group
     assert watched.passed["learner"]["rx"] == pytest.approx(pulled, rel=0.1)
-    assert sum(watched.passed[name]["tx"] for name in ("sampler-0", "sampler-1")) == pytest.approx(pulled, rel=0.1)
+    assert sum(watched.passed[name]["tx"] for name in SAMPLERS) == pytest.approx(pulled, rel=0.1)
     assert watched.passed["head"]["rx"] < 0.2 * pulled
 
 

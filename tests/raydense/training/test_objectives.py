@@ -83,9 +83,9 @@ def run(request: pytest.FixtureRequest, small_values: dict[str, Any], tmp_path_f
     return CountedRun(root / "run", rows)
 
 
-ONE_AND_THE_OTHER = pytest.mark.parametrize(
-    "run", ["policy_gradient", pytest.param("diffusion_dpo", marks=pytest.mark.slow)], indirect=True
-)  # what the runner and a cut could spoil is the same for all: the learner's state and the groups
+# What the runner and a cut could spoil is the same for all: the learner's state and the groups.
+ONE_AND_THE_OTHER = ["policy_gradient", pytest.param("diffusion_dpo", marks=pytest.mark.slow)]
+EVERY_ONE = [*ONE_AND_THE_OTHER, pytest.param("trajectory_preference", marks=pytest.mark.slow)]
 
 
 def objective_of(run: CountedRun) -> str:
@@ -126,7 +126,7 @@ def test_it_is_reported_compared_and_exported(run: CountedRun, tmp_path: Path) -
     assert shown in card
 
 
-@ONE_AND_THE_OTHER
+@pytest.mark.parametrize("run", EVERY_ONE, indirect=True)
 def test_a_run_that_is_cut_ends_with_the_same_bytes(run: CountedRun, warm_python: Path, tmp_path: Path) -> None:
     """Killed inside the second stage's training, a step after a checkpoint."""
     out = tmp_path / "run"
@@ -155,7 +155,7 @@ def test_learning_from_what_it_stored_gives_the_same_bytes(run: CountedRun, tmp_
 
 
 @pytest.mark.ray
-@ONE_AND_THE_OTHER
+@pytest.mark.parametrize("run", ONE_AND_THE_OTHER, indirect=True)
 def test_on_ray_it_gives_the_same_bytes(run: CountedRun, ray_cluster: None, tmp_path: Path) -> None:
     result = invoke("train", run.path.parent / "config.yaml", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from machines.switch import Switch
 
 FILE = ROOT / "ray_cluster.yaml"
 ROLES = {"head": "head", "learner": "learner", "sampler-0": "sampler", "sampler-1": "sampler"}  # host → node type
-SAMPLERS = ("sampler-0", "sampler-1")
+SAMPLERS = tuple(name for name, kind in ROLES.items() if kind == "sampler")
 ADDRESSES = {name: f"10.77.0.{10 + index}" for index, name in enumerate([*ROLES, "client", "store"])}
 DASHBOARD = 8265
 WARM = Path(__file__).with_name("warm.py")
