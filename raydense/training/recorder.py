@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,22 @@ import numpy as np
 from raydense.config import Config
 from raydense.core.interfaces import FAULTS, Fleet, Learner
 from raydense.core.types import RESTORED, PolicyWeights, Position, StepMetrics, UnitReport
-from raydense.planning.units import PromptSets, evaluation_due, grid_prompts, held_out_prompts
+from raydense.planning.units import PromptSets, grid_prompts
 from raydense.records.checkpoint_files import Checkpoint
 from raydense.records.checkpoints import CheckpointStore
 from raydense.records.grids import save_grid
 from raydense.records.metrics import MetricSink
 from raydense.records.progress import ProgressDisplay
 from raydense.records.run_dir import RunDirectory
-from raydense.records.scores import Judgement
 from raydense.records.telemetry import Arrivals, Meter, RunLog
-from raydense.records.thumbnails import save_thumbnails
 from raydense.report.step_draws import StepDraws
-from raydense.training.judging import draw_grid, judge_prompts
+from raydense.training.judgement_record import JudgementRecord
+from raydense.training.judging import draw_grid
 from raydense.training.normalising import StageScales
-from raydense.training.result import LoraWriter, result_of
+from raydense.training.result import LoraWriter
 from raydense.training.stage_display import StageDisplay, first_reward
 from raydense.training.stage_loop import StageState
-from raydense.training.stage_metrics import judgement_values, nothing_but_ties, stage_values
+from raydense.training.stage_metrics import nothing_but_ties, stage_values
 from raydense.training.stopping import StopFlag, StopRequested
 from raydense.training.summary import versions
 from raydense.training.watch import HackingWatch
@@ -65,7 +63,8 @@ class Recorder:
         self._log = RunLog(run_dir, metrics_bytes, sinks, display.say)
         self._phase_started = time.perf_counter()
         self._base_grid: np.ndarray | None = None
-        self._pictures, self._scales, self._draws = pictures, scales, StepDraws(config)
+        self._pictures, self._draws = pictures, StepDraws(config)
+        self.judgements = JudgementRecord(config, sets, run_dir, self._log, scales, during=pictures)
         self._watch = HackingWatch(config.reward, scales, run_dir.root)
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
@@ -167,7 +166,9 @@ class Recorder:
             notes = {**self._draws.notes(row.step), **row.by_step, "network_rows": row.network_rows}
             self._log.metrics("step", position.stages, row.step, row.values, **notes)
         last, per_stage = metrics[-1], self._config.stage.steps
-        self._evaluate_if_due(last.step)  # before the checkpoint, which then has its row
+        if self.judgements.is_due(last.step):  # before the checkpoint, which then has its row
+            with self.phase("evaluating"):
+                self.judgements.judge_held_out(self._fleet, self._learner, position)
         self._stages.trained(position.stages, position.steps, per_stage, last.values.get("loss", math.nan))
         every, stop = self._config.checkpoint.every_steps, self._stop.signal_number
         if position.steps < per_stage and (stop is not None or (every and last.step % every == 0)):
@@ -225,38 +226,6 @@ class Recorder:
                 sheet = save_grid(self._dir.images / "before-after.png", both, prompts, ["base model", title])
             if not known:
                 self._log.image(weights.steps, "images", sheet)
-
-    def record_judgement(self, judgement: Judgement, step: int) -> None:
-        """Of the base and the tuned model; what was judged during training has its row already."""
-        judged_before = held_out_prompts(self._config, self._sets) if self._is_due(step) else ()
-        scores = {name: by for name, by in judgement.scores.items() if name not in judged_before}
-        self._write_judgement(replace(judgement, scores=scores), step)
-        if judgement.pictures:
-            save_thumbnails(self._dir.images / f"judged-{step:06d}.zip", judgement.pictures)
-
-    def record_last_step(self, judgement: Judgement, step: int) -> None:
-        """Of the weights whose average is the result: their scores are beside the result's, in scores.json alone."""
-        self._log.monitors_failed(judgement.failures, self.position.stages, step)
-
-    def _is_due(self, step: int) -> bool:
-        return self._pictures and evaluation_due(self._config, step)
-
-    def _evaluate_if_due(self, step: int) -> None:
-        """Judges the held-out prompts with what the learner would give; nothing of it comes back into the run."""
-        if not self._is_due(step):
-            return
-        sets = held_out_prompts(self._config, self._sets)
-        with self.phase("evaluating"):
-            weights = result_of(self._learner)
-            self._fleet.broadcast(weights)
-            judgement = judge_prompts(sets, self._config.evaluate.images_per_prompt, self._fleet, weights.version)
-        self._write_judgement(self._scales.restate(judgement), weights.steps)
-
-    def _write_judgement(self, judgement: Judgement, step: int) -> None:
-        self._log.monitors_failed(judgement.failures, self.position.stages, step)
-        values, ends = judgement_values(judgement.scores)
-        if values:
-            self._log.metrics("evaluation", self.position.stages, step, values, intervals=ends)
 
     def _record(self, state: StageState) -> dict[str, Any]:
         """What else is true at a checkpoint: the last account, the fleet's faults, units under way, segments."""

@@ -202,7 +202,7 @@ class _Run:
         before = self._dir.read_base_judgement() if checkpoint else None
         if before is None:
             before = self._judge(fleet, recorder, base)
-            recorder.record_judgement(before, base.steps)
+            recorder.judgements.of_model(before, recorder.position, base.steps)
             recorder.base_judged()
             self._dir.write_base_judgement(before)
         if checkpoint is None:
@@ -217,12 +217,12 @@ class _Run:
             )
         self._display.update("judging the tuned model", 0, 1)
         after = self._judge(fleet, recorder, final)
-        recorder.record_judgement(after, final.steps)
+        recorder.judgements.of_model(after, recorder.position, final.steps)
         if self._config.train.ema is None:
             return before, after, None
         self._display.update("judging the weights of the last step", 0, 1)
         last_step = self._judge(fleet, recorder, weights := learner.weights())
-        recorder.record_last_step(last_step, weights.steps)
+        recorder.judgements.of_last_step(last_step, recorder.position, weights.steps)
         return before, after, last_step
 
     def _judge(self, fleet: Fleet[Any], recorder: Recorder, weights: PolicyWeights) -> Judgement:
