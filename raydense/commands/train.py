@@ -112,6 +112,7 @@ def _train(
     origin: Mapping[str, str],
 ) -> None:
     """Starts `config` in `out`; without a config, continues the run that lies there."""
+    from raydense.planning.effects import idle_overrides
     from raydense.records.progress import ProgressDisplay
     from raydense.records.run_dir import default_out, here_until_done, locate
     from raydense.training.run import resume, train
@@ -127,6 +128,8 @@ def _train(
     continued = partial(resume, root, overrides, mirror, accept_changes=accept_changes)
     run = continued if config is None else partial(train, config, root, mirror, origin=origin)
     display = ProgressDisplay(open_console(), log_format)
+    for note in idle_overrides(overrides, local):
+        display.say(note)
     try:
         with here_until_done(mirror, display.say):
             summary = run(local=local, display=display)

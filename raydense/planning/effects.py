@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raydense.config import Config, ConfigError
 from raydense.diffusion.kernel import DDIM
@@ -48,14 +48,42 @@ def _check_t5(policy: PolicyConfig, family: Family, kind: str) -> None:
 
 def idle_notes(config: Config) -> Iterator[str]:
     """Of what has no effect here, though somebody or a preset has set it. Args: config: resolved."""
-    steps, policy = config.steps, config.policy
+    yield from _idle_steps(config)
+    stage, train, keep = config.stage, config.train, config.sampler.keep
+    if stage.count == 1 and stage.schedule == "overlapped":
+        yield "stage.schedule=overlapped overlaps nothing: stage.count=1"
+    if train.tuple_choice == "best_worst" and train.tuple_size == keep:
+        yield f"train.tuple_choice=best_worst chooses nothing: train.tuple_size={keep} takes all of sampler.keep"
+    total, every = stage.count * stage.steps, config.evaluate.every_steps
+    if every is not None and every >= total:
+        yield f"evaluate.every_steps={every} adds nothing: the run ends after {total} steps, and is judged then anyway"
+    if (often := config.checkpoint.every_steps) is not None and not any(
+        step % often == 0 for step in range(1, total) if step % stage.steps
+    ):
+        yield f"checkpoint.every_steps={often} adds nothing: a stage ends with a checkpoint, stage.steps={stage.steps}"
+    yield from _idle_revisions(config)
+
+
+def idle_overrides(overrides: Sequence[str], local: bool) -> Iterator[str]:
+    """Of what was asked for by hand. Args: overrides: `KEY=VALUE`."""
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if local and name.partition(".")[0] == "samplers":
+            yield f"{name} is not read: --local draws in this process, without sampler actors"
+
+
+def _idle_steps(config: Config) -> Iterator[str]:
+    steps = config.steps
     last = steps.exclude_last or 0
     if steps.window is not None and 0 < last <= steps.count - steps.window[1]:
         yield (
             f"steps.exclude_last={last} leaves nothing out: steps.window={list(steps.window)} ends before the last "
             f"{last} of {steps.count} steps"
         )
-    located = [("policy.revision", "policy.model", policy.model, policy.revision)]
+
+
+def _idle_revisions(config: Config) -> Iterator[str]:
+    located = [("policy.revision", "policy.model", config.policy.model, config.policy.revision)]
     for judge in config.reward.judges:
         if isinstance(judge, ClipScorerConfig | AestheticScorerConfig):
             key = "model" if isinstance(judge, ClipScorerConfig) else "clip_model"

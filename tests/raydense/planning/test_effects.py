@@ -12,6 +12,7 @@ from small_families import write_sd3
 
 from raydense.config import Config, ConfigError
 from raydense.planning.dry_run import check_and_plan
+from raydense.planning.effects import idle_overrides
 from raydense.planning.preflight import check_inputs, check_pipeline
 
 
@@ -43,6 +44,20 @@ def test_what_a_flow_without_a_t5_has_no_use_for(
          "steps.exclude_last=2 leaves nothing out: steps.window=[0, 2] ends before the last 2 of 4 steps"),
         ({"steps": {"window": (0, 3), "exclude_last": 2}}, ""),
         ({"steps": {"window": (0, 2)}}, ""),
+        ({"stage": {"count": 1, "schedule": "overlapped"}},
+         "stage.schedule=overlapped overlaps nothing: stage.count=1"),
+        ({"stage": {"count": 2, "schedule": "overlapped"}}, ""),
+        ({"train": {"tuple_choice": "best_worst", "tuple_size": 3}},
+         "train.tuple_choice=best_worst chooses nothing: train.tuple_size=3 takes all of sampler.keep"),
+        ({"train": {"tuple_choice": "best_worst", "tuple_size": 2}}, ""),
+        ({"stage": {"count": 2, "steps": 3}, "evaluate": {"every_steps": 6}},
+         "evaluate.every_steps=6 adds nothing: the run ends after 6 steps, and is judged then anyway"),
+        ({"stage": {"count": 2, "steps": 3}, "evaluate": {"every_steps": 5}}, ""),
+        ({"stage": {"count": 2, "steps": 3}, "checkpoint": {"every_steps": 3}},
+         "checkpoint.every_steps=3 adds nothing: a stage ends with a checkpoint, stage.steps=3"),
+        ({"stage": {"count": 2, "steps": 3}, "checkpoint": {"every_steps": 7}},
+         "checkpoint.every_steps=7 adds nothing: a stage ends with a checkpoint, stage.steps=3"),
+        ({"stage": {"count": 2, "steps": 3}, "checkpoint": {"every_steps": 4}}, ""),
     ],
 )  # fmt: skip
 def test_what_a_preset_may_have_set_is_told(
@@ -64,3 +79,10 @@ def test_segments_that_nobody_writes_cannot_be_kept(small_config: Callable[..., 
     assert check_and_plan(written, tflops=1.0).segment_bytes == 2 * 5 * check_and_plan(written, tflops=1.0).group_bytes
     large = small_config(replay={"keep_segments": True}, sampler={"latent_size": 256})
     assert check_and_plan(large, tflops=1.0).group_bytes > 2**20
+
+
+def test_what_was_asked_for_of_the_fleet_is_not_read_without_one() -> None:
+    asked = ["sampler.threads=2", "samplers.count=3", " samplers={count: 2}"]
+    told = "is not read: --local draws in this process, without sampler actors"
+    assert list(idle_overrides(asked, local=True)) == [f"samplers.count {told}", f"samplers {told}"]
+    assert list(idle_overrides(asked, local=False)) == []
