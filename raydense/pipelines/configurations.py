@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ VALUES: Mapping[str, tuple[type, ...]] = {
     "a mapping": (dict,),
 }
 MANY = {"text": "texts", "a number": "numbers"}
+_sound: set[tuple[Any, str]] = set()  # classes, and configurations that they were built from: a run asks several times
 TAKEN_TOO = {"sample_size": int | tuple[int, int]}  # by a VAE, which does not declare it
 
 
@@ -45,12 +47,16 @@ def check_configuration(cls: Any, config: Mapping[str, Any], where: str) -> None
     Args: where: the file, for errors.
     Raises: ConfigError naming the key that cannot be used.
     """
+    described = cls, json.dumps(config, sort_keys=True)
+    if described in _sound:
+        return
     hints = {key: hint for key, hint in _declared(cls).items() if key in config}
     for key, hint in hints.items():
         hint = TAKEN_TOO.get(key, hint)
         if not _fits(config[key], hint):
             raise ConfigError(f"{where}: {_shown(config, key)} should be {' or '.join(_kinds(hint))}; correct it")
     if (error := _building(cls, config)) is None:
+        _sound.add(described)
         return
     without = [key for key in sorted(config) if _building(cls, {k: v for k, v in config.items() if k != key}) is None]
     quoted = [key for key in hints if any(isinstance(v, str) and v in str(error) for v in np.ravel(config[key]))]

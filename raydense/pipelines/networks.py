@@ -25,6 +25,7 @@ from raydense.pipelines.model_folder import ModelFolder, Weights, choose_weights
 transformers_logging.disable_progress_bar()  # its bars would break the run's one display
 
 CONFIG = "config.json"
+_fitting: set[Any] = set()  # classes, configurations and shapes that were held against each other: a run asks twice
 
 
 def class_of(name: str) -> Any:
@@ -114,6 +115,10 @@ def check_weights(cls: Any, folder: ModelFolder, variant: str | None = None) -> 
     shapes = weights.shapes() if weights else None
     if weights is None or shapes is None:
         return None
+    path = folder.find(CONFIG)
+    described = cls, path.read_bytes() if path else None, tuple(shapes.items())
+    if path and described in _fitting:
+        return weights
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     if issubclass(cls, PreTrainedModel):
         try:
@@ -124,6 +129,7 @@ def check_weights(cls: Any, folder: ModelFolder, variant: str | None = None) -> 
         problems = _misfit_of_diffusers(cls, folder, tensors, weights.is_index)
     if problems:
         raise ConfigError(f"{weights} is not this {cls.__name__}; {problems}")
+    _fitting.add(described)
     return weights
 
 
