@@ -84,8 +84,7 @@ def run(request: pytest.FixtureRequest, small_values: dict[str, Any], tmp_path_f
 
 
 # What the runner and a cut could spoil is the same for all: the learner's state and the groups.
-ONE_AND_THE_OTHER = ["policy_gradient", pytest.param("diffusion_dpo", marks=pytest.mark.slow)]
-EVERY_ONE = [*ONE_AND_THE_OTHER, pytest.param("trajectory_preference", marks=pytest.mark.slow)]
+THE_OTHERS = ["policy_gradient", "diffusion_dpo"]
 
 
 def objective_of(run: CountedRun) -> str:
@@ -126,9 +125,14 @@ def test_it_is_reported_compared_and_exported(run: CountedRun, tmp_path: Path) -
     assert shown in card
 
 
-@pytest.mark.parametrize("run", EVERY_ONE, indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", [*THE_OTHERS, "trajectory_preference"], indirect=True)
 def test_a_run_that_is_cut_ends_with_the_same_bytes(run: CountedRun, warm_python: Path, tmp_path: Path) -> None:
-    """Killed inside the second stage's training, a step after a checkpoint."""
+    """Killed inside the second stage's training, a step after a checkpoint.
+
+    plain: `test_a_run_killed_at_every_moment_continues_to_the_same_bytes`, of the default objective; and
+    `test_a_learner_that_is_cut_and_restored_takes_the_same_steps`, of each learner.
+    """
     out = tmp_path / "run"
     command = [warm_python, "-m", "raydense.cli", "train", "--local", run.path.parent / "config.yaml", "--out", out]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
@@ -155,8 +159,10 @@ def test_learning_from_what_it_stored_gives_the_same_bytes(run: CountedRun, tmp_
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("run", ONE_AND_THE_OTHER, indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("run", THE_OTHERS, indirect=True)
 def test_on_ray_it_gives_the_same_bytes(run: CountedRun, ray_cluster: None, tmp_path: Path) -> None:
+    """plain: `test_where_it_runs_changes_no_byte`, of the default objective."""
     result = invoke("train", run.path.parent / "config.yaml", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     for name in (LORA, "metrics.jsonl", "scores.json"):

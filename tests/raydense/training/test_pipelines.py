@@ -28,13 +28,13 @@ from raydense.records.segments import read_segment
 
 LORA = "lora/pytorch_lora_weights.safetensors"
 RESTORED = "segment"
-CALLS = {"count": 0, "fail_from": 10**9}
+CALLS: dict[str, Any] = {"count": 0, "out": ()}
 
 
 def sometimes_out(images: np.ndarray, prompts: Sequence[str]) -> Any:
     """A judge that stops answering, as a service may."""
     CALLS["count"] += 1
-    if CALLS["count"] >= CALLS["fail_from"]:
+    if CALLS["count"] in CALLS["out"]:
         raise TimeoutError("the judge's service\nis out")
     return images.mean(axis=(1, 2, 3))
 
@@ -69,11 +69,11 @@ def rows(run: Path, kind: str, file: str = "metrics.jsonl") -> list[dict[str, An
     ("prediction_type", "like_2"),
     [
         pytest.param("v_prediction", True, id="v_prediction-2.x"),
-        pytest.param("sample", False, id="sample-1.x"),
         # each of these repeats what others show; what all other tests train is epsilon-1.x
         pytest.param("epsilon", True, id="epsilon-2.x", marks=pytest.mark.slow),
         pytest.param("v_prediction", False, id="v_prediction-1.x", marks=pytest.mark.slow),
         pytest.param("sample", True, id="sample-2.x", marks=pytest.mark.slow),
+        pytest.param("sample", False, id="sample-1.x", marks=pytest.mark.slow),
         pytest.param("epsilon", False, id="epsilon-1.x", marks=pytest.mark.slow),
     ],
 )
@@ -194,7 +194,7 @@ def test_an_unreachable_hub_is_one_line_within_seconds(tmp_path: Path) -> None:
 # -- judges that fail -----------------------------------------------------------------------------------------
 
 
-def test_a_judge_that_stays_out_ends_the_run_and_what_was_collected_is_used_again(
+def test_a_judge_that_is_out_changes_nothing_and_if_it_stays_out_what_was_collected_is_used_again(
     train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = {"kind": "callable", "name": "service", "target": f"{__name__}:sometimes_out"}
@@ -204,7 +204,7 @@ def test_a_judge_that_stays_out_ends_the_run_and_what_was_collected_is_used_agai
     shutil.rmtree(tmp_path / "run")
 
     monkeypatch.setitem(CALLS, "count", 0)
-    monkeypatch.setitem(CALLS, "fail_from", 5)  # after the base's grid, its judging, and one unit
+    monkeypatch.setitem(CALLS, "out", {3, *range(6, 100)})  # for a moment; and after the base's judging and one unit
     result = train(**whole)
     assert result.exit_code == 1
     assert "scorer service failed on the prompt 'a " in result.stderr
@@ -213,36 +213,13 @@ def test_a_judge_that_stays_out_ends_the_run_and_what_was_collected_is_used_agai
     )
     assert len(list((tmp_path / "run" / "segments").rglob("*.*"))) >= 1
 
-    monkeypatch.setitem(CALLS, "fail_from", 10**9)
+    monkeypatch.setitem(CALLS, "count", 0)
+    monkeypatch.setitem(CALLS, "out", {2, 4})
     assert train("--resume", str(tmp_path / "run")).exit_code == 0
     units = rows(tmp_path / "run", "unit", "telemetry.jsonl")
     assert RESTORED in {row["sampler"] for row in units}
+    assert rows(tmp_path / "run", "ledger", "telemetry.jsonl")[-1]["fleet/retried"] == 2
     assert (tmp_path / "run" / LORA).read_bytes() == expected
-
-
-def test_a_judge_that_is_out_for_a_moment_changes_nothing(
-    train: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scorer = {"kind": "callable", "name": "service", "target": f"{__name__}:stumbling"}
-    short = {"reward": {"scorer": scorer}, "stage": {"count": 1}}
-    assert train(**short).exit_code == 0
-    lora = (tmp_path / "run" / LORA).read_bytes()
-    shutil.rmtree(tmp_path / "run")
-    monkeypatch.setattr(sys.modules[__name__], "STUMBLES", {3, 6, 7})
-    monkeypatch.setitem(CALLS, "count", 0)
-    assert train(**short).exit_code == 0
-    assert (tmp_path / "run" / LORA).read_bytes() == lora
-    assert rows(tmp_path / "run", "ledger", "telemetry.jsonl")[-1]["fleet/retried"] == 3
-
-
-STUMBLES: set[int] = set()
-
-
-def stumbling(images: np.ndarray, prompts: Sequence[str]) -> Any:
-    CALLS["count"] += 1
-    if CALLS["count"] in STUMBLES:
-        raise ConnectionError("try again")
-    return images.mean(axis=(1, 2, 3))
 
 
 def test_a_score_that_is_no_number_is_never_used(train: Callable[..., Result], tmp_path: Path) -> None:
@@ -260,7 +237,7 @@ def test_a_mixture_trains_and_each_component_is_in_the_metrics_and_the_summary(
 ) -> None:
     parts = [
         {"weight": 1.0, "scorer": {"kind": "clip", "name": "clip", "model": str(scorer_dir)}},
-        {"weight": 0.01, "scorer": {"kind": "callable", "name": "bright", "target": f"{__name__}:stumbling"}},
+        {"weight": 0.01, "scorer": {"kind": "callable", "name": "bright", "target": f"{__name__}:sometimes_out"}},
     ]
     result = train(reward={"scorer": {"kind": "mixture", "name": "both", "components": parts}})
     assert result.exit_code == 0, result.output

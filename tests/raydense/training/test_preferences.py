@@ -23,7 +23,7 @@ from raydense.tiny import oracle
 from raydense.wiring.policies import build_policy
 
 LORA = "lora/pytorch_lora_weights.safetensors"
-SETTINGS = ["learner.threads=1", "stage.count=1", "stage.groups=8", "stage.steps=3", "train.batch_groups=8",
+SETTINGS = ["learner.threads=1", "stage.count=1", "stage.groups=4", "stage.steps=3", "train.batch_groups=4",
             "replay.segments=true", "replay.keep_segments=true", "evaluate.prompts=1",
             "evaluate.images_per_prompt=1", "reward.monitors=[]",
             "reward.scorer={kind: callable, name: oracle, target: 'raydense.tiny.oracle:score'}"]  # fmt: skip
@@ -69,7 +69,7 @@ def test_ranks_of_a_human_are_learned_as_the_scores_of_a_scorer(source: Path, la
     file = write(labels, tmp_path / "labels.parquet")
     done = train("--replay-from", source, "--preferences", file, "--out", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    assert "8 groups are ordered by" in done.output
+    assert "4 groups are ordered by" in done.output
     ours, theirs = load_file(tmp_path / "run" / LORA), load_file(source / LORA)
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     learned_from = {
@@ -109,7 +109,7 @@ def test_pairs_with_ties_are_learned_and_order_matters(source: Path, tmp_path: P
     ("rows", "said"),
     [
         ([{"stage": 0, "group": 0, "winner": 1}], "needs the columns stage, group, trajectory, rank or stage, group"),
-        ([{"stage": 0, "group": 99, "winner": 1, "loser": 2}], "row 0: group=99; expected a whole number from 0 to 7"),
+        ([{"stage": 0, "group": 99, "winner": 1, "loser": 2}], "row 0: group=99; expected a whole number from 0 to 3"),
         ([{"stage": 0, "group": 0, "winner": 1, "loser": 1}], "row 0 compares trajectory 1 with itself"),
         ([{"stage": 0, "group": 0, "trajectory": 0, "rank": 1}], "group 0 ranks 1 of its 5 trajectories"),
         ([{"stage": 0, "group": 0, "winner": 1, "loser": 2, "tie": True}], "orders no group of stage 0"),

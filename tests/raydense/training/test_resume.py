@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -157,22 +158,15 @@ def overlapped(
     return root / "config.yaml", root / "run"
 
 
-STEPS = (5, 13, 17)  # while the second, the third and no stage is under way beside
+# Of gradient steps: while the second, the third and no stage is under way beside; of which the plain test takes one.
+MOMENTS = [[13], *(pytest.param(steps, marks=pytest.mark.slow) for steps in ([5], [17], [5, 13, 17]))]
 
 
-def test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes(
-    start: Start, overlapped: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize("moments", MOMENTS, ids=str)
+def test_an_overlapped_run_that_is_killed_continues_to_the_same_bytes(
+    moments: list[int], start: Start, overlapped: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    check_overlapped(start, STEPS, *overlapped, tmp_path / "run")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("steps", STEPS)
-def test_an_overlapped_run_killed_once_does(
-    steps: int, start: Start, overlapped: tuple[Path, Path], tmp_path: Path
-) -> None:
-    """plain: `test_an_overlapped_run_killed_thrice_continues_to_the_same_bytes`, of all in one run."""
-    check_overlapped(start, [steps], *overlapped, tmp_path / "run")
+    check_overlapped(start, moments, *overlapped, tmp_path / "run")
 
 
 def check_overlapped(start: Start, moments: Iterable[int], config: Path, undisturbed: Path, run: Path) -> None:
@@ -221,18 +215,20 @@ def test_a_run_stopped_by_a_signal_says_how_to_continue_and_does(
     assert result(run) == result(undisturbed)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    start: Start, config: Path, undisturbed: Path, tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    cut(start, config, run, trained(13))
-    newest = max(p for p in (run / "checkpoints").iterdir() if not p.name.endswith(".partial"))
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "lora")
+    for made_at_the_end in ("scores.json", "summary.json"):
+        (run / made_at_the_end).unlink()
+    newest = max((run / "checkpoints").iterdir())
     damaged = newest / "lora.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
     ended = train("--resume", run)
     assert f"{damaged}: is missing or damaged" in ended.stdout
+    assert "continuing from stage-0002-step-000005" in ended.stdout
     assert result(run) == result(undisturbed)
 
 
