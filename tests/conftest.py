@@ -17,11 +17,14 @@ from small_models import write_pipeline, write_scorer
 from spreading import (  # noqa: F401  (hooks)
     pytest_collection,
     pytest_collection_modifyitems,
+    pytest_configure_node,
     pytest_runtest_teardown,
+    pytest_unconfigure,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
+    shared_warm_python,
 )
-from warm_python import start_warm_python
+from warm_python import start_warm_python, until_warm
 
 from raydense.core.waiting import share_the_machine
 
@@ -235,10 +238,13 @@ def make_groups() -> Callable[..., list[TrajectoryGroup]]:
 
 
 @pytest.fixture(scope="session")
-def warm_python() -> Iterator[Path]:
+def warm_python(request: pytest.FixtureRequest) -> Iterator[Path]:
     """For tests that start a process but not to see how it starts; see `support/warm_python.py`."""
+    if (shared := shared_warm_python(request.config)) is not None:
+        yield until_warm(shared)
+        return
     with start_warm_python() as executable:
-        yield executable
+        yield until_warm(executable)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm_python import start_warm_python
 from xdist.scheduler import LoadScopeScheduling
 
+KEPT, WARM = pytest.StashKey[ExitStack](), pytest.StashKey[str]()
 ROOT = Path(__file__).parents[2]
 RAY = "files on the session's Ray"
 LONG = (  # these begin first, so that no process is left with one of them at the end
@@ -63,6 +66,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         first = [RAY, *(f"tests/{name}" for name in LONG)]
         place = {group: index for index, group in enumerate(first)}
         items.sort(key=lambda item: place.get(_group_of(item), len(first)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the process that hands out the tests, for each of the others: one warm Python serves them all."""
+    if KEPT not in node.config.stash:
+        node.config.stash[KEPT] = ExitStack()
+        node.config.stash[WARM] = str(node.config.stash[KEPT].enter_context(start_warm_python()))
+    node.workerinput["warm_python"] = node.config.stash[WARM]
+
+
+def shared_warm_python(config: pytest.Config) -> Path | None:
+    """In a worker; it may not be ready yet."""
+    given = getattr(config, "workerinput", {}).get("warm_python")
+    return Path(given) if given else None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if KEPT in config.stash:
+        config.stash[KEPT].close()
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,7 +1,7 @@
 """A Python that has imported already what a run needs: its processes are forked from a server that did.
 
     with start_warm_python() as python:
-        subprocess.run([python, "-m", "raydense.cli", "train", …])
+        subprocess.run([until_warm(python), "-m", "raydense.cli", "train", …])
 
 They are processes like others, with arguments, environment, directory, streams, signals and exit code of their own, and
 `sys.executable` is such a Python again: what they start is forked from a server below them, and so are the workers of a
@@ -33,6 +33,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import psutil
+
 CLIENT = Path(__file__).with_name("warm_python_client.py")
 REAL = sys.executable
 MODULES = (
@@ -53,17 +55,24 @@ PATH, NOWHERE = list[str](), -1  # of a server: where modules are looked for, an
 
 @contextmanager
 def start_warm_python() -> Iterator[Path]:
-    """The executable, for as long as the block lasts; where there is no Linux it is Python itself."""
+    """The executable, which is still to get warm, for as long as the block lasts; without Linux, Python itself."""
     if not hasattr(os, "pidfd_open"):
         yield Path(REAL)
         return
     # /tmp is short, as the path of a socket must be
     with tempfile.TemporaryDirectory(prefix="warm-", dir="/tmp", ignore_cleanup_errors=True) as root:
         directory = make_home(Path(root))
-        command = [REAL, __file__, directory]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
-            assert server.stdout and server.stdout.readline() == b"ready\n"
+        with subprocess.Popen([REAL, __file__, directory], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
             yield directory / "python"
+
+
+def until_warm(python: Path) -> Path:
+    """The executable, as soon as its server has imported everything."""
+    deadline = time.monotonic() + 120
+    while python != Path(REAL) and not python.with_name("socket").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return python
 
 
 def process_of(client: subprocess.Popen[Any]) -> int:
@@ -76,6 +85,16 @@ def process_of(client: subprocess.Popen[Any]) -> int:
         assert client.poll() is None
         time.sleep(0.01)
     return int(file.read_text())
+
+
+def processes_below(python: Path) -> Iterator[psutil.Process]:
+    """This process's descendants, among them the forked ones that the executable's processes stand in for."""
+    for child in psutil.Process().children(recursive=True):
+        yield child
+        file = python.with_name(f"{child.pid}.pid")
+        if file.exists() and (number := file.read_text()):
+            with suppress(psutil.NoSuchProcess):
+                yield psutil.Process(int(number))
 
 
 def make_home(root: Path, real: str = REAL) -> Path:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from click.testing import Result
 from typer.testing import CliRunner
+from warm_python import processes_below
 
 from raydense.cli import app
 
@@ -28,7 +27,7 @@ def train(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["train", *map(str, arguments)])
 
 
-def disturbed(run: Path, faults: list[Fault], *arguments: str | Path) -> Result:
+def disturbed(run: Path, python: Path, faults: list[Fault], *arguments: str | Path) -> Result:
     """A run on the session's cluster, beside which a thread kills one actor after the other."""
     ended = False
 
@@ -39,7 +38,7 @@ def disturbed(run: Path, faults: list[Fault], *arguments: str | Path) -> Result:
                 assert not ended, "the run ended before the moment to disturb it"
                 assert time.monotonic() < deadline
                 time.sleep(0.005)
-            kill_actor(actor)
+            kill_actor(actor, python)
         return len(faults)
 
     with ThreadPoolExecutor(1) as beside:
@@ -50,9 +49,9 @@ def disturbed(run: Path, faults: list[Fault], *arguments: str | Path) -> Result:
     return result
 
 
-def kill_actor(name: str) -> None:
+def kill_actor(name: str, python: Path) -> None:
     """SIGKILLs one of the processes below this one that run an actor of this class."""
-    for child in psutil.Process(os.getpid()).children(recursive=True):
+    for child in processes_below(python):
         if any(name in part for part in child.cmdline()):
             child.kill()
             return
@@ -71,7 +70,9 @@ def assert_same_bytes(run: Path, calm: Path) -> None:
         assert (run / name).read_bytes() == (calm / name).read_bytes()
 
 
-def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_sampler_and_a_killed_learner_change_no_byte(
+    small_values: dict[str, Any], warm_python: Path, tmp_path: Path
+) -> None:
     """Beside two samplers, against a run without Ray."""
     config, calm, run = tmp_path / "long.yaml", tmp_path / "calm", tmp_path / "run"
     config.write_text(yaml.safe_dump({**small_values, **LONG}))
@@ -80,7 +81,7 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict
         (lambda run: rows(run / "telemetry.jsonl", kind="unit", stage=1) >= 1, "ray::Sampler"),
         (lambda run: rows(run / "metrics.jsonl", kind="step", stage=2) >= 2, "ray::Learner"),
     ]
-    result = disturbed(run, faults, config)
+    result = disturbed(run, warm_python, faults, config)
     assert result.exit_code == 0, result.output
     assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1}) >= 1
     assert rows(run / "telemetry.jsonl", kind="ledger", **{"fleet/deaths": 1, "fleet/lost": 0}) == 0
@@ -88,7 +89,9 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(small_values: dict
 
 
 @pytest.mark.slow
-def test_a_killed_worker_of_the_learner_changes_no_byte(small_values: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_worker_of_the_learner_changes_no_byte(
+    small_values: dict[str, Any], warm_python: Path, tmp_path: Path
+) -> None:
     """plain: `test_a_killed_sampler_and_a_killed_learner_change_no_byte`, of a whole learner; and
     `test_a_dead_worker_is_the_learners_death_and_new_ones_go_on_from_a_checkpoint`.
     """
@@ -96,9 +99,8 @@ def test_a_killed_worker_of_the_learner_changes_no_byte(small_values: dict[str, 
     config, calm, run = tmp_path / "workers.yaml", tmp_path / "calm", tmp_path / "run"
     config.write_text(yaml.safe_dump({**small_values, **workers, "samplers": {"count": 1, "num_cpus": 0.5}}))
     assert train(config, "--out", calm).exit_code == 0
-    result = disturbed(
-        run, [(lambda run: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2, "ray::Learner")], config
-    )
+    faults: list[Fault] = [(lambda run: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2, "ray::Learner")]
+    result = disturbed(run, warm_python, faults, config)
     assert result.exit_code == 0, result.output
     assert "the learner died" in result.output
     assert_same_bytes(run, calm)
