@@ -18,15 +18,15 @@ RAY_FREE = (
 )
 
 
-def loaded_by(statement: str) -> set[str]:
+def loaded_by(statement: str, python: str | Path = sys.executable) -> set[str]:
     """The modules of a fresh process after the statement."""
     code = f"import sys\n{statement}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
-def test_the_local_runner_computes_without_ray() -> None:
-    loaded = loaded_by("; ".join(f"import {module}" for module in RAY_FREE))
+def test_the_local_runner_computes_without_ray(warm_python: Path) -> None:
+    loaded = loaded_by("; ".join(f"import {module}" for module in RAY_FREE), warm_python)
     assert {"torch", "diffusers", "raydense", "actors", "learner"} <= loaded
     assert "ray" not in loaded
 

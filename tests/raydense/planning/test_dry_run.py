@@ -283,18 +283,19 @@ LARGE_PLANS: dict[str, dict[str, Any]] = {
 PLANNED_IN_S = 30  # of one core; some 10 for each, where nothing else runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "network", "parameters", "conditioning"),
     [
         ("sd35-medium", "transformer", 2_243_171_520, 2 * ((77 + 256) * 4096 + 2048)),
-        # the same at other sizes, by the same code as `sd35-medium`
-        pytest.param("sdxl", "U-Net", 2_567_463_684, 4 * (77 * 2048 + 1280 + 6), marks=pytest.mark.slow),
-        pytest.param("flux-dev", "transformer", 11_901_408_320, 2 * (512 * 4096 + 768), marks=pytest.mark.slow),
+        ("sdxl", "U-Net", 2_567_463_684, 4 * (77 * 2048 + 1280 + 6)),
+        ("flux-dev", "transformer", 11_901_408_320, 2 * (512 * 4096 + 768)),
     ],
 )
 def test_a_large_model_is_planned_by_its_published_files(
     preset: str, network: str, parameters: int, conditioning: int
 ) -> None:
+    """plain: `test_every_preset_passes`, of `tiny-flow`; and `test_the_papers_settings_in_numbers`."""
     started = time.process_time()
     result = CliRunner().invoke(app, ["train", "--preset", preset, "--dry-run", "--log-format", "json"])
     assert result.exit_code == 0, result.output

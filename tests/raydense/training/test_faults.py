@@ -19,7 +19,7 @@ from raydense.cli import app
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-LONG = {"stage": {"count": 3, "groups": 8, "steps": 6}}
+LONG = {"stage": {"count": 2, "groups": 8, "steps": 6}}
 Fault = tuple[Callable[[Path], bool], str]  # when, and the class of the actor that is killed
 
 
@@ -78,8 +78,8 @@ def test_a_killed_sampler_and_a_killed_learner_change_no_byte(
     config.write_text(yaml.safe_dump({**small_values, **LONG}))
     assert train(config, "--local", "--out", calm).exit_code == 0
     faults: list[Fault] = [
-        (lambda run: rows(run / "telemetry.jsonl", kind="unit", stage=1) >= 1, "ray::Sampler"),
-        (lambda run: rows(run / "metrics.jsonl", kind="step", stage=2) >= 2, "ray::Learner"),
+        (lambda run: rows(run / "telemetry.jsonl", kind="unit", stage=0) >= 1, "ray::Sampler"),
+        (lambda run: rows(run / "metrics.jsonl", kind="step", stage=1) >= 2, "ray::Learner"),
     ]
     result = disturbed(run, warm_python, faults, config)
     assert result.exit_code == 0, result.output
