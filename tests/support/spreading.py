@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -17,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling
 KEPT, WARM = pytest.StashKey[ExitStack](), pytest.StashKey[str]()
 ROOT = Path(__file__).parents[2]
 RAY = "files on the session's Ray"
+kept_modules = 0
 LONG = (  # these begin first, so that no process is left with one of them at the end
     "raydense/checks/test_chaos.py",
     "raydense/test_jobs.py",
@@ -90,17 +92,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What is imported stays: the garbage collector need not walk it again and again, a twentieth of all time."""
     gc.disable()
     yield
-    gc.collect()
-    gc.freeze()
+    keep_what_was_imported()
     gc.enable()
+
+
+def keep_what_was_imported() -> None:
+    """What is imported stays: the garbage collector need not walk it again and again, a twentieth of all time."""
+    global kept_modules
+    if len(sys.modules) > kept_modules + 200:  # so are libraries that a test was the first to import
+        gc.collect()
+        gc.freeze()
+        kept_modules = len(sys.modules)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """In a worker, the session's Ray ends with the last test on it: idle, it still takes a twentieth of a core."""
+    keep_what_was_imported()
     if hasattr(item.config, "workerinput") and _group_of(item) == RAY and _group_of(nextitem) != RAY:
         import ray
 
