@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray.experimental.locations import get_local_object_locations
 
 from actors.dispatch import Member
 from raydense.core.types import UnitReport
 
-ARRIVAL_S = 10.0  # of what is on its way with a report that is here; only a lost node keeps it
+ARRIVAL_S = 10.0  # within which it is known where a group lies whose report is here; only a lost node keeps it
+INLINE_BYTES = 100 * 1024  # of Ray's: what is larger lies on a node
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class _Unit:
     member: Member
     groups: Sequence[Any]
     until: float  # when it counts as gone, whatever has become of whoever was to fetch it
+    unknown: set[Any]  # groups of which it is not known yet where they lie
+    known_by: float
 
 
 class Departures:
@@ -38,9 +41,8 @@ class Departures:
 
     def begin(self, member: Member, report: UnitReport, groups: Sequence[Any], until: float) -> None:
         """Args: groups: references that this process owns, of a call whose report is here."""
-        # They come with the report, but each after the other: one that is not here yet would count as gone.
-        ray.wait(list(groups), num_returns=len(groups), timeout=ARRIVAL_S, fetch_local=False)
-        self._units.append(_Unit(member, groups, until))
+        known_by = time.monotonic() + ARRIVAL_S
+        self._units.append(_Unit(member, groups, until, set(groups), known_by))
         member.kept += 1
         self._fetch(report, groups)
 
@@ -48,14 +50,23 @@ class Departures:
         """Asks nobody: who owns references knows where their values lie."""
         staying = []
         for unit in self._units:
-            if now < unit.until and self._is_kept(unit.groups):
+            if now < unit.until and self._is_kept(unit, now):
                 staying.append(unit)
             else:
                 unit.member.kept -= 1
         self._units = staying
 
-    def _is_kept(self, groups: Sequence[Any]) -> bool:
-        """Small ones travel with the call's reply, and are on no node; nor are those that went with theirs."""
-        wanted_on = self._wanted_on()
-        places = [place["node_ids"] for place in get_local_object_locations(list(groups)).values()]
-        return any(len(nodes) == 1 and nodes[0] not in wanted_on for nodes in places)
+    def _is_kept(self, unit: _Unit, now: float) -> bool:
+        """Small groups travel with the call's reply, and are on no node; nor are those that went with theirs.
+
+        A group, and where it lies, become known a moment after the report: until then it has not left.
+        """
+        wanted_on, places = self._wanted_on(), get_local_object_locations(list(unit.groups))
+        unit.unknown.difference_update(ref for ref, place in places.items() if _is_known(place))
+        on_one = [place["node_ids"][0] for place in places.values() if len(place["node_ids"]) == 1]
+        return any(node not in wanted_on for node in on_one) or bool(unit.unknown and now < unit.known_by)
+
+
+def _is_known(place: Mapping[str, Any]) -> bool:
+    size = place["object_size"]
+    return bool(place["node_ids"]) or (size is not None and size <= INLINE_BYTES)
