@@ -19,7 +19,6 @@ from spreading import (  # noqa: F401  (hooks)
     pytest_collection_modifyitems,
     pytest_configure_node,
     pytest_runtest_teardown,
-    pytest_unconfigure,
     pytest_xdist_auto_num_workers,
     pytest_xdist_make_scheduler,
     shared_warm_python,

@@ -116,7 +116,7 @@ def check_weights(cls: Any, folder: ModelFolder, variant: str | None = None) -> 
     if weights is None or shapes is None:
         return None
     path = folder.find(CONFIG)
-    described = cls, path.read_bytes() if path else None, tuple(shapes.items())
+    described = cls, path and path.read_bytes(), weights.is_index, tuple(shapes.items())
     if path and described in _fitting:
         return weights
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}

@@ -57,9 +57,8 @@ def idle_notes(config: Config) -> Iterator[str]:
     total, every = stage.count * stage.steps, config.evaluate.every_steps
     if every is not None and every >= total:
         yield f"evaluate.every_steps={every} adds nothing: the run ends after {total} steps, and is judged then anyway"
-    if (often := config.checkpoint.every_steps) is not None and not any(
-        step % often == 0 for step in range(1, total) if step % stage.steps
-    ):
+    often = config.checkpoint.every_steps
+    if often is not None and (often >= total or often % stage.steps == 0):
         yield f"checkpoint.every_steps={often} adds nothing: a stage ends with a checkpoint, stage.steps={stage.steps}"
     yield from _idle_revisions(config)
 

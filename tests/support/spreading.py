@@ -15,7 +15,7 @@ import pytest
 from warm_python import start_warm_python
 from xdist.scheduler import LoadScopeScheduling
 
-KEPT, WARM = pytest.StashKey[ExitStack](), pytest.StashKey[str]()
+WARM = pytest.StashKey[str]()
 ROOT = Path(__file__).parents[2]
 RAY = "files on the session's Ray"
 kept_modules = 0
@@ -73,9 +73,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """In the process that hands out the tests, for each of the others: one warm Python serves them all."""
-    if KEPT not in node.config.stash:
-        node.config.stash[KEPT] = ExitStack()
-        node.config.stash[WARM] = str(node.config.stash[KEPT].enter_context(start_warm_python()))
+    if WARM not in node.config.stash:
+        started = ExitStack()
+        node.config.stash[WARM] = str(started.enter_context(start_warm_python()))
+        node.config.add_cleanup(started.close)
     node.workerinput["warm_python"] = node.config.stash[WARM]
 
 
@@ -83,11 +84,6 @@ def shared_warm_python(config: pytest.Config) -> Path | None:
     """In a worker; it may not be ready yet."""
     given = getattr(config, "workerinput", {}).get("warm_python")
     return Path(given) if given else None
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    if KEPT in config.stash:
-        config.stash[KEPT].close()
 
 
 @pytest.hookimpl(hookwrapper=True)
