@@ -13,7 +13,7 @@ from raydense.families.family import Family
 from raydense.pipelines.pipeline_files import PipelineFiles
 from raydense.pipelines.published import PUBLISHED
 from raydense.planning.compute import NetworkRows, planned_rows
-from raydense.planning.effects import check_kept
+from raydense.planning.effects import check_kept, idle_in_training
 from raydense.planning.footprint import Footprint, decoder_footprint, denoiser_footprint
 from raydense.planning.memory import encoder_bytes, group_bytes, learner_bytes, sampler_bytes, tuple_bytes
 from raydense.planning.preflight import check_models, needs_hub
@@ -76,6 +76,7 @@ def check_and_plan(config: Config, tflops: float) -> Plan:
     pipeline = check_models(config, fetch=False)
     plan = plan_run(config, pipeline, sets, tflops)
     check_kept(config, plan.group_bytes)
+    notes += idle_in_training(config)
     return replace(plan, notes=(*pipeline.notes, *(sets.notes if sets else ()), *notes, *plan.notes))
 
 

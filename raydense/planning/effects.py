@@ -48,7 +48,26 @@ def _check_t5(policy: PolicyConfig, family: Family, kind: str) -> None:
 
 def idle_notes(config: Config) -> Iterator[str]:
     """Of what has no effect here, though somebody or a preset has set it. Args: config: resolved."""
-    yield from _idle_steps(config)
+    steps, policy = config.steps, config.policy
+    last = steps.exclude_last or 0
+    if steps.window is not None and 0 < last <= steps.count - steps.window[1]:
+        yield (
+            f"steps.exclude_last={last} leaves nothing out: steps.window={list(steps.window)} ends before the last "
+            f"{last} of {steps.count} steps"
+        )
+    located = [("policy.revision", "policy.model", policy.model, policy.revision)]
+    for judge in config.reward.judges:
+        if isinstance(judge, ClipScorerConfig | AestheticScorerConfig):
+            key = "model" if isinstance(judge, ClipScorerConfig) else "clip_model"
+            whose = f"scorer {judge.name}: "
+            located.append((f"{whose}revision", f"{whose}{key}", getattr(judge, key), judge.revision))
+    for setting, named, location, revision in located:
+        if revision is not None and local_directory(named, location) is not None:
+            yield f"{setting}={revision} is not read: {location} is a directory"
+
+
+def idle_in_training(config: Config) -> Iterator[str]:
+    """Of what changes nothing in a run, as above; who only draws or judges need not know."""
     stage, train, keep = config.stage, config.train, config.sampler.keep
     if stage.count == 1 and stage.schedule == "overlapped":
         yield "stage.schedule=overlapped overlaps nothing: stage.count=1"
@@ -60,7 +79,6 @@ def idle_notes(config: Config) -> Iterator[str]:
     often = config.checkpoint.every_steps
     if often is not None and (often >= total or often % stage.steps == 0):
         yield f"checkpoint.every_steps={often} adds nothing: a stage ends with a checkpoint, stage.steps={stage.steps}"
-    yield from _idle_revisions(config)
 
 
 def idle_overrides(overrides: Sequence[str], local: bool) -> Iterator[str]:
@@ -69,28 +87,6 @@ def idle_overrides(overrides: Sequence[str], local: bool) -> Iterator[str]:
         name = override.partition("=")[0].strip()
         if local and name.partition(".")[0] == "samplers":
             yield f"{name} is not read: --local draws in this process, without sampler actors"
-
-
-def _idle_steps(config: Config) -> Iterator[str]:
-    steps = config.steps
-    last = steps.exclude_last or 0
-    if steps.window is not None and 0 < last <= steps.count - steps.window[1]:
-        yield (
-            f"steps.exclude_last={last} leaves nothing out: steps.window={list(steps.window)} ends before the last "
-            f"{last} of {steps.count} steps"
-        )
-
-
-def _idle_revisions(config: Config) -> Iterator[str]:
-    located = [("policy.revision", "policy.model", config.policy.model, config.policy.revision)]
-    for judge in config.reward.judges:
-        if isinstance(judge, ClipScorerConfig | AestheticScorerConfig):
-            key = "model" if isinstance(judge, ClipScorerConfig) else "clip_model"
-            whose = f"scorer {judge.name}: "
-            located.append((f"{whose}revision", f"{whose}{key}", getattr(judge, key), judge.revision))
-    for setting, named, location, revision in located:
-        if revision is not None and local_directory(named, location) is not None:
-            yield f"{setting}={revision} is not read: {location} is a directory"
 
 
 def check_kept(config: Config, a_group: int) -> None:

@@ -27,7 +27,7 @@ from raydense.pipelines.pipeline_files import (
     PipelineFiles,
     config_file,
 )
-from raydense.planning.effects import check_effects, check_kept, idle_notes
+from raydense.planning.effects import check_effects, check_kept, idle_in_training, idle_notes
 from raydense.planning.scorer_files import check_hub, check_scorer
 from raydense.planning.units import PromptSets, read_prompt_sets
 from raydense.prompts.prompt_sets import truncation_notes
@@ -57,7 +57,7 @@ class Found:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return (*self.pipeline.notes, *self.prompts.notes)
+        return (*self.pipeline.notes, *self.prompts.notes, *idle_in_training(self.config))
 
 
 def check_inputs(config: Config) -> Found:

@@ -44,6 +44,20 @@ def test_what_a_flow_without_a_t5_has_no_use_for(
          "steps.exclude_last=2 leaves nothing out: steps.window=[0, 2] ends before the last 2 of 4 steps"),
         ({"steps": {"window": (0, 3), "exclude_last": 2}}, ""),
         ({"steps": {"window": (0, 2)}}, ""),
+    ],
+)  # fmt: skip
+def test_what_a_preset_may_have_set_is_told(
+    sections: dict[str, Any], told: str, pipeline_dir: Path, scorer_dir: Path, small_config: Callable[..., Config]
+) -> None:
+    if "reward" in sections:
+        sections = {"reward": {"scorer": {**sections["reward"]["scorer"], "model": str(scorer_dir)}}}
+    names = {"model": pipeline_dir, "scorer": scorer_dir}
+    assert check_pipeline(small_config(**sections)).notes == ((told.format(**names),) if told else ())
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
         ({"stage": {"count": 1, "schedule": "overlapped"}},
          "stage.schedule=overlapped overlaps nothing: stage.count=1"),
         ({"stage": {"count": 2, "schedule": "overlapped"}}, ""),
@@ -60,13 +74,13 @@ def test_what_a_flow_without_a_t5_has_no_use_for(
         ({"stage": {"count": 2, "steps": 3}, "checkpoint": {"every_steps": 4}}, ""),
     ],
 )  # fmt: skip
-def test_what_a_preset_may_have_set_is_told(
-    sections: dict[str, Any], told: str, pipeline_dir: Path, scorer_dir: Path, small_config: Callable[..., Config]
+def test_what_changes_nothing_in_a_run_is_told_to_who_starts_or_plans_one(
+    sections: dict[str, Any], told: str, small_config: Callable[..., Config]
 ) -> None:
-    if "reward" in sections:
-        sections = {"reward": {"scorer": {**sections["reward"]["scorer"], "model": str(scorer_dir)}}}
-    names = {"model": pipeline_dir, "scorer": scorer_dir}
-    assert check_pipeline(small_config(**sections)).notes == ((told.format(**names),) if told else ())
+    config, notes = small_config(**sections), ((told,) if told else ())
+    assert check_inputs(config).notes == notes
+    assert set(notes) <= set(check_and_plan(config, tflops=1.0).notes)
+    assert check_pipeline(config).notes == ()
 
 
 def test_segments_that_nobody_writes_cannot_be_kept(small_config: Callable[..., Config]) -> None:
