@@ -53,6 +53,14 @@ def label(settings: Settings) -> str:
     return ", ".join(f"{_short(key)}={value}" for key, value in settings) or "as configured"
 
 
+def short_labels(settings: Sequence[Settings]) -> dict[Settings, str]:
+    """For a figure's legend: of each, as many leading settings as tell all of them apart."""
+    different = list(dict.fromkeys(settings))
+    longest = max(map(len, different), default=0)
+    count = next((n for n in range(longest) if len({one[:n] for one in different}) == len(different)), longest)
+    return {one: label(one[:count] or one) for one in different}
+
+
 def _short(key: str) -> str:
     name = key.rpartition(".")[2]
     return name if _sections_with(name) <= 1 else key

@@ -11,7 +11,7 @@ from raydense.config import Config
 from raydense.core.statistics import Interval
 from raydense.evaluation.gain_figure import draw_gains
 from raydense.evaluation.outcomes import Outcome, outcomes
-from raydense.evaluation.sweep import Settings, Trial, changes_since, label
+from raydense.evaluation.sweep import Settings, Trial, changes_since, label, short_labels
 from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.until_decided import decision_notes
 from raydense.files.durable import write_text
@@ -65,9 +65,10 @@ def write_results(
     write_text(out / "sweep.md", "\n".join(sheet.markdown() for sheet in sheets) + below)
     plot(out / "sweep.png", found, paired=bool(pairs))
     arms: dict[str, list[tuple[Path, Config]]] = {}
+    names = short_labels([trial.settings for trial in trials])
     for trial in trials:
         if trial.finished:
-            arms.setdefault(label(trial.settings), []).append((trial.directory, trial.config))
+            arms.setdefault(names[trial.settings], []).append((trial.directory, trial.config))
     drawn = draw_gains(out / "gain.svg", arms)
     return replace(results, plots=("sweep.png", *(["gain.svg"] if drawn else [])))
 

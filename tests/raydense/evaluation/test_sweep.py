@@ -35,6 +35,7 @@ from raydense.evaluation.sweep import (
     parse_grid,
     parse_seeds,
     plan_sweep,
+    short_labels,
 )
 from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.sweep_runs import SweepRunner
@@ -125,6 +126,18 @@ def test_one_configuration_in_other_words_is_no_second_arm(arms: list[str], conf
 def test_a_label_says_which_setting_it_is(key: str, shown: str) -> None:
     """`steps.count` and `stage.count` are different arms, in tables as in the figure of gains."""
     assert label(((key, "4"), ("train.c", "5"))) == f"{shown}=4, c=5"
+
+
+def test_a_legend_names_what_tells_arms_apart() -> None:
+    dense, dpo = (
+        (("train.objective", "dense_preference"),),
+        (("train.objective", "diffusion_dpo"), ("train.lr", "1e-3")),
+    )
+    assert list(short_labels([dense, dpo, dense]).values()) == ["objective=dense_preference", "objective=diffusion_dpo"]
+    grid = [(("steps.gamma", gamma), ("train.c", c)) for gamma in ("0.8", "1") for c in ("5", "10")]
+    assert short_labels(grid) == {settings: label(settings) for settings in grid}
+    assert short_labels([dpo]) == {dpo: "objective=diffusion_dpo, lr=1e-3"}
+    assert short_labels([()]) == {(): "as configured"}
 
 
 def test_an_arms_value_may_be_a_list() -> None:
