@@ -9,13 +9,14 @@ from typing import Any
 
 from raydense.config import Config
 from raydense.core.statistics import Interval, mean_interval
-from raydense.evaluation.compute import Counts, read_counts, rows_until
+from raydense.evaluation.compute import Counts, mean_counts, read_counts, rows_until
 from raydense.files.durable import replacing
 from raydense.records.metrics import read_rows
 from raydense.records.run_dir import RunDirectory
 
 Panel = tuple[str, str]  # judge and prompt set
-Points = dict[float, float]  # the gain, by compute or by gradient steps
+Points = Mapping[float, float]  # the gain, by gradient steps
+Line = Mapping[float, Interval]  # by compute or by gradient steps
 STYLE: dict[Any, Any] = {"text.parse_math": False, "svg.fonttype": "path", "svg.hashsalt": "gain", "font.size": 10}
 
 
@@ -39,28 +40,32 @@ def draw_gains(path: Path, arms: Mapping[str, Sequence[tuple[Path, Config]]]) ->
     runs = {name: [_read(*run) for run in of] for name, of in arms.items()}
     every = [run for of in runs.values() for run in of]
     counted = bool(every) and all(run.rows for run in every)
-    panels: dict[Panel, dict[str, list[Points]]] = {}
+    panels: dict[Panel, dict[str, Line]] = {}
     for name, of in runs.items():
-        for run in of:
-            for panel, gains in run.gains.items():
-                points = {
-                    rows_until(step, run.rows, run.config) if counted else step: gain for step, gain in gains.items()
-                }
-                panels.setdefault(panel, {}).setdefault(name, []).append(points)
+        for panel in dict.fromkeys(panel for run in of for panel in run.gains):
+            drawn = f"{name} ({len(of)} seed{'s' * (len(of) > 1)})"
+            panels.setdefault(panel, {})[drawn] = _line(of, panel, counted)
     if not panels:
         return False
     _paint(path, panels, "rows of the network, forward and backward" if counted else "gradient steps")
     return True
 
 
+def _line(runs: Sequence[_Run], panel: Panel, counted: bool) -> Line:
+    """An arm's gains, at the mean of its seeds' compute: what a batch draws twice is computed once, so seeds differ."""
+    rows, config = mean_counts([run.rows for run in runs]), runs[0].config
+    gains = band([run.gains.get(panel, {}) for run in runs])
+    return {rows_until(step, rows, config) if counted else step: gain for step, gain in gains.items()}
+
+
 def band(curves: Sequence[Points]) -> dict[float, Interval]:
     """Mean gain and its 95 % interval over the seeds, where every seed was judged."""
-    shared = [x for x in curves[0] if all(x in curve for curve in curves)]
-    return {x: mean_interval([curve[x] for curve in curves]) for x in sorted(shared)}
+    shared = [step for step in curves[0] if all(step in curve for curve in curves)]
+    return {step: mean_interval([curve[step] for curve in curves]) for step in sorted(shared)}
 
 
 def _read(root: Path, config: Config) -> _Run:
-    by_step: dict[Panel, Points] = {}
+    by_step: dict[Panel, dict[float, float]] = {}
     for row in read_rows(RunDirectory(root).metrics):
         for key in row if row["kind"] == "evaluation" else ():
             if key.startswith("evaluate/"):
@@ -74,7 +79,7 @@ def _read(root: Path, config: Config) -> _Run:
     return _Run(gains, read_counts(root), config)
 
 
-def _paint(path: Path, panels: Mapping[Panel, Mapping[str, Sequence[Points]]], axis: str) -> None:
+def _paint(path: Path, panels: Mapping[Panel, Mapping[str, Line]], axis: str) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -82,8 +87,8 @@ def _paint(path: Path, panels: Mapping[Panel, Mapping[str, Sequence[Points]]], a
         figure = Figure(figsize=(1.2 + 4.6 * len(panels), 3.6), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for place, ((judge, prompts), arms) in zip(axes, panels.items(), strict=True):
-            for index, (name, curves) in enumerate(arms.items()):
-                _draw(place, f"{name} ({len(curves)} seed{'s' * (len(curves) > 1)})", band(curves), f"C{index}")
+            for index, (name, line) in enumerate(arms.items()):
+                _draw(place, name, line, f"C{index}")
             place.axhline(0, color="grey", linewidth=0.8)
             place.set_title(f"{judge}, {prompts} prompts")
             place.set_xlabel(axis)
@@ -93,7 +98,7 @@ def _paint(path: Path, panels: Mapping[Panel, Mapping[str, Sequence[Points]]], a
             figure.savefig(partial, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _draw(place: Any, name: str, points: Mapping[float, Interval], colour: str) -> None:
+def _draw(place: Any, name: str, points: Line, colour: str) -> None:
     x = list(points)
     place.plot(x, [i.mean for i in points.values()], color=colour, marker="o", markersize=3, label=name)
     place.fill_between(

@@ -11,7 +11,7 @@ from written_runs import write_run
 
 from raydense.config import Config, load_config
 from raydense.core.statistics import mean_interval
-from raydense.evaluation.gain_figure import _read, band, draw_gains
+from raydense.evaluation.gain_figure import _line, _read, band, draw_gains
 
 GAINS = {10: 0.01, 20: 0.03, 40: 0.05}
 
@@ -38,6 +38,17 @@ def test_a_gain_is_what_was_added_to_the_base_models_score(config: Config, tmp_p
 def test_the_band_is_students_interval_over_the_seeds_that_were_all_judged() -> None:
     curves = [{0: 0.0, 10: 1.0, 20: 5.0}, {0: 0.0, 10: 3.0}, {0: 0.0, 10: 2.0, 20: 4.0}]
     assert band(curves) == {0: mean_interval([0.0] * 3), 10: mean_interval([1.0, 3.0, 2.0])}
+
+
+def test_seeds_whose_batches_were_computed_in_fewer_rows_are_one_line(config: Config, tmp_path: Path) -> None:
+    """A batch that draws a transition twice computes it once, so that no two seeds have the same compute."""
+    runs = [_read(write(tmp_path / str(rows), 1, rows=rows)[0], config) for rows in (800, 1000, 1200)]
+    line = _line(runs, ("clip", "unseen"), counted=True)
+    sampled, learned = 1000, 250  # means over the seeds, of two stages and of forty steps
+    at = [0, sampled / 2 + learned / 4, sampled / 2 + learned / 2, sampled + learned]
+    assert {rows: gain.mean for rows, gain in line.items()} == pytest.approx(
+        dict(zip(at, [0, *GAINS.values()], strict=True))
+    )
 
 
 def test_the_same_runs_give_the_same_bytes(config: Config, tmp_path: Path) -> None:
