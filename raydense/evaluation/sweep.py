@@ -53,12 +53,11 @@ def label(settings: Settings) -> str:
     return ", ".join(f"{_short(key)}={value}" for key, value in settings) or "as configured"
 
 
-def short_labels(settings: Sequence[Settings]) -> dict[Settings, str]:
-    """For a figure's legend: of each, as many leading settings as tell all of them apart."""
+def leading(settings: Sequence[Settings]) -> int:
+    """How many leading settings tell all of these apart: what a table or a legend names them by."""
     different = list(dict.fromkeys(settings))
     longest = max(map(len, different), default=0)
-    count = next((n for n in range(longest) if len({one[:n] for one in different}) == len(different)), longest)
-    return {one: label(one[:count] or one) for one in different}
+    return next((n for n in range(1, longest) if len({one[:n] for one in different}) == len(different)), longest)
 
 
 def _short(key: str) -> str:
@@ -146,15 +145,21 @@ def more_seeds(seeds: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def find_setting(option: str, text: str, known: Sequence[Settings]) -> Settings:
-    """The one that a person names as a table shows it (`gamma=0.8, exclude_last=2`) or by whole keys.
+    """The one that a person names as a table shows it (`gamma=0.8, exclude_last=2`) or by whole keys, or by as many of
+    its leading settings as no other begins with.
 
     Raises: ConfigError if none or more than one has this name.
     """
     wanted = "".join(text.split())
-    names = {settings: (label(settings), ",".join(f"{k}={v}" for k, v in settings)) for settings in known}
-    found = [settings for settings, both in names.items() if wanted in {"".join(name.split()) for name in both}]
+
+    def is_called(settings: Settings, count: int) -> bool:
+        some = settings[:count]
+        return wanted in {"".join(name.split()) for name in (label(some), ",".join(f"{k}={v}" for k, v in some))}
+
+    whole = [settings for settings in known if is_called(settings, len(settings))]
+    found = whole or [s for s in known if any(is_called(s, count) for count in range(1, len(s)))]
     if len(found) != 1:
-        shown = first_few([repr(both[0]) for both in names.values()])
+        shown = first_few([repr(label(settings)) for settings in known])
         raise ConfigError(f"{option}={text}: names {len(found)} settings of this sweep; give one of {shown}")
     return found[0]
 

@@ -11,7 +11,7 @@ from raydense.config import Config
 from raydense.core.statistics import Interval
 from raydense.evaluation.gain_figure import draw_gains
 from raydense.evaluation.outcomes import Outcome, outcomes
-from raydense.evaluation.sweep import Settings, Trial, changes_since, label, short_labels
+from raydense.evaluation.sweep import Settings, Trial, changes_since, label, leading
 from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.until_decided import decision_notes
 from raydense.files.durable import write_text
@@ -47,15 +47,17 @@ def write_results(
         against: the settings that the others are compared with; None: the first.
         paired: whether the table of differences is shown, in the plot too; the files for machines always have them.
     """
-    found = outcomes(trials, against)
-    pairs = [o for o in found if o.difference] if paired else []
+    found, count = outcomes(trials, against), leading([trial.settings for trial in trials])
+    named = [_named(o, count) for o in found]
+    pairs = [o for o in named if o.difference] if paired else []
     counted = any(o.rows for o in found)
     sheets = (
-        gain_sheet(found),
-        *([compute_sheet(found)] if counted else []),
+        *([settings_sheet(found, count)] if any(len(o.arm.settings) > count for o in found) else []),
+        gain_sheet(named),
+        *([compute_sheet(named)] if counted else []),
         *([difference_sheet(pairs)] if pairs else []),
     )
-    results = Results(sheets, (*decision_notes(out), *_notes(found, pairs)))
+    results = Results(sheets, (*decision_notes(out), *_notes(named, pairs)))
     missing = [trial.name for trial in trials if not trial.finished]
     facts = {"missing": missing, "accepted_changes": changes_since(trials), "notes": results.notes}
     write_json(out / "sweep.json", {"outcomes": [o.as_dict() for o in found], **facts})
@@ -63,14 +65,21 @@ def write_results(
     write_csv(out / "sweep.csv", [{**dict.fromkeys(keys, ""), **_flat(o)} for o in found])
     below = "".join(f"\n{note}\n" for note in results.notes)
     write_text(out / "sweep.md", "\n".join(sheet.markdown() for sheet in sheets) + below)
-    plot(out / "sweep.png", found, paired=bool(pairs))
+    plot(out / "sweep.png", named, paired=bool(pairs))
     arms: dict[str, list[tuple[Path, Config]]] = {}
-    names = short_labels([trial.settings for trial in trials])
     for trial in trials:
         if trial.finished:
-            arms.setdefault(names[trial.settings], []).append((trial.directory, trial.config))
+            arms.setdefault(label(trial.settings[:count]), []).append((trial.directory, trial.config))
     drawn = draw_gains(out / "gain.svg", arms)
     return replace(results, plots=("sweep.png", *(["gain.svg"] if drawn else [])))
+
+
+def settings_sheet(found: Sequence[Outcome], count: int) -> Sheet:
+    """What each arm sets, where the tables name it by its first settings alone."""
+    settings = dict.fromkeys(o.arm.settings for o in found)
+    return Sheet(
+        "settings", ("setting", "in full"), tuple((label(one[:count]), label(one)) for one in settings), names=2
+    )
 
 
 def gain_sheet(found: Sequence[Outcome]) -> Sheet:
@@ -123,6 +132,13 @@ def difference_sheet(found: Sequence[Outcome]) -> Sheet:
     columns = ("against", "difference", "95 % says", "seeds above 0", "sign test p", "seeds needed")
     names = _name_columns(found)
     return Sheet(DIFFERENCES, (*names, *columns), rows, names=len(names) + 1)
+
+
+def _named(o: Outcome, count: int) -> Outcome:
+    """The outcome of an arm that is named by its first settings."""
+    d = o.difference
+    short = replace(d, against=replace(d.against, settings=d.against.settings[:count])) if d else None
+    return replace(o, arm=replace(o.arm, settings=o.arm.settings[:count]), difference=short)
 
 
 def _notes(found: Sequence[Outcome], pairs: Sequence[Outcome]) -> list[str]:

@@ -30,12 +30,12 @@ from raydense.evaluation.sweep import (
     Trial,
     find_setting,
     label,
+    leading,
     more_seeds,
     parse_arms,
     parse_grid,
     parse_seeds,
     plan_sweep,
-    short_labels,
 )
 from raydense.evaluation.sweep_plot import plot
 from raydense.evaluation.sweep_runs import SweepRunner
@@ -128,16 +128,19 @@ def test_a_label_says_which_setting_it_is(key: str, shown: str) -> None:
     assert label(((key, "4"), ("train.c", "5"))) == f"{shown}=4, c=5"
 
 
-def test_a_legend_names_what_tells_arms_apart() -> None:
-    dense, dpo = (
-        (("train.objective", "dense_preference"),),
-        (("train.objective", "diffusion_dpo"), ("train.lr", "1e-3")),
-    )
-    assert list(short_labels([dense, dpo, dense]).values()) == ["objective=dense_preference", "objective=diffusion_dpo"]
+def test_arms_are_named_by_what_tells_them_apart() -> None:
+    dense = (("train.objective", "dense_preference"),)
+    dpo = (("train.objective", "diffusion_dpo"), ("train.lr", "1e-3"))
+    faster = (("train.objective", "diffusion_dpo"), ("train.lr", "2e-3"), ("train.c", "5"))
+    assert (leading([dense, dpo, dense]), leading([dense, dpo, faster])) == (1, 2)
     grid = [(("steps.gamma", gamma), ("train.c", c)) for gamma in ("0.8", "1") for c in ("5", "10")]
-    assert short_labels(grid) == {settings: label(settings) for settings in grid}
-    assert short_labels([dpo]) == {dpo: "objective=diffusion_dpo, lr=1e-3"}
-    assert short_labels([()]) == {(): "as configured"}
+    assert leading(grid) == 2
+    assert (leading([()]), leading([])) == (0, 0)
+    assert find_setting("--against", "objective=diffusion_dpo", [dense, dpo]) == dpo
+    assert find_setting("--against", "objective=diffusion_dpo", [dense, faster, dpo[:1]]) == dpo[:1]
+    with pytest.raises(ConfigError, match="names 2 settings"):
+        find_setting("--against", "objective=diffusion_dpo", [dense, dpo, faster])
+    assert find_setting("--against", "train.objective=diffusion_dpo,train.lr=1e-3", [dense, dpo]) == dpo
 
 
 def test_an_arms_value_may_be_a_list() -> None:
@@ -414,3 +417,20 @@ def test_one_seed_has_an_interval_over_its_prompts(swept: tuple[Path, Result], c
     assert math.isnan(train.gain.low)  # another seed is not known
     assert train.over_prompts.low < train.gain.mean < train.over_prompts.high
     assert train.over_prompts.mean == train.gain.mean
+
+
+def test_tables_name_arms_in_short_and_say_once_what_each_sets(
+    swept: tuple[Path, Result], config: Path, tmp_path: Path
+) -> None:
+    arms = [(("steps.gamma", "0.8"), ("train.lr", "1e-4"), ("train.c", "5")), (("steps.gamma", "1"),)]
+    trials = [
+        Trial(arm, seed, (), load_config(config), swept[0] / f"steps.gamma={arm[0][1]},seed={seed}")
+        for arm in arms
+        for seed in (3, 4)
+    ]
+    settings, gains, computed, differences = write_results(tmp_path, trials, paired=True).sheets
+    assert settings.rows == (("gamma=0.8", "gamma=0.8, lr=1e-4, c=5"), ("gamma=1", "gamma=1"))
+    assert {row[0] for row in (*gains.rows, *computed.rows)} == {"gamma=0.8", "gamma=1"}
+    assert {row[0]: row[3] for row in differences.rows} == {"gamma=1": "gamma=0.8"}
+    first = json.loads((tmp_path / "sweep.json").read_text())["outcomes"][0]
+    assert first["settings"] == dict(arms[0])
