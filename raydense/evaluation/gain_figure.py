@@ -43,8 +43,9 @@ def draw_gains(path: Path, arms: Mapping[str, Sequence[tuple[Path, Config]]]) ->
     panels: dict[Panel, dict[str, Line]] = {}
     for name, of in runs.items():
         for panel in dict.fromkeys(panel for run in of for panel in run.gains):
-            drawn = f"{name} ({len(of)} seed{'s' * (len(of) > 1)})"
-            panels.setdefault(panel, {})[drawn] = _line(of, panel, counted)
+            judged = [run for run in of if panel in run.gains]
+            drawn = f"{name} ({len(judged)} seed{'s' * (len(judged) > 1)})"
+            panels.setdefault(panel, {})[drawn] = _line(judged, panel, counted)
     if not panels:
         return False
     _paint(path, panels, "rows of the network, forward and backward" if counted else "gradient steps")
@@ -54,7 +55,7 @@ def draw_gains(path: Path, arms: Mapping[str, Sequence[tuple[Path, Config]]]) ->
 def _line(runs: Sequence[_Run], panel: Panel, counted: bool) -> Line:
     """An arm's gains, at the mean of its seeds' compute: what a batch draws twice is computed once, so seeds differ."""
     rows, config = mean_counts([run.rows for run in runs]), runs[0].config
-    gains = band([run.gains.get(panel, {}) for run in runs])
+    gains = band([run.gains[panel] for run in runs])
     return {rows_until(step, rows, config) if counted else step: gain for step, gain in gains.items()}
 
 

@@ -51,6 +51,12 @@ def test_seeds_whose_batches_were_computed_in_fewer_rows_are_one_line(config: Co
     )
 
 
+def test_a_seed_that_was_not_judged_on_the_way_takes_no_line_away(config: Config, tmp_path: Path) -> None:
+    runs = [*write(tmp_path / "judged", 2, rows=800), *write(tmp_path / "not", 1, {40: 0.05}, rows=800)]
+    assert draw_gains(tmp_path / "gain.svg", {"a": [(run, config) for run in runs]})
+    assert "<!-- a (2 seeds) -->" in (tmp_path / "gain.svg").read_text()
+
+
 def test_the_same_runs_give_the_same_bytes(config: Config, tmp_path: Path) -> None:
     arms = {name: [(run, config) for run in write(tmp_path / name, 3, rows=800)] for name in ("$a$", "b")}
     files = [tmp_path / "one.svg", tmp_path / "two.svg"]
