@@ -24,6 +24,15 @@ def allocated(run: Callable[[], object]) -> int:
     return peak
 
 
+def unfolds(dtype: torch.dtype) -> bool:
+    """Whether a convolution in it copies each picture into columns on this CPU, nine values for one, as no GPU does.
+
+    PyTorch does where oneDNN cannot convolve in that dtype: in float16 it needs AVX512-FP16.
+    """
+    able = {torch.float16: "_is_mkldnn_fp16_supported", torch.bfloat16: "_is_mkldnn_bf16_supported"}
+    return dtype in able and not getattr(torch.ops.mkldnn, able[dtype])()
+
+
 def kept_by(build: Callable[[], Built]) -> tuple[Built, int]:
     """What was built, and the bytes of all tensors that came with it and stay."""
     before = _storages()
