@@ -88,7 +88,15 @@ def sweep(
 ) -> None:
     """Trains every combination of settings and seeds, then compares: tables, plots. Continues where it was cut."""
     with explained(debug):
-        from raydense.evaluation.sweep import find_setting, more_seeds, parse_arms, parse_grid, parse_seeds, plan_sweep
+        from raydense.evaluation.sweep import (
+            check_pairs,
+            find_setting,
+            more_seeds,
+            parse_arms,
+            parse_grid,
+            parse_seeds,
+            plan_sweep,
+        )
         from raydense.evaluation.sweep_runs import SweepRunner, default_jobs
         from raydense.evaluation.sweep_table import write_results
         from raydense.evaluation.until_decided import Asked, most_seeds, name_rule, run_until_decided
@@ -98,6 +106,8 @@ def sweep(
         most, arms = most_seeds(until_decided, asked, given), parse_arms(arm or [], cells)
         all_seeds = more_seeds(given, most) if given and most else given
         trials = plan_sweep(out, config_file, preset, overrides or [], cells, all_seeds, accept_changes, arms)
+        if paired:
+            check_pairs(trials)
         settings = list(dict.fromkeys(trial.settings for trial in trials))
         first = find_setting("--against", against, settings) if against is not None else settings[0]
         rule = name_rule(trials, len(given), first, asked) if given and most else None

@@ -179,9 +179,10 @@ def plan_sweep(
     Args:
         accept_changes: whether runs that are there may be of other files.
         arms: each is combined with all of the grid.
-    Raises: ConfigError if one of them cannot start, or if `out` holds a run of that name with other settings or made
-        from other files.
+    Raises: ConfigError if one of them cannot start, if what --set says holds in none of them, or if `out` holds a run
+        of that name with other settings or made from other files.
     """
+    _check_overrides(overrides, arms, grid, seeds)
     trials: list[Trial] = []
     known: list[tuple[Config, Settings]] = []
     for arm, values in itertools.product(arms or [()], itertools.product(*grid.values())):
@@ -201,6 +202,28 @@ def plan_sweep(
     if (changed := changes_since(trials)) and not accept_changes:
         raise ConfigError(f"{'; '.join(changed)}; give another --out, or go on by --accept-changes")
     return trials
+
+
+def _check_overrides(
+    overrides: Sequence[str], arms: Sequence[Settings], grid: Mapping[str, Sequence[str]], seeds: Sequence[int] | None
+) -> None:
+    """What --set gives must hold in one run at least."""
+    everywhere = set.intersection(*({key for key, _ in arm} for arm in arms)) if arms else set()
+    setters = {**dict.fromkeys(everywhere, "every --arm"), **dict.fromkeys(grid, "--grid")}
+    setters |= {"seed": "--seeds"} if seeds else {}
+    for override in overrides:
+        if (key := override.partition("=")[0].strip()) in setters:
+            raise ConfigError(f"--set {override}: {setters[key]} sets {key} too; leave one of them out")
+
+
+def check_pairs(trials: Sequence[Trial]) -> None:
+    """Raises: ConfigError if there is no difference of two settings over seeds."""
+    arms, seeds = (len({getattr(trial, name) for trial in trials}) for name in ("settings", "seed"))
+    if arms < 2 or seeds < 2:
+        raise ConfigError(
+            f"--paired compares two settings or more over two seeds or more, and this sweep has {arms} and {seeds}; "
+            "such as --grid steps.gamma=0.8,1 --seeds 101-110"
+        )
 
 
 def changes_since(trials: Sequence[Trial]) -> list[str]:

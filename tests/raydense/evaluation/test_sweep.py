@@ -236,6 +236,17 @@ def test_values_that_no_file_name_takes_still_differ(config: Path, tmp_path: Pat
         (["--grid", "steps.gama=1"], "steps.gama is not a setting"),
         (["--grid", "steps.exclude_last=0,4"], "exclude_last=4 leaves no step"),
         (["--set", "prompts.train=absent.txt"], "absent.txt: cannot be read"),
+        (["--grid", "steps.gamma=0.8,1", "--set", "steps.gamma=0.5"], "gamma=0.5: --grid sets steps.gamma too; leave"),
+        (
+            ["--arm", "steps.gamma=1", "--arm", "train.lr=1,steps.gamma=0.8", "--set", "steps.gamma=1"],
+            "every --arm sets",
+        ),
+        (["--seeds", "1,2", "--set", "seed=3"], "--set seed=3: --seeds sets seed too; leave one of them out"),
+        (
+            ["--paired", "--grid", "steps.gamma=0.8,1"],
+            "this sweep has 2 and 1; such as --grid steps.gamma=0.8,1 --seeds",
+        ),
+        (["--paired", "--grid", "steps.gamma=1", "--seeds", "1-3"], "this sweep has 1 and 3; such as"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_does(
@@ -245,6 +256,12 @@ def test_what_cannot_run_is_said_before_anything_does(
     assert result.exit_code == 2
     assert said in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_set_for_all_holds_in_the_arms_that_say_nothing_of_it(config: Path, tmp_path: Path) -> None:
+    arms = parse_arms(["train.lr=1e-3", "steps.gamma=1"], {})
+    trials = plan_sweep(tmp_path, config, None, ["steps.gamma=0.5", "seed=3"], {}, None, arms=arms)
+    assert [(t.config.steps.gamma, t.seed) for t in trials] == [(0.5, 3), (1.0, 3)]
 
 
 # -- the runs -------------------------------------------------------------------------------------------------
