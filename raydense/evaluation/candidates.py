@@ -44,9 +44,16 @@ class Model:
 def find_sources(arguments: Sequence[str]) -> list[Source]:
     """The LoRA of each run directory, and each LoRA file or directory, with the shortest names that tell them apart.
 
-    Raises: ConfigError for what is not there, and for a run that has no LoRA yet.
+    Raises: ConfigError for what is not there, for a run that has no LoRA yet, and for a LoRA that is given twice.
     """
     sources = [_source(argument) for argument in arguments]
+    places = [Path(source.location).expanduser().resolve() for source in sources]
+    for n, place in enumerate(places):
+        if place in places[:n]:
+            earlier = arguments[places.index(place)]
+            raise ConfigError(
+                f"{arguments[n]} is the same LoRA as {earlier}, which is given before; leave one of them out"
+            )
     names = [source.name for source in sources]
     if len(set(names)) == len(names) and BASE not in names:
         return sources

@@ -75,6 +75,12 @@ def test_a_lora_of_another_rank_and_alpha_predicts_beside_others_what_it_predict
     assert np.abs(np.subtract(beside["second"]["unseen"]["clip"], beside["base"]["unseen"]["clip"])).max() > 5e-3
 
 
+@pytest.mark.parametrize("name", [".", "lora"])
+def test_one_lora_is_no_second_model(name: str, small_runs: Runs) -> None:
+    with pytest.raises(ConfigError, match=r"is the same LoRA as .*first, which is given before; leave one of them out"):
+        find_sources([str(small_runs[0]), str(small_runs[1]), f"{small_runs[0]}/{name}"])
+
+
 def test_filling_with_zeros_changes_no_product(small_runs: Runs) -> None:
     sources = find_sources(list(map(str, small_runs)))
     config = load_config(small_runs[0] / "config.yaml")
