@@ -26,7 +26,10 @@ from raydense.core.terminal import open_console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from raydense.evaluation.sweep import Trial
+    from raydense.evaluation.sweep_runs import SweepRunner
     from raydense.evaluation.sweep_table import Results
+    from raydense.evaluation.until_decided import Rule
 
 EXAMPLE = (
     "Example: `raydense sweep --local --grid steps.gamma=0.8,1 --grid steps.exclude_last=0,2 --seeds 101,102,103 "
@@ -99,8 +102,7 @@ def sweep(
         )
         from raydense.evaluation.sweep_runs import SweepRunner, default_jobs
         from raydense.evaluation.sweep_table import write_results
-        from raydense.evaluation.until_decided import Asked, most_seeds, name_rule, run_until_decided
-        from raydense.training.stopping import StopRequested
+        from raydense.evaluation.until_decided import Asked, most_seeds, name_rule
 
         given, asked, cells = parse_seeds(seeds), Asked(compare, on, judge, max_seeds), parse_grid(grid or [])
         most, arms = most_seeds(until_decided, asked, given), parse_arms(arm or [], cells)
@@ -114,17 +116,25 @@ def sweep(
         source = [str(config_file)] if config_file else ["--preset", preset] if preset else []
         side_by_side, console = jobs or default_jobs(trials[0].config, local), open_console()
         runner = SweepRunner(source, local=local, jobs=side_by_side, accept_changes=accept_changes, say=console.print)
-        try:
-            if rule:
-                trials = run_until_decided(out, rule, trials, runner)
-            else:
-                runner.run(trials)
-        except StopRequested as stop:
-            fail(f"stopped; continue with: {command(*sys.argv[1:])}", 128 + stop.signal_number)
+        trials = _run(out, trials, rule, runner)
         if any(trial.finished for trial in trials):
             _show(console, out, write_results(out, trials, first, paired=paired))
         if runner.failed:
             fail(f"{len(runner.failed)} of {len(trials)} runs failed; the same command tries them again", EXIT_FAILED)
+
+
+def _run(out: Path, trials: list[Trial], rule: Rule | None, runner: SweepRunner) -> list[Trial]:
+    """Returns: those that were needed."""
+    from raydense.evaluation.until_decided import run_until_decided
+    from raydense.training.stopping import StopRequested
+
+    try:
+        if rule:
+            return run_until_decided(out, rule, trials, runner)
+        runner.run(trials)
+    except StopRequested as stop:
+        fail(f"stopped; continue with: {command(*sys.argv[1:])}", 128 + stop.signal_number)
+    return trials
 
 
 def _show(console: Console, out: Path, results: Results) -> None:

@@ -47,13 +47,14 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     Raises: ConfigError for what is not there, for a run that has no LoRA yet, and for a LoRA that is given twice.
     """
     sources = [_source(argument) for argument in arguments]
-    places = [Path(source.location).expanduser().resolve() for source in sources]
-    for n, place in enumerate(places):
-        if place in places[:n]:
-            earlier = arguments[places.index(place)]
+    given: dict[Path, str] = {}
+    for source, argument in zip(sources, arguments, strict=True):
+        place = Path(source.location).expanduser().resolve()
+        if place in given:
             raise ConfigError(
-                f"{arguments[n]} is the same LoRA as {earlier}, which is given before; leave one of them out"
+                f"{argument} is the same LoRA as {given[place]}, which is given before; leave one of them out"
             )
+        given[place] = argument
     names = [source.name for source in sources]
     if len(set(names)) == len(names) and BASE not in names:
         return sources

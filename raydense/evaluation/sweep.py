@@ -218,7 +218,7 @@ def _check_overrides(
 
 def check_pairs(trials: Sequence[Trial]) -> None:
     """Raises: ConfigError if there is no difference of two settings over seeds."""
-    arms, seeds = (len({getattr(trial, name) for trial in trials}) for name in ("settings", "seed"))
+    arms, seeds = len({trial.settings for trial in trials}), len({trial.seed for trial in trials})
     if arms < 2 or seeds < 2:
         raise ConfigError(
             f"--paired compares two settings or more over two seeds or more, and this sweep has {arms} and {seeds}; "

@@ -71,7 +71,8 @@ def test_what_unfolds_is_told_from_what_does_not(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("with_gradient", [False, True])
 def test_a_unets_row_takes_what_is_planned(dtype: torch.dtype, with_gradient: bool) -> None:
-    skip_where_it_unfolds(dtype)
+    if not with_gradient:  # with one, what is kept for it is more than a convolution's columns
+        skip_where_it_unfolds(dtype)
     unet = UNet2DConditionModel(**UNET).to(dtype).requires_grad_(False).eval()
     files = PipelineFiles("unet", parts={"unet": dict(unet.config), "text_encoder": {"hidden_size": 64}})
     unet.add_adapter(LORA)
