@@ -102,6 +102,7 @@ def test_a_transformers_row_takes_what_is_planned(kind: str, how: str, dtype: to
     network = cls(**sizes).to(dtype).requires_grad_(False).eval()
     network.add_adapter(LORA)
     network.to(dtype)
+    keep_less(network)
     if how == "checkpointed":
         network.enable_gradient_checkpointing()
     x, times, given = family.example_inputs(dtype, "cpu")
