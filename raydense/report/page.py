@@ -83,6 +83,7 @@ def render(run: RunData) -> str:
         starts=[{**row, "at": _time(row["time"])} for row in run.events("start")],
         skipped=[row["step"] for row in run.rows("step") if row.get("skipped")],
         suspected=[row["stage"] + 1 for row in run.rows("stage") if row.get("reward/hacking_suspected")],
+        fallen=[row["stage"] + 1 for row in run.rows("stage") if row.get("reward/fallen")],
         config=run.config.to_yaml(),
     )
 

@@ -170,14 +170,14 @@ ScorerConfig = Annotated[
 
 
 class WatchConfig(Section):
-    """When a run suspects that its reward is being hacked (`raydense.training.watch` has the rule)."""
+    """When a run says that its reward is being hacked, or falls (`raydense.training.watch` has the rules)."""
 
     sigmas: PositiveFloat = 3.0
-    """Standard errors by which the reward rose and a monitor fell."""
+    """Standard errors by which the reward rose and a monitor fell, or the reward fell."""
     collapse: PositiveFloat = 3.0
     """Standard deviations between the first stage's groups, by which pictures changed."""
     stop: bool = False
-    """Ends the run where it is suspected; else it is only said and logged."""
+    """Ends the run there; else it is only said and logged."""
 
 
 class RewardConfig(Section):

@@ -31,8 +31,6 @@ def unread_beside_others(
         yield from changed(learner, "learner.timeout_s", "beside learner.num_workers=1", "raise that")
     if replay.segments is False:
         yield from changed(replay, "replay.keep_segments", "beside replay.segments=false", "set that to true")
-    if not reward.monitors:
-        yield from changed(reward.watch, "reward.watch.sigmas", "without reward.monitors", "name one there")
     for judge in reward.judges:
         if isinstance(judge, HttpScorerConfig) and judge.retries < 2:
             where = f"beside its retries={judge.retries}"

@@ -32,7 +32,7 @@ from raydense.training.stage_loop import StageState
 from raydense.training.stage_metrics import nothing_but_ties, stage_values
 from raydense.training.stopping import StopFlag, StopRequested
 from raydense.training.summary import versions
-from raydense.training.watch import HackingWatch
+from raydense.training.watch import RewardWatch
 
 
 class Recorder:
@@ -65,7 +65,7 @@ class Recorder:
         self._base_grid: np.ndarray | None = None
         self._pictures, self._draws = pictures, StepDraws(config)
         self.judgements = JudgementRecord(config, sets, run_dir, self._log, scales, during=pictures)
-        self._watch = HackingWatch(config.reward, scales, run_dir.root)
+        self._watch = RewardWatch(config.reward, scales, run_dir.root)
         self.seconds: dict[str, float] = defaultdict(float)
         self.position = Position()
         self._pulled_bytes = self._steps = 0  # of the stage so far, in this process

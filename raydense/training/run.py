@@ -33,7 +33,7 @@ from raydense.training.recorder import Recorder
 from raydense.training.stage_loop import StageState, run_stages
 from raydense.training.stopping import StopFlag
 from raydense.training.summary import summarise
-from raydense.training.watch import HackingSuspected
+from raydense.training.watch import StoppedByWatch
 from raydense.wiring.policies import family_for
 
 MAX_LEARNER_DEATHS = 3
@@ -168,7 +168,7 @@ class _Run:
         recorder.seconds["starting"] = time.perf_counter() - self._started
         try:
             before, after, last_step = self._stages(fleet, learner, recorder, checkpoint)
-        except (NonFiniteStepError, HackingSuspected) as error:
+        except (NonFiniteStepError, StoppedByWatch) as error:
             self._dir.write_failure(str(error))
             self._dir.publish()
             raise

@@ -14,7 +14,9 @@ from raydense.planning.compute import NetworkRows
 from raydense.records.scores import Judgement
 from raydense.records.tables import Sheet
 from raydense.training.judging import paired_gains
+from raydense.training.watch import GENTLER
 
+CERTAIN = 3.0  # standard errors by which a score lies below the base model's
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
 
 
@@ -59,6 +61,19 @@ def _gains(scorer: str, before: Judgement | None, after: Judgement | None) -> di
     return {"reward": scores.pop(scorer, {}), "monitors": scores}
 
 
+def losses(summary: Mapping[str, Any]) -> list[str]:
+    """A line for each prompt set on which the trained score certainly is below the base model's."""
+    lines = []
+    for prompts, row in summary["reward"].items():
+        mean, error = row["gain"]["mean"], _error(row["gain"])[0]
+        if error is not None and mean < -CERTAIN * error:
+            lines.append(
+                f"the LoRA is worse than the base model: {summary['scorer']} on {prompts} prompts {mean:+.4f} ± "
+                f"{error:.4f}; {GENTLER}"
+            )
+    return lines
+
+
 def gain_sheet(summary: Mapping[str, Any]) -> Sheet:
     """Scores before and after with the paired gain and its standard error, for the end of a run.
 
@@ -74,8 +89,8 @@ def gain_sheet(summary: Mapping[str, Any]) -> Sheet:
             row = by_judge.get(judge, {}).get(prompts)
             if row is None:  # a monitor failed
                 continue
-            error = row["gain"]["se_by_prompt"]
-            if error is None and (error := row["gain"]["se"]) is not None:
+            error, of_one_prompt = _error(row["gain"])
+            if of_one_prompt:
                 sample = "clustered by prompt; of one prompt alone, over its pictures"
             gain = f"{row['gain']['mean']:+.4f}" + ("" if error is None else f" ± {error:.4f}")
             names = (judge, prompts, weights) if averages else (judge, prompts)
@@ -83,6 +98,13 @@ def gain_sheet(summary: Mapping[str, Any]) -> Sheet:
     title = f"{summary['name']}, seed {summary['seed']}: mean score, before and after (± standard error, {sample})"
     columns = ("judge", "prompts", "weights") if averages else ("judge", "prompts")
     return Sheet(title, (*columns, "before", "after", "gain"), tuple(rows), len(columns))
+
+
+def _error(gain: Mapping[str, Any]) -> tuple[float | None, bool]:
+    """The standard error, clustered by prompt, and whether it is of one prompt alone, over its pictures."""
+    if gain["se_by_prompt"] is not None:
+        return gain["se_by_prompt"], False
+    return gain["se"], gain["se"] is not None
 
 
 def _by_judge(gains: Mapping[str, Any], scorer: str) -> dict[str, Any]:

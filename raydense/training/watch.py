@@ -1,7 +1,7 @@
-"""The hacking watch: whether the trained reward rises while what it stands for does not.
+"""The watch: whether the trained reward rises while what it stands for does not, and whether it falls.
 
-Two signs, looked for whenever a stage is collected. Everything is a mean over the stage's groups, whose standard error
-is their standard deviation over √groups.
+Looked for whenever a stage is collected: two signs of reward hacking, and a fall. Everything is a mean over the stage's
+groups, whose standard error is their standard deviation over √groups.
 
 1. *Reward up, monitor down.* Against the earlier stage where the monitor stood highest, the monitor has fallen and the
    reward has risen, each by more than `reward.watch.sigmas` standard errors of the difference. The highest, not the
@@ -11,8 +11,12 @@ is their standard deviation over √groups.
    that the average group looks unlike nearly all groups of the base model. Here the size counts and not the error:
    any training moves these a little, and a long stage would make a little significant.
 
-Without a trend a run of ten stages with two monitors is suspected by sign 1 less than once in a thousand
-(`tests/raydense/training/test_watch.py` counts). A suspicion is no proof: look at the pictures.
+*Fall.* The reward is lower than in the first stage, by Welch's t test at the level of `reward.watch.sigmas`: the run
+makes its pictures worse, as a learning rate does that is too high.
+
+Without a trend a run of ten stages with two monitors is suspected by sign 1 less than once in a thousand, and its
+reward is said to have fallen less than once in a hundred (`tests/raydense/training/test_watch.py` counts both). A
+suspicion is no proof: look at the pictures.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from raydense.core.statistics import known_rows
 from raydense.core.types import FloatArray, GroupMeta, UnitReport
@@ -37,21 +42,27 @@ FILE = "watch.json"
 IMAGES = "images/"
 DIRECTIONS = {"images/saturation": 0, "images/entropy": -1, "images/similarity": 1}  # in which it collapses; 0: either
 MONITOR = "reward/monitor/"
+GENTLER = "try a lower train.lr or fewer stage.steps"
 
 
-class HackingSuspected(RuntimeError):
+class StoppedByWatch(RuntimeError):
     """`reward.watch.stop` ended the run; the message has the signs."""
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a stage looks like: metrics, and a line for each sign of hacking."""
+    """What a stage looks like: metrics, a line for each sign of hacking, and one for a fall."""
 
     values: Mapping[str, float]
     signs: tuple[str, ...]
+    fall: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (*(f"reward hacking suspected: {sign}" for sign in self.signs), *([self.fall] if self.fall else []))
 
 
-class HackingWatch:
+class RewardWatch:
     """Remembers the run's stages in `watch.json`, so that a run that continues sees what an uncut one does.
 
     Args:
@@ -69,19 +80,19 @@ class HackingWatch:
         past = [self._file[earlier] for earlier in range(stage) if earlier in self._file]
         watch = self._reward.watch
         signs = find_signs(past, self._file[stage], watch.sigmas, watch.collapse)
+        fall = find_fall(past, self._file[stage], watch.sigmas)
         values = {name: entry["mean"] for name, entry in self._file[stage].items() if name.startswith(IMAGES)}
-        values |= {"reward/hacking_suspected": float(bool(signs)), **self._scales.values(stage)}
-        return Sighting(values, signs)
+        values |= {"reward/hacking_suspected": float(bool(signs)), "reward/fallen": float(bool(fall))}
+        return Sighting({**values, **self._scales.values(stage)}, signs, fall)
 
     def react(self, sighting: Sighting, title: str, say: Callable[[str], None], run: str) -> None:
-        """Says each sign. Raises: HackingSuspected where there is one and the configuration wants the run to stop."""
-        for sign in sighting.signs:
-            say(f"{title}: reward hacking suspected: {sign}")
-        if sighting.signs and self._reward.watch.stop:
-            raise HackingSuspected(
-                f"reward.watch.stop: reward hacking suspected: {'; '.join(sighting.signs)}; look at "
-                f"{below(run, 'images')}, then take an earlier checkpoint, or go on with --resume {run} "
-                "--set reward.watch.stop=false"
+        """Says what was seen. Raises: StoppedByWatch where there is something and the run is to stop for it."""
+        for line in sighting.lines:
+            say(f"{title}: {line}")
+        if sighting.lines and self._reward.watch.stop:
+            raise StoppedByWatch(
+                f"reward.watch.stop: {'; '.join(sighting.lines)}; look at {below(run, 'images')}, then take an earlier "
+                f"checkpoint, or go on with --resume {run} --set reward.watch.stop=false"
             )
 
     def _describe(self, groups: Sequence[GroupMeta]) -> Entry:
@@ -113,6 +124,20 @@ def find_signs(past: Sequence[Entry], now: Entry, sigmas: float, collapse: float
         if name in DIRECTIONS and name in past[0] and (sign := _collapse(name, past[0], now, collapse)):
             signs.append(sign)
     return tuple(signs)
+
+
+def find_fall(past: Sequence[Entry], now: Entry, sigmas: float) -> str:
+    """What there is to say of a reward below the first stage's; entries as above."""
+    if not past:
+        return ""
+    first, last = past[0]["reward"], now["reward"]
+    away = _standard_errors(first, last)
+    if not (away < 0 and special.stdtr(_degrees_of_freedom(first, last), away) < special.ndtr(-sigmas)):
+        return ""
+    return (
+        f"the reward fell from {first['mean']:.4g} in the first stage to {last['mean']:.4g} ({away:+.1f} standard "
+        f"errors): training makes the pictures worse; {GENTLER}"
+    )
 
 
 def _reward_without(name: str, past: Sequence[Entry], now: Entry, sigmas: float) -> str:
@@ -152,6 +177,13 @@ def _standard_errors(before: Mapping[str, float], after: Mapping[str, float]) ->
     if error == 0:
         return math.copysign(math.inf, change) if change else 0.0
     return change / error
+
+
+def _degrees_of_freedom(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Of the difference of two means, by Welch and Satterthwaite."""
+    squares = [(entry["std"] ** 2 / entry["groups"], entry["groups"] - 1) for entry in (before, after)]
+    error = sum(square for square, _ in squares)
+    return error**2 / sum(square**2 / free for square, free in squares) if error > 0 else math.inf
 
 
 def _moments(table: NDArray[np.float64]) -> dict[str, float]:

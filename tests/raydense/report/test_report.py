@@ -158,13 +158,15 @@ def test_a_run_that_was_cut_or_still_runs_has_a_report(cut: Callable[[Path], Non
 def test_a_failure_and_a_suspicion_are_at_the_top(copy: Path) -> None:
     (copy / "failure.json").write_text('{"what": "3 gradient steps in a row had no finite loss"}')
     rows = list(read_rows(copy / "metrics.jsonl"))
-    suspected = [{**row, "reward/hacking_suspected": 1} if row["kind"] == "stage" else row for row in rows]
+    found = {"reward/hacking_suspected": 1, "reward/fallen": 1}
+    suspected = [{**row, **found} if row["kind"] == "stage" else row for row in rows]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in suspected))
     text = Page(render(read_run(copy))).text
     assert (
         text.index("3 gradient steps in a row") < text.index("Reward hacking suspected") < text.index("gradient norm ≤")
     )
-    assert "in stage 1, 2" in text
+    assert text.count("in stage 1, 2") == 2
+    assert text.index("Reward hacking suspected") < text.index("The reward fell") < text.index("gradient norm ≤")
 
 
 def test_a_prompt_is_text_and_never_markup(copy: Path) -> None:

@@ -23,7 +23,6 @@ IDLE = [
     ("learner.timeout_s=60", "beside learner.num_workers=1; raise that, or leave it at 600", "learner.num_workers=2"),
     ("replay.keep_segments=true", "beside replay.segments=false; set that to true, or leave it at false",
      "replay.segments=true"),
-    ("reward.watch.sigmas=2", "without reward.monitors; name one there, or leave it at 3", ORACLE),
     ("telemetry.wandb_project=mine", "beside telemetry.wandb=null; set that to online or offline, or leave it at rayd",
      "telemetry.wandb=offline"),
     ("telemetry.wandb_entity=us", "beside telemetry.wandb=null; set that to online or offline, or leave it at null",

@@ -11,7 +11,7 @@ import pytest
 from raydense.core.statistics import clustered_interval, estimate
 from raydense.records.scores import Judgement
 from raydense.training.judging import paired_gains
-from raydense.training.summary import gain_sheet
+from raydense.training.summary import gain_sheet, losses
 
 BEFORE = np.array([[0.0, 1.0, 2.0], [2.0, 4.0, 6.0]], np.float32)  # 2 prompts, 3 pictures of each
 GAIN = np.array([[1.0, 2.0, 3.0], [5.0, 7.0, 9.0]], np.float32)
@@ -72,3 +72,25 @@ def test_a_run_with_an_average_shows_the_last_step_beside_it() -> None:
 
 def test_a_run_that_was_not_judged_has_an_empty_table() -> None:
     assert gain_sheet({"name": "n", "seed": 3, "scorer": "clip", "reward": {}, "monitors": {}}).rows == ()
+
+
+def test_a_score_that_certainly_fell_is_said() -> None:
+    # two prompts, that lose 9 and 11: the mean's error is 1
+    assert losses(summary(BEFORE, np.array([[-9.0] * 3, [-11.0] * 3], np.float32))) == [
+        "the LoRA is worse than the base model: clip on train prompts -10.0000 ± 1.0000; try a lower train.lr or fewer "
+        "stage.steps"
+    ]
+    (line,) = losses(summary(BEFORE[:1], -GAIN[:1]))  # of one prompt, its pictures are the sample: -2 ± 0.5774
+    assert "-2.0000 ± 0.5774" in line
+
+
+@pytest.mark.parametrize("gain", [GAIN, -GAIN, 0 * GAIN], ids=["rose", "perhaps fell", "stayed"])
+def test_what_rose_stayed_or_only_perhaps_fell_is_not(gain: Any) -> None:
+    assert losses(summary(BEFORE, gain)) == []
+
+
+def test_what_cannot_be_told_is_not_said() -> None:
+    assert losses(summary(BEFORE[:1, :1], -GAIN[:1, :1])) == []
+    assert losses({"name": "n", "scorer": "clip", "reward": {}, "monitors": {}}) == []
+    fell = np.array([[-9.0] * 3, [-11.0] * 3], np.float32)
+    assert losses(summary(BEFORE, GAIN, {"watched": fell})) == []  # a monitor is not what is trained on

@@ -1,4 +1,4 @@
-"""The hacking watch: what it suspects, what it does not, and what a suspicion does to a run."""
+"""The watch: what it suspects, when a reward has fallen for it, and what either does to a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raydense.config import Config
 from raydense.core.types import GroupMeta, UnitReport, WorkUnit
 from raydense.records.stage_file import Entry
 from raydense.training.normalising import StageScales
-from raydense.training.watch import HackingWatch, find_signs
+from raydense.training.watch import RewardWatch, find_fall, find_signs
 
 MONITOR = "reward/monitor/m"
 NAMES = ("reward", MONITOR, MONITOR + "2")
@@ -95,6 +95,59 @@ def test_false_alarms_are_as_rare_as_the_docstring_says() -> None:
     assert alarms < 4
 
 
+def fall(*stages: Entry) -> str:
+    return find_fall(stages[:-1], stages[-1], sigmas=3)
+
+
+def test_a_reward_below_the_first_stages() -> None:
+    said = fall(stage(reward=0), stage(reward=2), stage(reward=-1))  # below the first, not the best
+    assert said == (
+        "the reward fell from 0 in the first stage to -1 (-7.1 standard errors): training makes the pictures worse; "
+        "try a lower train.lr or fewer stage.steps"
+    )
+    assert fall(stage(reward=5, std=0), stage(reward=4, std=0))  # nothing varies: any fall is one
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [stage(reward=0)],
+        [stage(reward=0), stage(reward=1)],
+        [stage(reward=0), stage(reward=-0.4)],  # 0.42 is three standard errors of the difference
+        [stage(reward=0), stage(reward=2), stage(reward=0)],
+        [stage(reward=0, std=0), stage(reward=0, std=0)],
+        [stage(groups=1, reward=0), stage(groups=1, reward=-9)],
+        [stage(groups=2, reward=0), stage(groups=2, reward=-5)],  # five standard errors, of two degrees of freedom
+    ],
+)
+def test_no_fall(stages: list[Entry]) -> None:
+    assert fall(*stages) == ""
+
+
+@pytest.mark.parametrize("groups", [2, 4, 80])
+def test_a_fall_is_as_rare_as_the_level_says(groups: int) -> None:
+    """Two stages that are alike: Welch's test is not above its level of 0.00135, and at 80 groups not far below."""
+    draws = np.random.default_rng(groups)
+    scores = draws.standard_normal((20_000, 2, groups))
+    means, stds = scores.mean(-1), scores.std(-1, ddof=1)
+    falls = 0
+    for (first, second), (one, other) in zip(means.tolist(), stds.tolist(), strict=True):
+        stages = [{"reward": {"mean": m, "std": s, "groups": groups}} for m, s in ((first, one), (second, other))]
+        falls += bool(fall(*stages))  # type: ignore[arg-type]
+    assert falls < 27 * 1.6
+    assert groups < 80 or falls > 27 * 0.4
+
+
+def test_a_run_without_a_trend_is_said_to_have_fallen_as_rarely_as_the_docstring_says() -> None:
+    """10 stages of 80 groups; counted over 4,000 runs."""
+    means = np.random.default_rng(0).standard_normal((4000, 10)) / np.sqrt(80)
+    falls = 0
+    for row in means.tolist():
+        run = [stage(80, reward=mean) for mean in row]
+        falls += any(fall(*run[: s + 1]) for s in range(1, 10))
+    assert 4 < falls < 40
+
+
 def report(groups: int, reward: float, monitor: float, noise: float = 0.01) -> UnitReport:
     draws = np.random.default_rng(groups)
     metas = []
@@ -113,9 +166,9 @@ def test_a_run_that_continues_remembers_its_stages(small_config: Callable[..., C
     reward = small_config(reward={"scorer": scorer, "monitors": monitors}).reward
     scales = StageScales(reward.scorer, tmp_path)
     stages = [report(20, 0.0, 0.0), report(20, 1.0, -1.0)]
-    whole = HackingWatch(reward, scales, tmp_path)
+    whole = RewardWatch(reward, scales, tmp_path)
     assert whole.look(0, stages[:1]).values["reward/hacking_suspected"] == 0
-    continued = HackingWatch(reward, scales, tmp_path)
+    continued = RewardWatch(reward, scales, tmp_path)
     found = continued.look(1, stages[1:])
     assert found == continued.look(1, stages[1:])
     assert found.values["reward/hacking_suspected"] == 1
@@ -129,7 +182,7 @@ def test_a_monitor_that_failed_is_watched_by_what_it_scored(
     monitors = [{"kind": "callable", "name": "m", "target": "math:sin"}]
     scorer = {"kind": "callable", "name": "r", "target": "math:sin"}
     reward = small_config(reward={"scorer": scorer, "monitors": monitors}).reward
-    watch = HackingWatch(reward, StageScales(reward.scorer, tmp_path), tmp_path)
+    watch = RewardWatch(reward, StageScales(reward.scorer, tmp_path), tmp_path)
 
     def without(failed: int, whole: UnitReport) -> UnitReport:
         nothing = {"m": (math.nan, math.nan)}
@@ -154,6 +207,10 @@ def rising(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     """A reward that depends on how often it was asked: the sharpest trend that there is."""
     CALLS["up"] += 1
     return np.arange(len(images)) % 4 * 1e-3 + CALLS["up"]
+
+
+def sinking(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    return -rising(images, prompts)
 
 
 def falling(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
@@ -189,3 +246,21 @@ def test_a_run_says_it_marks_it_and_stops_where_asked(small_values: dict[str, An
             assert 0 <= row["images/saturation"] <= 1
             assert 0 < row["images/entropy"] <= 6
             assert -1 <= row["images/similarity"] <= 1
+
+
+def test_a_run_whose_reward_falls_says_so_stops_where_asked_and_ends_with_a_line(
+    small_values: dict[str, Any], tmp_path: Path
+) -> None:
+    reward = {"scorer": {"kind": "callable", "name": "r", "target": f"{__name__}:sinking"}, "watch": {"stop": True}}
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(yaml.safe_dump({**small_values, "reward": reward}))
+    stopped = train(config, "--local", "--out", run)
+    assert stopped.exit_code == 1
+    assert "stage 2 of 2: the reward fell from" in stopped.output
+    assert "reward.watch.stop: the reward fell from" in stopped.stderr
+
+    gone_on = train("--resume", run, "--local", "--set", "reward.watch.stop=false")
+    assert gone_on.exit_code == 0, gone_on.output
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["reward/fallen"] for row in rows if row["kind"] == "stage"] == [0.0, 1.0]
+    assert "the LoRA is worse than the base model: r on train prompts -" in " ".join(gone_on.output.split())
