@@ -143,8 +143,12 @@ def _named(o: Outcome, count: int) -> Outcome:
 
 def _notes(found: Sequence[Outcome], pairs: Sequence[Outcome]) -> list[str]:
     """What else a reader has to know."""
-    unlike = [f"{o.arm.name} against {o.difference.against.name}: {note}"
-              for o in found if o.difference for note in o.difference.notes]  # fmt: skip
+    unlike = [  # of the runs, whichever of their weights
+        f"{label(o.arm.settings)} against {label(o.difference.against.settings)}: {note}"
+        for o in found
+        if o.difference
+        for note in o.difference.notes
+    ]
     several = (
         f"{len(pairs)} differences of 95 % each: where nothing differs, one in twenty still excludes 0; settle before "
         "the runs which one is to decide"

@@ -33,6 +33,20 @@ def test_a_users_text_is_shown_as_it_is(text: str) -> None:
     assert file.getvalue().count(text) == 4  # the line, title, head and cell
 
 
+@pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("60", 3)])
+def test_a_table_in_a_log_is_not_folded_to_a_terminals_width(
+    columns: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    file, table = io.StringIO(), Table("setting", show_header=False)
+    table.add_column(overflow="fold")
+    table.add_row("a", "b" * 150)
+    open_console(file=file).print(table)
+    assert sum("b" in line for line in file.getvalue().splitlines()) == lines
+
+
 @pytest.mark.parametrize(
     ("encoding", "shown"),
     [("utf-8", "ß 猫 \\udcff\n"), ("latin-1", "ß \\u732b \\udcff\n"), ("ascii", "\\xdf \\u732b \\udcff\n")],

@@ -190,7 +190,8 @@ def test_compute_is_a_column_where_a_run_has_it(trials: Trials, swept: list[Tria
 def test_unequal_compute_is_said_once(trials: Trials, tmp_path: Path) -> None:
     for settings, rows in ((LOW, 100), (HIGH, 150)):
         for trial in trials(settings):
-            write_run(trial.directory, {"train": 0.1, "unseen": 0.1}, rows={"sampler": {"forward": rows}})
+            gains = {"train": 0.1, "unseen": 0.1}
+            write_run(trial.directory, gains, last_step=gains, rows={"sampler": {"forward": rows}})
     notes = write_results(tmp_path, [*trials(LOW), *trials(HIGH)]).notes
     said = "not at equal compute: rows of the network: sampler forward 150 against 100"
     assert notes == (f"gamma=1 against gamma=0.8: {said}",)
