@@ -117,7 +117,7 @@ def _train(
     from raydense.records.run_dir import default_out, here_until_done, locate
     from raydense.training.run import resume, train
     from raydense.training.stopping import StopRequested
-    from raydense.training.summary import gain_sheet, losses
+    from raydense.training.summary import gain_sheet
 
     if out is not None:
         root, mirror = locate(out)
@@ -137,8 +137,6 @@ def _train(
         signal_number = stop.signal_number if isinstance(stop, StopRequested) else signal.SIGINT
         fail(f"stopped; continue with: {command('train', '--resume', shown)}", 128 + signal_number)
     display.result(summary, gain_sheet(summary).rich())
-    for line in losses(summary):
-        display.say(line)
     _say_where(display, shown, summary)
     display.say(f"pictures  {below(shown, 'images/before-after.png')}")
     display.say(f"summary   {below(shown, 'summary.json')}   ({summary['wall_s']:.0f} s)")

@@ -65,6 +65,18 @@ def clustered_interval(values: ArrayLike) -> Interval:
     return mean_interval(_clusters(known_rows(values)))
 
 
+def is_below_zero(values: ArrayLike, sigmas: float) -> bool:
+    """Whether the mean is below 0, by Student's one-sided test at the normal distribution's level of so many sigmas.
+
+    Args: values [P, m]: clustered as above.
+    """
+    flat = _clusters(known_rows(values))
+    error = _standard_error(flat)
+    if math.isnan(error) or not _mean(flat) < 0:
+        return False
+    return error == 0 or bool(special.stdtr(len(flat) - 1, _mean(flat) / error) < special.ndtr(-sigmas))
+
+
 def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:
     """Share of pictures with the higher score, pair by pair ([P, m] both); a tie is half a win.
 

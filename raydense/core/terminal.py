@@ -19,14 +19,15 @@ IN_A_LOG = 200  # columns
 def open_console(**options: Any) -> Console:
     """The only place that makes one: neither markup nor emoji codes are read in what a user wrote, in cells included.
 
-    What the output cannot encode is written as escapes: a run does not end of a letter. A pipe or a log has no width;
-    there, tables may be as wide as `IN_A_LOG` unless COLUMNS says otherwise.
+    What the output cannot encode is written as escapes: a run does not end of a letter. Where nothing is a terminal,
+    tables may be as wide as `IN_A_LOG` unless COLUMNS says otherwise.
     Args: options: as rich's own; `soft_wrap` is true unless said otherwise.
     """
     from rich.console import Console
 
     console = Console(**{"soft_wrap": True, **options}, markup=False, emoji=False, highlight=False)
-    if not (console.is_terminal or console.is_jupyter) and "width" not in options and "COLUMNS" not in os.environ:
+    told = console.is_jupyter or "width" in options or os.environ.get("COLUMNS", "").strip("0").isdigit()
+    if not told and not any(os.isatty(descriptor) for descriptor in (0, 1, 2)):
         console.width = IN_A_LOG
     if isinstance(console.file, io.TextIOWrapper):
         console.file.reconfigure(errors="backslashreplace")

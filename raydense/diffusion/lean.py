@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from peft.tuners import lora
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
 
@@ -64,13 +65,21 @@ class LeanLora(lora.Linear):  # type: ignore[misc]
     """W x + b + s B A x, of which A and B alone have gradients."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not self._learns(x):
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         base, ((adapter, scaling),) = self.base_layer, self.scaling.items()
         down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-        trained = torch.is_grad_enabled() and down.requires_grad and up.requires_grad
-        if self.disable_adapters or not trained or not x.dtype == base.weight.dtype == down.dtype:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         result: Tensor = _FrozenLora.apply(x, base.weight, base.bias, down, up, scaling)  # type: ignore[no-untyped-call]
         return result
+
+    def _learns(self, x: Tensor) -> bool:
+        """Whether its one adapter is on, has gradients, and computes in the dtype of x."""
+        if self.disable_adapters or self.merged or not torch.is_grad_enabled() or x.ndim < 2:
+            return False
+        if list(self.scaling) != list(self.active_adapters) or torch.is_autocast_enabled(x.device.type):
+            return False
+        tensors = [half[adapter].weight for half in (self.lora_A, self.lora_B) for adapter in self.scaling]
+        return all(t.requires_grad and t.dtype == x.dtype for t in tensors) and self.base_layer.weight.dtype == x.dtype
 
 
 class _FrozenConv(torch.autograd.Function):
@@ -111,9 +120,10 @@ class _FrozenLora(torch.autograd.Function):
         update = F.linear(low, up)
         context.save_for_backward(x, weight, down, up, low)
         context.scaling = scaling
-        return F.linear(x, weight, bias).add_(update if scaling == 1 else update.mul_(scaling))
+        return F.linear(x, weight, bias) + (update if scaling == 1 else update.mul_(scaling))
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Any) -> Any:
         x, weight, down, up, low = context.saved_tensors
         x_rows, low_rows, rows = (tensor.flatten(0, -2) for tensor in (x, low, *gradients))

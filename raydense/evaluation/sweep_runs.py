@@ -17,6 +17,7 @@ import torch
 
 from raydense.config import Config, ConfigError
 from raydense.evaluation.sweep import Trial, label
+from raydense.records.run_dir import RunDirectory
 from raydense.training.stopping import StopFlag, StopRequested
 
 POLL_S = 0.2
@@ -119,7 +120,9 @@ class SweepRunner:
             self._say(f"{name}: finished in {seconds:.0f} s")
         elif not self._stopping:  # else it stopped because we asked it to
             self.failed.append(run.trial)
-            self._say(f"{name}: failed with exit code {code}; see {run.log.name}")
+            why = RunDirectory(run.trial.directory).read_failure()
+            reason = f" ({why})" if why else ""
+            self._say(f"{name}: failed with exit code {code}{reason}; see {run.log.name}")
         return True
 
 

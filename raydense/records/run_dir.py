@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raydense.config import Config, ConfigError, load_run_config
-from raydense.files.durable import write_text
+from raydense.files.durable import json_if_there, write_text
 from raydense.records.inputs import Pin, write_pins
 
 if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # it imports torch, for which `raydense status` does not wait
     from raydense.records.scores import Judgement
     from raydense.sections.run import StepsConfig
 
+FAILURE = "failure.json"
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray's Jobs API sets it for the entry point of a job
 
 
@@ -180,7 +181,16 @@ class RunDirectory:
 
     def write_failure(self, what: str) -> None:
         """Which batch stopped the run; with the seed and the step in it, the batch can be drawn again."""
-        self._write_json("failure.json", {"what": what})
+        self._write_json(FAILURE, {"what": what})
+
+    def forget_failure(self) -> None:
+        """Of a process before, when the run goes on."""
+        (self.root / FAILURE).unlink(missing_ok=True)
+
+    def read_failure(self) -> str | None:
+        """What stopped the run; None where nothing did, or where it went on."""
+        found: dict[str, str] | None = json_if_there(self.root / FAILURE)
+        return found["what"] if found else None
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Every single score behind the summary's means."""

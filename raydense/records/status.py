@@ -38,13 +38,14 @@ def read_status(root: Path) -> dict[str, Any]:
     run_dir = RunDirectory(root)
     config = run_dir.read_config()
     metrics, telemetry = list(read_rows(run_dir.metrics)), list(read_rows(run_dir.telemetry))
-    summary = json_if_there(root / "summary.json")
+    summary, progress = json_if_there(root / "summary.json"), _progress(config, metrics, telemetry)
     return {
         "run": str(root),
         "name": config.name,
-        "state": "finished" if summary else "unfinished",
+        "state": "finished" if summary and progress["steps"] == progress["steps_total"] else "unfinished",
+        "failure": run_dir.read_failure(),
         "last_write_s": round(time.time() - _last_write(root), 1),
-        "progress": _progress(config, metrics, telemetry),
+        "progress": progress,
         "rewards": [row["reward/mean"] for row in metrics if row["kind"] == "stage"],
         "last_step": next((row for row in reversed(metrics) if row["kind"] == "step"), None),
         "fleet": _fleet(telemetry),
@@ -67,6 +68,8 @@ def show_status(status: Mapping[str, Any], console: Console) -> None:
 def _lines(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     progress, fleet, step = status["progress"], status["fleet"], status["last_step"]
     yield "state", f"{status['state']}, last written {status['last_write_s']:.0f} s ago"
+    if status["failure"]:
+        yield "stopped", status["failure"]
     yield "stage", f"{progress['stage']} of {progress['stages']}, {progress['phase']}"
     yield "units", f"{progress['units']} of {progress['units_a_stage']} of this stage"
     yield "gradient steps", f"{progress['steps']:,} of {progress['steps_total']:,}"

@@ -84,6 +84,7 @@ def render(run: RunData) -> str:
         skipped=[row["step"] for row in run.rows("step") if row.get("skipped")],
         suspected=[row["stage"] + 1 for row in run.rows("stage") if row.get("reward/hacking_suspected")],
         fallen=[row["stage"] + 1 for row in run.rows("stage") if row.get("reward/fallen")],
+        worse_on=(run.status["summary"] or {}).get("worse_on", ()),
         config=run.config.to_yaml(),
     )
 

@@ -94,7 +94,6 @@ def read_run(root: Path) -> RunData:
     """Raises: ConfigError if `root` holds no run."""
     status = read_status(root)
     run_dir = RunDirectory(root)
-    failure = json_if_there(root / "failure.json")
     return RunData(
         root,
         load_run_config(run_dir.config_file),
@@ -102,7 +101,7 @@ def read_run(root: Path) -> RunData:
         list(read_rows(run_dir.metrics)),
         list(read_rows(run_dir.telemetry)),
         json_if_there(root / "scores.json"),
-        failure["what"] if failure else None,
+        run_dir.read_failure(),
     )
 
 

@@ -32,7 +32,7 @@ from raydense.training.normalising import StageScales
 from raydense.training.recorder import Recorder
 from raydense.training.stage_loop import StageState, run_stages
 from raydense.training.stopping import StopFlag
-from raydense.training.summary import summarise
+from raydense.training.summary import losses, summarise
 from raydense.training.watch import StoppedByWatch
 from raydense.wiring.policies import family_for
 
@@ -141,6 +141,7 @@ class _Run:
     def _record_inputs(self, base: BaseModel) -> None:
         """What this process goes on with, as soon as nothing can refuse it any more."""
         recorded = self._pinned.recorded(base)
+        self._dir.forget_failure()
         self._dir.write_config(self._config)
         self._dir.write_inputs(recorded.pins, self._sets.named(), self._pinned.accepted)
         self._dir.write_scheduler(self._pipeline["scheduler"], self._config.steps)
@@ -181,6 +182,8 @@ class _Run:
         self._dir.write_scores(score_table(self._config, self._sets, before, after, last_step))
         self._dir.write_summary(summary)
         self._dir.publish()
+        for line in losses(summary):
+            self._display.say(line)
         return summary
 
     def _sinks(self, first_step: int) -> list[MetricSink]:

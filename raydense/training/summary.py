@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raydense.config import Config
+from raydense.core.statistics import is_below_zero
 from raydense.files.durable import json_if_there
 from raydense.planning.compute import NetworkRows
 from raydense.records.scores import Judgement
@@ -16,7 +17,7 @@ from raydense.records.tables import Sheet
 from raydense.training.judging import paired_gains
 from raydense.training.watch import GENTLER
 
-CERTAIN = 3.0  # standard errors by which a score lies below the base model's
+CERTAIN = 3.0  # sigmas of the test by which a score has fallen
 PACKAGES = ("raydense", "ray", "torch", "diffusers", "peft", "transformers", "numpy")
 
 
@@ -41,12 +42,14 @@ def summarise(
     Args: last_step: of its weights, where `after` is of the average.
     """
     name = config.reward.scorer.name
+    fell = [] if before is None or after is None else fallen(before, after, name)
     return {
         "name": config.name,
         "seed": config.seed,
         "runner": runner,
         "scorer": name,
         **_gains(name, before, after),
+        "worse_on": fell,
         **({} if config.train.ema is None else {"last_step": _gains(name, before, last_step)}),
         "wall_s": round(wall_s, 2),
         "phases_s": {name: round(value, 2) for name, value in seconds.items()},
@@ -61,16 +64,21 @@ def _gains(scorer: str, before: Judgement | None, after: Judgement | None) -> di
     return {"reward": scores.pop(scorer, {}), "monitors": scores}
 
 
+def fallen(before: Judgement, after: Judgement, scorer: str) -> list[str]:
+    """Names of the prompt sets on which its score certainly fell; the prompts are the sample, as in `gain_sheet`."""
+    both = {name: (scores[scorer], after.scores[name][scorer]) for name, scores in before.scores.items()}
+    return [name for name, (first, then) in both.items() if is_below_zero(then.astype(float) - first, CERTAIN)]
+
+
 def losses(summary: Mapping[str, Any]) -> list[str]:
-    """A line for each prompt set on which the trained score certainly is below the base model's."""
+    """A line for each prompt set on which training made the score worse."""
     lines = []
-    for prompts, row in summary["reward"].items():
-        mean, error = row["gain"]["mean"], _error(row["gain"])[0]
-        if error is not None and mean < -CERTAIN * error:
-            lines.append(
-                f"the LoRA is worse than the base model: {summary['scorer']} on {prompts} prompts {mean:+.4f} ± "
-                f"{error:.4f}; {GENTLER}"
-            )
+    for prompts in summary.get("worse_on", ()):  # none in a summary of earlier code
+        gain = summary["reward"][prompts]["gain"]
+        lines.append(
+            f"the LoRA is worse than what training began with: {summary['scorer']} on {prompts} prompts "
+            f"{gain['mean']:+.4g} ± {_error(gain)[0]:.2g}; {GENTLER}"
+        )
     return lines
 
 

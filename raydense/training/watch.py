@@ -11,8 +11,9 @@ groups, whose standard error is their standard deviation over √groups.
    that the average group looks unlike nearly all groups of the base model. Here the size counts and not the error:
    any training moves these a little, and a long stage would make a little significant.
 
-*Fall.* The reward is lower than in the first stage, by Welch's t test at the level of `reward.watch.sigmas`: the run
-makes its pictures worse, as a learning rate does that is too high.
+*Fall.* The reward is lower than in the first stage, by Welch's t test at the level of `reward.watch.sigmas` over five
+groups or more: the run makes its pictures worse, as a learning rate does that is too high. Such a stage is not
+suspected of hacking, since pictures that fall apart have all signs of a collapse.
 
 Without a trend a run of ten stages with two monitors is suspected by sign 1 less than once in a thousand, and its
 reward is said to have fallen less than once in a hundred (`tests/raydense/training/test_watch.py` counts both). A
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from raydense.core.messages import command
 from raydense.core.statistics import known_rows
 from raydense.core.types import FloatArray, GroupMeta, UnitReport
 from raydense.files.locations import below
@@ -42,7 +44,8 @@ FILE = "watch.json"
 IMAGES = "images/"
 DIRECTIONS = {"images/saturation": 0, "images/entropy": -1, "images/similarity": 1}  # in which it collapses; 0: either
 MONITOR = "reward/monitor/"
-GENTLER = "try a lower train.lr or fewer stage.steps"
+GENTLER = "start again with a lower train.lr or fewer stage.steps"
+FEWEST = 5  # groups a stage whose means Welch's test tells apart; of fewer, their spread is known too badly
 
 
 class StoppedByWatch(RuntimeError):
@@ -79,8 +82,8 @@ class RewardWatch:
         self._file[stage] = self._describe(groups)
         past = [self._file[earlier] for earlier in range(stage) if earlier in self._file]
         watch = self._reward.watch
-        signs = find_signs(past, self._file[stage], watch.sigmas, watch.collapse)
         fall = find_fall(past, self._file[stage], watch.sigmas)
+        signs = () if fall else find_signs(past, self._file[stage], watch.sigmas, watch.collapse)
         values = {name: entry["mean"] for name, entry in self._file[stage].items() if name.startswith(IMAGES)}
         values |= {"reward/hacking_suspected": float(bool(signs)), "reward/fallen": float(bool(fall))}
         return Sighting({**values, **self._scales.values(stage)}, signs, fall)
@@ -90,9 +93,10 @@ class RewardWatch:
         for line in sighting.lines:
             say(f"{title}: {line}")
         if sighting.lines and self._reward.watch.stop:
+            going_on = command("train", "--resume", run, "--set", "reward.watch.stop=false")
             raise StoppedByWatch(
                 f"reward.watch.stop: {'; '.join(sighting.lines)}; look at {below(run, 'images')}, then take an earlier "
-                f"checkpoint, or go on with --resume {run} --set reward.watch.stop=false"
+                f"checkpoint, or go on with: {going_on}"
             )
 
     def _describe(self, groups: Sequence[GroupMeta]) -> Entry:
@@ -131,6 +135,8 @@ def find_fall(past: Sequence[Entry], now: Entry, sigmas: float) -> str:
     if not past:
         return ""
     first, last = past[0]["reward"], now["reward"]
+    if min(first["groups"], last["groups"]) < FEWEST:
+        return ""
     away = _standard_errors(first, last)
     if not (away < 0 and special.stdtr(_degrees_of_freedom(first, last), away) < special.ndtr(-sigmas)):
         return ""
@@ -183,7 +189,7 @@ def _degrees_of_freedom(before: Mapping[str, float], after: Mapping[str, float])
     """Of the difference of two means, by Welch and Satterthwaite."""
     squares = [(entry["std"] ** 2 / entry["groups"], entry["groups"] - 1) for entry in (before, after)]
     error = sum(square for square, _ in squares)
-    return error**2 / sum(square**2 / free for square, free in squares) if error > 0 else math.inf
+    return 1 / sum((square / error) ** 2 / free for square, free in squares) if error > 0 else math.inf
 
 
 def _moments(table: NDArray[np.float64]) -> dict[str, float]:

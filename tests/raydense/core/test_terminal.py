@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
-from raydense.core.terminal import open_console
+from raydense.core.terminal import IN_A_LOG, open_console
 
 TEXTS = (
     "[cat:dog:0.5]", "score[red]v2", ":cat: :dog:", "[/]", "[bold]x[/bold]", "\\[x]", "[link=x]y[/link]", "@x", "#7",
@@ -33,10 +33,14 @@ def test_a_users_text_is_shown_as_it_is(text: str) -> None:
     assert file.getvalue().count(text) == 4  # the line, title, head and cell
 
 
-@pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("60", 3)])
+@pytest.mark.parametrize(
+    ("columns", "terminal", "lines"),
+    [(None, False, 1), ("", False, 1), ("0", False, 1), ("60", False, 3), ("60", True, 3)],
+)
 def test_a_table_in_a_log_is_not_folded_to_a_terminals_width(
-    columns: str | None, lines: int, monkeypatch: pytest.MonkeyPatch
+    columns: str | None, terminal: bool, lines: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(os, "isatty", lambda descriptor: terminal and descriptor == 2)
     monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
@@ -45,6 +49,12 @@ def test_a_table_in_a_log_is_not_folded_to_a_terminals_width(
     table.add_row("a", "b" * 150)
     open_console(file=file).print(table)
     assert sum("b" in line for line in file.getvalue().splitlines()) == lines
+
+
+def test_a_pipe_that_ends_on_a_terminal_is_as_wide_as_rich_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 2)
+    assert open_console(file=io.StringIO()).width < IN_A_LOG
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,61 @@ def test_a_lora_that_is_off_computes_what_is_below_it() -> None:
     assert torch.equal(adapted.layer(x), adapted.layer.get_base_layer()(x))
 
 
+def merged(layer: lora.Linear) -> Tensor:
+    layer.merge()
+    return layer(torch.ones(2, 5))
+
+
+def with_another_adapter(layer: lora.Linear) -> Tensor:
+    layer.update_layer("other", 2, 2, LoraConfig(r=2))
+    return layer(torch.ones(2, 5))
+
+
+def without_an_adapter(layer: lora.Linear) -> Tensor:
+    layer.set_adapter([])
+    for half in (layer.lora_A, layer.lora_B):
+        half["default"].requires_grad_(True)
+    return layer(torch.ones(2, 5))
+
+
+def under_autocast(layer: lora.Linear) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return layer(torch.ones(2, 5))
+
+
+CALLS = [
+    merged, with_another_adapter, without_an_adapter, under_autocast,
+    lambda layer: layer(torch.ones(2, 5), adapter_names=["__base__"] * 2),
+    lambda layer: layer(torch.ones(5)),
+    lambda layer: layer(torch.ones(2, 3, 5)).mul_(2),
+    lambda layer: layer(layer(torch.ones(0, 5))[:, [0, 1, 2, 3, 0]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_adapted_layer_is_pefts_however_it_is_called(call: Callable[[lora.Linear], Tensor]) -> None:
+    plain = Adapted()
+    lean = copy.deepcopy(plain)
+    keep_less(lean)
+    values = [call(adapted.layer) for adapted in (plain, lean)]  # type: ignore[arg-type]
+    assert torch.equal(values[1], values[0])
+    for value in values:
+        if value.requires_grad:
+            value.float().square().sum().backward()
+    for theirs, ours in zip(plain.parameters(), lean.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert theirs.grad is None or torch.allclose(ours.grad, theirs.grad, rtol=1e-5)  # type: ignore[arg-type]
+
+
+def test_a_second_derivative_is_refused_and_not_wrong() -> None:
+    adapted = Adapted()
+    keep_less(adapted)
+    x = torch.ones(2, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(adapted.layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])
 def test_another_kind_of_lora_stays_as_it_is(options: dict[str, object]) -> None:
     adapted = Adapted(**options)

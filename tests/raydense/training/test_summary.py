@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raydense.core.statistics import clustered_interval, estimate
+from raydense.core.statistics import clustered_interval, estimate, is_below_zero
 from raydense.records.scores import Judgement
 from raydense.training.judging import paired_gains
-from raydense.training.summary import gain_sheet, losses
+from raydense.training.summary import fallen, gain_sheet, losses
 
 BEFORE = np.array([[0.0, 1.0, 2.0], [2.0, 4.0, 6.0]], np.float32)  # 2 prompts, 3 pictures of each
 GAIN = np.array([[1.0, 2.0, 3.0], [5.0, 7.0, 9.0]], np.float32)
@@ -74,23 +74,40 @@ def test_a_run_that_was_not_judged_has_an_empty_table() -> None:
     assert gain_sheet({"name": "n", "seed": 3, "scorer": "clip", "reward": {}, "monitors": {}}).rows == ()
 
 
+def judged(before: Any, gain: Any) -> tuple[Judgement, Judgement]:
+    return Judgement({"train": {"clip": before}}), Judgement({"train": {"clip": before + gain}})
+
+
+FELL = np.repeat(np.array([[-9.0], [-10.0], [-11.0], [-12.0]], np.float32), 3, axis=1)  # 4 prompts
+
+
 def test_a_score_that_certainly_fell_is_said() -> None:
-    # two prompts, that lose 9 and 11: the mean's error is 1
-    assert losses(summary(BEFORE, np.array([[-9.0] * 3, [-11.0] * 3], np.float32))) == [
-        "the LoRA is worse than the base model: clip on train prompts -10.0000 ± 1.0000; try a lower train.lr or fewer "
-        "stage.steps"
+    before = np.zeros_like(FELL)
+    assert fallen(*judged(before, FELL), "clip") == ["train"]
+    assert losses({**summary(before, FELL), "worse_on": ["train"]}) == [
+        "the LoRA is worse than what training began with: clip on train prompts -10.5 ± 0.65; start again with a lower "
+        "train.lr or fewer stage.steps"
     ]
-    (line,) = losses(summary(BEFORE[:1], -GAIN[:1]))  # of one prompt, its pictures are the sample: -2 ± 0.5774
-    assert "-2.0000 ± 0.5774" in line
+    one = np.array([[-9.0, -10.0, -11.0, -12.0]], np.float32)  # of one prompt, its pictures are the sample
+    assert fallen(*judged(0 * one, one), "clip") == ["train"]
+    (line,) = losses({**summary(0 * one, one), "worse_on": ["train"]})
+    assert "-10.5 ± 0.65" in line
 
 
 @pytest.mark.parametrize("gain", [GAIN, -GAIN, 0 * GAIN], ids=["rose", "perhaps fell", "stayed"])
 def test_what_rose_stayed_or_only_perhaps_fell_is_not(gain: Any) -> None:
-    assert losses(summary(BEFORE, gain)) == []
+    assert fallen(*judged(BEFORE, gain), "clip") == []
 
 
 def test_what_cannot_be_told_is_not_said() -> None:
-    assert losses(summary(BEFORE[:1, :1], -GAIN[:1, :1])) == []
-    assert losses({"name": "n", "scorer": "clip", "reward": {}, "monitors": {}}) == []
-    fell = np.array([[-9.0] * 3, [-11.0] * 3], np.float32)
-    assert losses(summary(BEFORE, GAIN, {"watched": fell})) == []  # a monitor is not what is trained on
+    assert fallen(*judged(BEFORE[:1, :1], -GAIN[:1, :1]), "clip") == []
+    assert losses(summary(BEFORE, -GAIN)) == []  # of earlier code
+    assert losses({}) == []
+
+
+@pytest.mark.parametrize("prompts", [2, 4, 16])
+def test_pure_noise_falls_as_rarely_as_the_test_says(prompts: int) -> None:
+    """Student's, one-sided, at three sigmas: 0.00135 of 20,000 are 27."""
+    draws = np.random.default_rng(prompts).standard_normal((20_000, prompts, 1))
+    falls = sum(is_below_zero(gain, 3.0) for gain in draws)
+    assert 0.4 * 27 < falls < 1.6 * 27

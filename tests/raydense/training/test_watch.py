@@ -103,9 +103,10 @@ def test_a_reward_below_the_first_stages() -> None:
     said = fall(stage(reward=0), stage(reward=2), stage(reward=-1))  # below the first, not the best
     assert said == (
         "the reward fell from 0 in the first stage to -1 (-7.1 standard errors): training makes the pictures worse; "
-        "try a lower train.lr or fewer stage.steps"
+        "start again with a lower train.lr or fewer stage.steps"
     )
     assert fall(stage(reward=5, std=0), stage(reward=4, std=0))  # nothing varies: any fall is one
+    assert fall(stage(reward=0, std=1e-100), stage(reward=-1, std=1e-100))
 
 
 @pytest.mark.parametrize(
@@ -117,14 +118,15 @@ def test_a_reward_below_the_first_stages() -> None:
         [stage(reward=0), stage(reward=2), stage(reward=0)],
         [stage(reward=0, std=0), stage(reward=0, std=0)],
         [stage(groups=1, reward=0), stage(groups=1, reward=-9)],
-        [stage(groups=2, reward=0), stage(groups=2, reward=-5)],  # five standard errors, of two degrees of freedom
+        [stage(groups=4, reward=0), stage(groups=100, reward=-9)],
+        [stage(groups=5, reward=0), stage(groups=5, reward=-2)],  # 3.2 standard errors, of eight degrees of freedom
     ],
 )
 def test_no_fall(stages: list[Entry]) -> None:
     assert fall(*stages) == ""
 
 
-@pytest.mark.parametrize("groups", [2, 4, 80])
+@pytest.mark.parametrize("groups", [5, 80])
 def test_a_fall_is_as_rare_as_the_level_says(groups: int) -> None:
     """Two stages that are alike: Welch's test is not above its level of 0.00135, and at 80 groups not far below."""
     draws = np.random.default_rng(groups)
@@ -146,6 +148,18 @@ def test_a_run_without_a_trend_is_said_to_have_fallen_as_rarely_as_the_docstring
         run = [stage(80, reward=mean) for mean in row]
         falls += any(fall(*run[: s + 1]) for s in range(1, 10))
     assert 4 < falls < 40
+
+
+def test_a_stage_that_fell_is_not_suspected_of_hacking(small_config: Callable[..., Config], tmp_path: Path) -> None:
+    scorer = {"kind": "callable", "name": "r", "target": "math:sin"}
+    reward = small_config(reward={"scorer": scorer, "watch": {"collapse": 1e-3}}).reward
+    watch = RewardWatch(reward, StageScales(reward.scorer, tmp_path), tmp_path)
+    watch.look(0, [report(20, 0.0, 0.0)])
+    risen = watch.look(1, [report(30, 1.0, 0.0)])
+    assert risen.signs and not risen.fall
+    fallen = watch.look(2, [report(30, -1.0, 0.0)])
+    assert fallen.fall and not fallen.signs
+    assert fallen.values["reward/hacking_suspected"] == 0
 
 
 def report(groups: int, reward: float, monitor: float, noise: float = 0.01) -> UnitReport:
@@ -252,15 +266,26 @@ def test_a_run_whose_reward_falls_says_so_stops_where_asked_and_ends_with_a_line
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:
     reward = {"scorer": {"kind": "callable", "name": "r", "target": f"{__name__}:sinking"}, "watch": {"stop": True}}
-    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config, run = tmp_path / "config.yaml", tmp_path / "a run"
     config.write_text(yaml.safe_dump({**small_values, "reward": reward}))
     stopped = train(config, "--local", "--out", run)
     assert stopped.exit_code == 1
     assert "stage 2 of 2: the reward fell from" in stopped.output
     assert "reward.watch.stop: the reward fell from" in stopped.stderr
+    assert f"raydense train --resume '{run}' --set reward.watch.stop=false" in stopped.stderr
+    status = CliRunner().invoke(app, ["status", str(run)])
+    assert "reward.watch.stop: the reward fell from" in " ".join(status.output.split())
 
     gone_on = train("--resume", run, "--local", "--set", "reward.watch.stop=false")
     assert gone_on.exit_code == 0, gone_on.output
+    assert not (run / "failure.json").exists()
+    assert "reward.watch.stop" not in CliRunner().invoke(app, ["status", str(run)]).output
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["reward/fallen"] for row in rows if row["kind"] == "stage"] == [0.0, 1.0]
-    assert "the LoRA is worse than the base model: r on train prompts -" in " ".join(gone_on.output.split())
+    assert json.loads((run / "summary.json").read_text())["worse_on"] == ["train", "unseen"]
+    assert "the LoRA is worse than what training began with: r on train prompts -" in gone_on.output
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    report_page = (run / "report.html").read_text("utf-8")
+    assert "The reward fell" in report_page
+    assert "The LoRA is worse than what training began with</strong> on train, unseen prompts" in report_page
+    assert "The run failed" not in report_page
