@@ -43,7 +43,10 @@ def prove_effect(policy: Policy, x: Tensor, conditioning: Conditioning) -> None:
                 exact, exact_base = predictions()
             error, allowed = (tuned - exact).norm(), ROUNDING * (base - exact_base).norm() + FLOAT32 * exact.norm()
             if not error <= allowed:
+                moved = float((exact - exact_base).norm() / exact_base.norm())
                 raise RuntimeError(
                     f"weights version {policy.version}: merged into the network they predict another noise than beside "
-                    f"it in float32 (off by {error:.2g}, {allowed:.2g} is rounding); set sampler.exact=true"
+                    f"it in float32 (off by {error:.2g}, {allowed:.2g} is rounding; the LoRA moves the prediction by "
+                    f"{moved:.0%}); set sampler.exact=true, or, if training has run away, start again with a lower "
+                    "train.lr"
                 )

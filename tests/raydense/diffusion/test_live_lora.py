@@ -242,9 +242,8 @@ def test_the_proof_finds_a_wrong_merge_and_weights_without_effect(
         return  # too small for 16 bits: there is no merge to be wrong
     some = next(module for name, module in policy.network.named_modules() if name.endswith("to_q"))
     some.weight.data *= -3
-    with pytest.raises(
-        RuntimeError, match=r"version 1: merged into the network they predict another noise.*sampler.exact"
-    ):
+    said = r"version 1: merged into the network they .* moves the prediction by [0-9]+%.*sampler.exact"
+    with pytest.raises(RuntimeError, match=said):
         prove_effect(policy, x[:1], each(embeds, lambda tensor: tensor[:1]))
     policy.bind(load(make_policy, trained(scale=0.0), dtype=dtype).weights())
     with pytest.raises(InertWeights):
