@@ -74,9 +74,12 @@ class LeanLora(lora.Linear):  # type: ignore[misc]
 
     def _learns(self, x: Tensor) -> bool:
         """Whether its one adapter is on, has gradients, and computes in the dtype of x."""
-        if self.disable_adapters or self.merged or not torch.is_grad_enabled() or x.ndim < 2:
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return False
-        if list(self.scaling) != list(self.active_adapters) or torch.is_autocast_enabled(x.device.type):
+        if self.disable_adapters or self.merged or list(self.scaling) != list(self.active_adapters):
+            return False
+        if not torch.is_grad_enabled() or x.ndim < 2:
             return False
         tensors = [half[adapter].weight for half in (self.lora_A, self.lora_B) for adapter in self.scaling]
         return all(t.requires_grad and t.dtype == x.dtype for t in tensors) and self.base_layer.weight.dtype == x.dtype
