@@ -74,7 +74,12 @@ def is_below_zero(values: ArrayLike, sigmas: float) -> bool:
     error = _standard_error(flat)
     if math.isnan(error) or not _mean(flat) < 0:
         return False
-    return error == 0 or bool(special.stdtr(len(flat) - 1, _mean(flat) / error) < special.ndtr(-sigmas))
+    return error == 0 or is_far_below(_mean(flat) / error, len(flat) - 1, sigmas)
+
+
+def is_far_below(t: float, degrees_of_freedom: float, sigmas: float) -> bool:
+    """Whether Student's t is as improbable from below as a normal value of -sigmas."""
+    return bool(special.stdtr(degrees_of_freedom, t) < special.ndtr(-sigmas))
 
 
 def win_rate(ours: ArrayLike, theirs: ArrayLike) -> Interval:

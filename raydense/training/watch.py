@@ -29,10 +29,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from raydense.core.messages import command
-from raydense.core.statistics import known_rows
+from raydense.core.statistics import is_far_below, known_rows
 from raydense.core.types import FloatArray, GroupMeta, UnitReport
 from raydense.files.locations import below
 from raydense.records.stage_file import Entry, StageFile
@@ -138,7 +137,7 @@ def find_fall(past: Sequence[Entry], now: Entry, sigmas: float) -> str:
     if min(first["groups"], last["groups"]) < FEWEST:
         return ""
     away = _standard_errors(first, last)
-    if not (away < 0 and special.stdtr(_degrees_of_freedom(first, last), away) < special.ndtr(-sigmas)):
+    if not (away < 0 and is_far_below(away, _degrees_of_freedom(first, last), sigmas)):
         return ""
     return (
         f"the reward fell from {first['mean']:.4g} in the first stage to {last['mean']:.4g} ({away:+.1f} standard "

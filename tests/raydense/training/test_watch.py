@@ -236,16 +236,22 @@ def train(*arguments: str | Path) -> Result:
     return CliRunner().invoke(app, ["train", *map(str, arguments)])
 
 
+def stopped_by(reward: dict[str, Any], small_values: dict[str, Any], run: Path) -> Result:
+    """A run of its own configuration file, which its watch ends."""
+    config = run.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump({**small_values, "reward": {**reward, "watch": {"stop": True}}}))
+    stopped = train(config, "--local", "--out", run)
+    assert stopped.exit_code == 1
+    return stopped
+
+
 def test_a_run_says_it_marks_it_and_stops_where_asked(small_values: dict[str, Any], tmp_path: Path) -> None:
     reward = {
         "scorer": {"kind": "callable", "name": "up", "target": f"{__name__}:rising"},
         "monitors": [{"kind": "callable", "name": "down", "target": f"{__name__}:falling"}],
-        "watch": {"stop": True},
     }
-    config, run = tmp_path / "config.yaml", tmp_path / "run"
-    config.write_text(yaml.safe_dump({**small_values, "reward": reward}))
-    stopped = train(config, "--local", "--out", run)
-    assert stopped.exit_code == 1
+    run = tmp_path / "run"
+    stopped = stopped_by(reward, small_values, run)
     assert "stage 2 of 2: reward hacking suspected: the reward rose from" in stopped.output
     assert "reward.watch.stop: reward hacking suspected" in stopped.stderr
     assert "the reward rose" in json.loads((run / "failure.json").read_text())["what"]
@@ -265,11 +271,9 @@ def test_a_run_says_it_marks_it_and_stops_where_asked(small_values: dict[str, An
 def test_a_run_whose_reward_falls_says_so_stops_where_asked_and_ends_with_a_line(
     small_values: dict[str, Any], tmp_path: Path
 ) -> None:
-    reward = {"scorer": {"kind": "callable", "name": "r", "target": f"{__name__}:sinking"}, "watch": {"stop": True}}
-    config, run = tmp_path / "config.yaml", tmp_path / "a run"
-    config.write_text(yaml.safe_dump({**small_values, "reward": reward}))
-    stopped = train(config, "--local", "--out", run)
-    assert stopped.exit_code == 1
+    run = tmp_path / "a run"
+    reward = {"scorer": {"kind": "callable", "name": "r", "target": f"{__name__}:sinking"}}
+    stopped = stopped_by(reward, small_values, run)
     assert "stage 2 of 2: the reward fell from" in stopped.output
     assert "reward.watch.stop: the reward fell from" in stopped.stderr
     assert f"raydense train --resume '{run}' --set reward.watch.stop=false" in stopped.stderr
