@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import torch
 
 from raydense.config import Config, ConfigError
 from raydense.evaluation.sweep import Trial, label
-from raydense.records.run_dir import RunDirectory
 from raydense.training.stopping import StopFlag, StopRequested
 
 POLL_S = 0.2
@@ -120,10 +120,15 @@ class SweepRunner:
             self._say(f"{name}: finished in {seconds:.0f} s")
         elif not self._stopping:  # else it stopped because we asked it to
             self.failed.append(run.trial)
-            why = RunDirectory(run.trial.directory).read_failure()
-            reason = f" ({why})" if why else ""
+            reason = f" ({_last_line(run.log.name)})" if code > 0 else ""  # a killed one did not say why
             self._say(f"{name}: failed with exit code {code}{reason}; see {run.log.name}")
         return True
+
+
+def _last_line(log: str) -> str:
+    """In which a command says why it ends."""
+    lines = Path(log).read_text("utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _remove_empty(trial: Trial) -> None:

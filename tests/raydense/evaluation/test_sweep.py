@@ -370,11 +370,12 @@ def test_a_run_that_fails_is_named_and_the_others_are_still_compared(
     shutil.copytree(swept[0], tmp_path, dirs_exist_ok=True)
     broken = tmp_path / "steps.gamma=0.5,seed=3"
     broken.mkdir()
-    (broken / "failure.json").write_text('{"what": "the reward fell"}')  # without a configuration it is not a run
+    (broken / "failure.json").write_text('{"what": "the reward fell"}')  # of another run; this one says why itself
     result = sweep(config, "--grid", "steps.gamma=1,0.5", "--seeds", "3", "--out", tmp_path)
     assert result.exit_code == 1
-    assert f"gamma=0.5, seed 3: failed with exit code 2 (the reward fell); see {broken}.log" in result.output
-    assert "is not empty and is never overwritten" in broken.with_name(f"{broken.name}.log").read_text()
+    (why,) = broken.with_name(f"{broken.name}.log").read_text().splitlines()
+    assert "is not empty and is never overwritten" in why
+    assert f"gamma=0.5, seed 3: failed with exit code 2 ({why}); see {broken}.log" in result.output
     assert json.loads((tmp_path / "sweep.json").read_text())["missing"] == [broken.name]
     assert "| gamma=1 |" in (tmp_path / "sweep.md").read_text()
 
